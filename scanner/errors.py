@@ -1,0 +1,163 @@
+"""Every error that lorascope raises, and what a caller may do about it.
+
+LorascopeError
+├── TransientError            retry: the same call may succeed later
+│   ├── HubUnavailableError   5xx, dropped connection, time-out
+│   ├── RateLimitedError      429; `retry_after_s` says when the window resets
+│   ├── CorruptDownloadError  size or checksum differs from what the Hub announced
+│   └── ProbeCrashedError     the probe's child process died or hung
+├── SkipError                 skip this repo or adapter, store the outcome, go on with its neighbours
+│   ├── AccessDeniedError     gated, private, disabled, or gone
+│   ├── LimitExceededError    larger than a configured limit
+│   ├── MalformedFileError    a file breaks its format's rules
+│   └── UnsupportedError      a layout, PEFT type or base model that lorascope cannot read
+└── StopError                 stop: nothing after this can succeed (exit code 2, one line)
+    ├── HubUnreachableError   no connection to the endpoint at all
+    ├── StoreError            the store cannot be read or written
+    └── UsageError            the user asked for something that does not exist
+
+All of them survive pickling (Prefect and process pools move exceptions between processes).
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AccessDeniedError",
+    "CorruptDownloadError",
+    "HubUnavailableError",
+    "HubUnreachableError",
+    "LimitExceededError",
+    "LorascopeError",
+    "MalformedFileError",
+    "ProbeCrashedError",
+    "RateLimitedError",
+    "SkipError",
+    "StopError",
+    "StoreError",
+    "TransientError",
+    "UnsupportedError",
+    "UsageError",
+    "is_transient",
+]
+
+
+class LorascopeError(Exception):
+    """Base of the tree. `code` is a stable snake_case word that is stored as an outcome's reason."""
+
+    code = "error"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class TransientError(LorascopeError):
+    """The same call may succeed later."""
+
+    code = "transient"
+
+
+class HubUnavailableError(TransientError):
+    """The Hub answered 5xx, closed the connection early, or took too long."""
+
+    code = "hub_unavailable"
+
+
+class RateLimitedError(TransientError):
+    """The Hub answered 429. `retry_after_s` is the time to the window's reset, in seconds."""
+
+    code = "rate_limited"
+
+    def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[type[RateLimitedError], tuple[str, float]]:
+        return (type(self), (self.message, self.retry_after_s))
+
+
+class CorruptDownloadError(TransientError):
+    """The bytes that arrived differ in size or checksum from what the Hub announced."""
+
+    code = "corrupt_download"
+
+
+class ProbeCrashedError(TransientError):
+    """The probe's child process was killed, ran out of memory or out of time."""
+
+    code = "probe_crashed"
+
+
+class SkipError(LorascopeError):
+    """This one cannot be processed; its neighbours can."""
+
+    code = "skipped"
+
+
+class AccessDeniedError(SkipError):
+    """The repo or file is gated, private, disabled or gone."""
+
+    code = "access_denied"
+
+
+class LimitExceededError(SkipError):
+    """Something is larger than lorascope is configured to accept."""
+
+    code = "limit_exceeded"
+
+    def __init__(self, resource: str, limit: int, actual: int) -> None:
+        super().__init__(f"{resource} is {actual:,}, the limit is {limit:,}")
+        self.resource = resource
+        self.limit = limit
+        self.actual = actual
+
+    def __reduce__(self) -> tuple[type[LimitExceededError], tuple[str, int, int]]:
+        return (type(self), (self.resource, self.limit, self.actual))
+
+
+class MalformedFileError(SkipError):
+    """A file breaks the rules of its own format."""
+
+    code = "malformed_file"
+
+
+class UnsupportedError(SkipError):
+    """A layout, PEFT type or base model that lorascope cannot read. `code` names what."""
+
+    code = "unsupported"
+
+    def __init__(self, message: str, code: str = "unsupported") -> None:
+        super().__init__(message)
+        self.code = code
+
+    def __reduce__(self) -> tuple[type[UnsupportedError], tuple[str, str]]:
+        return (type(self), (self.message, self.code))
+
+
+class StopError(LorascopeError):
+    """Nothing after this can succeed: one line to the user, exit code 2."""
+
+    code = "stopped"
+
+
+class HubUnreachableError(StopError):
+    """No connection to the Hub endpoint could be made at all."""
+
+    code = "hub_unreachable"
+
+
+class StoreError(StopError):
+    """The store cannot be read or written."""
+
+    code = "store_unusable"
+
+
+class UsageError(StopError):
+    """The user named something that does not exist or does not fit together."""
+
+    code = "usage"
+
+
+def is_transient(error: BaseException) -> bool:
+    """The one place that decides on retries: by exception type alone."""
+    return isinstance(error, TransientError)
