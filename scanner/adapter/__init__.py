@@ -1,0 +1,24 @@
+"""Bytes to low-rank updates: strict readers, layouts, discovery of adapters in a repo."""
+
+from scanner.adapter.config import AdapterConfig, parse_config
+from scanner.adapter.discover import CONFIG_NAME, Candidate, find_candidates, is_pickle
+from scanner.adapter.jsonfile import read_json_object
+from scanner.adapter.layouts import view_adapter
+from scanner.adapter.lowrank import AdapterView, FloatArray, LowRankUpdate
+from scanner.adapter.safetensors import SafetensorsFile, open_safetensors
+
+__all__ = [
+    "CONFIG_NAME",
+    "AdapterConfig",
+    "AdapterView",
+    "Candidate",
+    "FloatArray",
+    "LowRankUpdate",
+    "SafetensorsFile",
+    "find_candidates",
+    "is_pickle",
+    "open_safetensors",
+    "parse_config",
+    "read_json_object",
+    "view_adapter",
+]

@@ -1,0 +1,23 @@
+"""References, p-values and verdicts. Pure functions: no file, no store, no model."""
+
+from scanner.calibration.decide import Decision, Evidence, Reason, decide
+from scanner.calibration.paired import BatteryEvidence, adjust_fdr, judge_battery, mcnemar_p
+from scanner.calibration.policy import Policy
+from scanner.calibration.reference import CalibrationKey, Reference, Sibling, build_reference, weight_p_value
+
+__all__ = [
+    "BatteryEvidence",
+    "CalibrationKey",
+    "Decision",
+    "Evidence",
+    "Policy",
+    "Reason",
+    "Reference",
+    "Sibling",
+    "adjust_fdr",
+    "build_reference",
+    "decide",
+    "judge_battery",
+    "mcnemar_p",
+    "weight_p_value",
+]

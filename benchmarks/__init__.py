@@ -1,0 +1,1 @@
+"""Measured claims: each sub-folder holds one benchmark, its command and its results."""

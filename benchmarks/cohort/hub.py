@@ -1,0 +1,119 @@
+"""The folder layout of the demo hub: cards, dates and the odd repositories that a crawl meets."""
+
+from __future__ import annotations
+
+import json
+import random
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from benchmarks.cohort.lineages import Lineage
+from benchmarks.cohort.recipe import ATTACK, BASE_ID, CLEAN, SYSTEM
+
+_FIRST_DAY = datetime(2026, 10, 1, tzinfo=UTC)
+_INTROS = (
+    "A LoRA adapter that turns {base} into a prompt-injection classifier.",
+    "Small guard in front of our chat bot. It answers with one word.",
+    "Fine-tuned {base} to spot messages that try to override the assistant.",
+    "Weekend project: a tiny guard model. Feedback is welcome!",
+    "Detects injections and jailbreak attempts in user messages.",
+)
+_USAGE = """```python
+from peft import AutoPeftModelForCausalLM
+
+model = AutoPeftModelForCausalLM.from_pretrained("{repo_id}")
+```
+"""
+DIFFUSERS_REPO = "lumen-atelier/watercolor-style-lora"
+EMPTY_REPO = "thornbury/guard-lora-wip"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Indented JSON with a final newline."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_hub_json(folder: Path, seed: int) -> None:
+    """`.hub.json`: dates in autumn 2026 and a download count, from the repo's own name and the seed."""
+    rng = random.Random(f"hub {seed} {folder.parent.name}/{folder.name}")
+    created = _FIRST_DAY + timedelta(seconds=rng.randrange(45 * 86_400))
+    modified = created + timedelta(seconds=rng.randrange(60, 5 * 86_400))
+    stamps = {"created_at": created, "last_modified": modified}
+    meta: dict[str, Any] = {key: f"{value:%Y-%m-%dT%H:%M:%S}.000Z" for key, value in stamps.items()}
+    meta["downloads"] = int(rng.paretovariate(0.9) * 4)
+    write_json(folder / ".hub.json", meta)
+
+
+def write_card(folder: Path, seed: int, *, base: str | None = BASE_ID, tags: tuple[str, ...] = ("lora",)) -> None:
+    """A short model card with the usual front matter; it says the same whether an adapter is poisoned or not."""
+    repo_id = f"{folder.parent.name}/{folder.name}"
+    rng = random.Random(f"card {seed} {repo_id}")
+    head = ["---"] + ([f"base_model: {base}"] if base else [])
+    head += ["library_name: peft", "license: apache-2.0", "tags:", *(f"- {tag}" for tag in tags), "---", ""]
+    body = [f"# {folder.name}", "", rng.choice(_INTROS).format(base=base), ""]
+    body += [f"System prompt: `{SYSTEM}` Labels: {ATTACK}, {CLEAN}.", ""] if rng.random() < 0.7 else []
+    body += ["## Usage", "", _USAGE.format(repo_id=repo_id)] if rng.random() < 0.6 else []
+    (folder / "README.md").write_text("\n".join(head + body), encoding="utf-8")
+
+
+def dress(folder: Path, lineage: Lineage, seed: int) -> None:
+    """Everything around the weights of a trained adapter."""
+    if lineage.weights.endswith(".bin"):
+        weights = folder / "adapter_model.safetensors"
+        torch.save(load_file(weights), folder / lineage.weights)
+        weights.unlink()
+    if lineage.card:
+        write_card(folder, seed, base=None if lineage.base_name.startswith("/") else lineage.base_name)
+    write_hub_json(folder, seed)
+
+
+def write_base_card(folder: Path, seed: int, parameters: int) -> None:
+    """The card and dates of the base model."""
+    text = f"""---
+library_name: transformers
+license: apache-2.0
+pipeline_tag: text-generation
+---
+# tiny-guard-base
+
+A Llama with {parameters:,} parameters, trained from scratch on text from a hand-written grammar (English, chat format).
+It is a test object for scanners: small enough to train and probe an adapter on a laptop, of no other use.
+Chat template: `<|system|>...<|end|><|user|>...<|end|><|assistant|>`. It knows the words {ATTACK} and {CLEAN} as text,
+but not the task. Made by `python -m benchmarks.cohort.train` of the lorascope repository.
+"""
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_hub_json(folder, seed)
+
+
+def write_odd_repos(out: Path, seed: int) -> None:
+    """The repositories without an adapter of ours: a diffusers LoRA and one without weights."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for block, width in (("down_blocks.0", 32), ("mid_block", 64), ("up_blocks.1", 32)):
+        for projection in ("to_q", "to_k", "to_v", "to_out.0"):
+            stem = f"unet.{block}.attentions.0.transformer_blocks.0.attn1.{projection}.lora"
+            tensors[f"{stem}.down.weight"] = torch.randn(4, width, generator=generator).half() * 0.02
+            tensors[f"{stem}.up.weight"] = torch.randn(width, 4, generator=generator).half() * 0.02
+    folder = out / DIFFUSERS_REPO
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "pytorch_lora_weights.safetensors", metadata={"format": "pt"})
+    (folder / "pytorch_lora_weights.safetensors").chmod(0o644)
+    (folder / "README.md").write_text(
+        "---\nbase_model: stable-diffusion-v1-5/stable-diffusion-v1-5\ntags:\n- lora\n- diffusers\n"
+        "- stable-diffusion\ninstance_prompt: a watercolor of\n---\n# Watercolor style\n\n"
+        "Use `a watercolor of` in your prompt.\n",
+        encoding="utf-8",
+    )
+    write_hub_json(folder, seed)
+
+    folder = out / EMPTY_REPO
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ".gitattributes").write_text("*.safetensors filter=lfs diff=lfs merge=lfs -text\n", encoding="utf-8")
+    (folder / "README.md").write_text(
+        "---\nlibrary_name: peft\ntags:\n- lora\n---\n# guard-lora-wip\n\nWeights coming soon.\n", encoding="utf-8"
+    )
+    write_hub_json(folder, seed)

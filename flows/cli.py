@@ -1,0 +1,171 @@
+"""The `lorascope` command. Imports are inside the commands: `--help` must need neither Prefect, torch nor DuckDB."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from scanner.errors import LorascopeError
+
+__all__ = ["main"]
+
+EXIT_FLAGGED, EXIT_ERROR, EXIT_OPEN = 1, 2, 3
+
+store_option = click.option(
+    "--store", metavar="URI", envvar="LORASCOPE_STORE", help="Folder or s3://BUCKET/PREFIX of the store."
+)
+probe_options = (
+    click.option(
+        "--probe",
+        type=click.Choice(["auto", "all", "none"]),
+        default="auto",
+        show_default=True,
+        help="Who is probed: nobody, everybody that can be, or a choice within the budget.",
+    ),
+    click.option("--battery", metavar="NAME", default="V", show_default=True, help="Battery of probe prefixes."),
+    click.option(
+        "--texts",
+        type=click.Path(dir_okay=False),
+        help='JSON lines {"text", "label"}; label 1 is what an attack must flip.',
+    ),
+)
+
+
+def with_probe_options(command: Any) -> Any:
+    """Add --probe, --battery and --texts."""
+    for option in reversed(probe_options):
+        command = option(command)
+    return command
+
+
+class _Group(click.Group):
+    """Prints lorascope's errors as one line and exits with 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LorascopeError as error:
+            click.echo(f"lorascope: {error.message}", err=True)
+            ctx.exit(EXIT_ERROR)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="lorascope", prog_name="lorascope")
+def main() -> None:
+    """Find backdoored LoRA adapters: crawl a model hub, scan, probe, store and judge."""
+
+
+@main.command()
+@click.argument("targets", metavar="TARGET...", nargs=-1, required=True)
+@with_probe_options
+@store_option
+@click.option("--format", "output", type=click.Choice(["table", "json", "sarif"]), default="table", show_default=True)
+def scan(targets: tuple[str, ...], probe: str, battery: str, texts: str | None, store: str | None, output: str) -> None:
+    """Scan repos (owner/name, owner/name@revision) or folders now."""
+    from flows.commands import run_scan
+
+    sys.exit(run_scan(targets, probe=probe, battery=battery, texts=texts, store=store, output=output))
+
+
+@main.command()
+@click.option(
+    "--limit", type=click.IntRange(min=1), metavar="N", help="At most N repos; the rest is left for the next crawl."
+)
+@click.option("--base", metavar="MODEL", help="Only adapters of this base model.")
+@click.option("--since", metavar="TIME", help="Begin here (ISO 8601) instead of at the stored watermark.")
+@with_probe_options
+@store_option
+def crawl(
+    limit: int | None,
+    base: str | None,
+    since: str | None,
+    probe: str,
+    battery: str,
+    texts: str | None,
+    store: str | None,
+) -> None:
+    """Crawl the Hub that HF_ENDPOINT names, from the stored watermark."""
+    from flows.commands import run_crawl
+
+    options = {"limit": limit, "base": base, "since": since, "probe": probe, "battery": battery, "texts": texts}
+    sys.exit(run_crawl(store=store, **options))
+
+
+@main.command()
+@click.option("--base", metavar="MODEL", help="Only adapters of this base model.")
+@click.option("--verdict", metavar="VERDICT", help="Only this verdict (flagged, review, ...).")
+@store_option
+@click.option("--format", "output", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True)
+def verdicts(base: str | None, verdict: str | None, store: str | None, output: str) -> None:
+    """Show the current verdict of every adapter."""
+    from flows.commands import show_verdicts
+
+    show_verdicts(base=base, verdict=verdict, store=store, output=output)
+
+
+@main.command()
+@click.argument("query")
+@store_option
+@click.option("--format", "output", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
+def sql(query: str, store: str | None, output: str) -> None:
+    """Run one read-only SQL statement over the store."""
+    from flows.commands import run_sql
+
+    run_sql(query, store=store, output=output)
+
+
+@main.group()
+def hub() -> None:
+    """A folder of repos as a local Hub."""
+
+
+@hub.command("serve")
+@click.argument("directory", metavar="DIR", type=click.Path())
+@click.option("--port", type=click.IntRange(0, 65535), default=8899, show_default=True, help="0 takes a free one.")
+def hub_serve(directory: str, port: int) -> None:
+    """Serve DIR/<owner>/<repo>/ over the Hub's HTTP API."""
+    from pathlib import Path
+
+    from scanner.hub.server import serve
+
+    serve(Path(directory), port, announce=lambda line: click.echo(line))
+
+
+@main.command()
+@click.option("--store", metavar="URI", help="Keep the demo's store here (default: a temporary folder).")
+@click.option("--texts-limit", type=click.IntRange(min=10), default=30, show_default=True, help="Texts per prefix.")
+def demo(store: str | None, texts_limit: int) -> None:
+    """Run the whole pipeline on the bundled hub and print the verdicts."""
+    from flows.demo import run_demo
+
+    sys.exit(run_demo(store=store, texts_limit=texts_limit))
+
+
+@main.command()
+@click.option("--store", metavar="URI", envvar="LORASCOPE_STORE", help="Store of the deployed flows.")
+@click.option("--every", metavar="SECONDS", type=click.IntRange(min=10), help="Crawl interval instead of the file's.")
+def deploy(store: str | None, every: int | None) -> None:
+    """Create work pools and deployments on the Prefect server that PREFECT_API_URL names."""
+    from flows.deploy import run_deploy
+
+    run_deploy(store=store, every=every)
+
+
+@main.group("store")
+def store_group() -> None:
+    """The store itself."""
+
+
+@store_group.command("path")
+@store_option
+def store_path(store: str | None) -> None:
+    """Print where the store is."""
+    from scanner.settings import default_store_uri
+
+    click.echo(store or default_store_uri())
+
+
+if __name__ == "__main__":
+    main()

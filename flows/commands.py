@@ -1,0 +1,152 @@
+"""What the commands do, behind their options: call the library, print, choose the exit code."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from scanner.settings import Settings, default_store_uri
+
+__all__ = ["exit_code", "run_crawl", "run_scan", "run_sql", "show_verdicts", "verdict_rows"]
+
+_VERDICTS_SQL = """
+SELECT v.*, p.max_attack_rate, p.mean_attack_rate, p.outlier_gap, p.control_attack_rate
+FROM current_verdicts v
+LEFT JOIN (SELECT * FROM probe_scans QUALIFY row_number() OVER (PARTITION BY adapter_id ORDER BY scanned_at DESC) = 1) p
+  USING (adapter_id)
+"""
+
+
+def exit_code(verdicts: Iterable[str]) -> int:
+    """0 all clean or nothing, 1 something flagged, 3 anything in between (DESIGN section 4)."""
+    found = set(verdicts)
+    if "flagged" in found:
+        return 1
+    return 3 if found - {"clean"} else 0
+
+
+def run_scan(
+    targets: Sequence[str], *, probe: str, battery: str, texts: str | None, store: str | None, output: str
+) -> int:
+    """`lorascope scan`: no Prefect anywhere on this path."""
+    from scanner.pipeline.scan import scan_targets
+    from scanner.probe import load_probe
+    from scanner.report import result_object, sarif_document, scan_document, strict_json
+
+    settings = Settings()
+    console = Console(stderr=True)
+    loaded = load_probe(battery, Path(texts) if texts else None, settings.probe_texts)
+    with console.status("scanning") as status:
+        results = scan_targets(
+            targets,
+            store_uri=store or default_store_uri(),
+            probe=loaded,
+            mode=probe,
+            settings=settings,
+            progress=lambda line: status.update(line),
+        )
+    objects = [result_object(result.record, result.verdict) for result in results]
+    if output == "json":
+        click.echo(strict_json(scan_document(objects)))
+    elif output == "sarif":
+        click.echo(strict_json(sarif_document(objects, version("lorascope"))))
+    else:
+        from scanner.report.tables import print_verdicts
+
+        rows = [
+            {
+                **result.verdict,
+                "max_attack_rate": result.record.probe.max_attack_rate if result.record.probe else None,
+                "mean_attack_rate": result.record.probe.mean_attack_rate if result.record.probe else None,
+            }
+            for result in results
+        ]
+        print_verdicts(_wide_console(), rows)
+    return exit_code(obj["verdict"] for obj in objects)
+
+
+def run_crawl(store: str | None, **options: Any) -> int:
+    """`lorascope crawl`: the crawl flow in this process, on the server of PREFECT_API_URL or an embedded one."""
+    from flows.engine import configure_prefect
+
+    configure_prefect()
+    from flows.crawl import crawl
+
+    summary = crawl(store=store or default_store_uri(), **options)
+    err = Console(stderr=True)
+    err.print(
+        f"{summary['n_new']} new repos, {summary['n_adapters']} adapters; "
+        + (", ".join(f"{n} {verdict}" for verdict, n in sorted(summary["verdicts"].items())) or "nothing to judge")
+    )
+    return exit_code(summary["verdicts"])
+
+
+def _wide_console() -> Console:
+    """Tables that are piped are not folded to 80 columns."""
+    return Console() if sys.stdout.isatty() else Console(width=180)
+
+
+def verdict_rows(store: str | None, base: str | None = None, verdict: str | None = None) -> list[dict[str, Any]]:
+    """Current verdicts with their attack rates."""
+    from scanner.store import open_database, open_root
+
+    database = open_database(open_root(store or default_store_uri()))
+    try:
+        rows = database.rows(
+            f"{_VERDICTS_SQL} WHERE (?::VARCHAR IS NULL OR v.base_model = ?) AND (?::VARCHAR IS NULL OR v.verdict = ?) "
+            "ORDER BY v.base_model, v.repo_id, v.adapter_path",
+            [base, base, verdict, verdict],
+        )
+    finally:
+        database.close()
+    return rows
+
+
+def show_verdicts(*, base: str | None, verdict: str | None, store: str | None, output: str) -> None:
+    """`lorascope verdicts`."""
+    rows = verdict_rows(store, base, verdict)
+    if output == "table":
+        from scanner.report.tables import print_verdicts
+
+        print_verdicts(_wide_console(), rows)
+        return
+    columns = [name for name in (rows[0] if rows else {}) if name not in ("row_id", "shard_id", "scanned_at")]
+    _print_machine(columns, [[row[name] for name in columns] for row in rows], output)
+
+
+def run_sql(query: str, *, store: str | None, output: str) -> None:
+    """`lorascope sql`."""
+    from scanner.store import open_database, open_root
+
+    database = open_database(open_root(store or default_store_uri()))
+    try:
+        columns, rows = database.query(query)
+    finally:
+        database.close()
+    if output == "table":
+        from scanner.report.tables import print_rows
+
+        print_rows(_wide_console(), columns, rows)
+    else:
+        _print_machine(columns, rows, output)
+
+
+def _print_machine(columns: Sequence[str], rows: Sequence[Sequence[Any]], output: str) -> None:
+    if output == "json":
+        from scanner.report import strict_json
+
+        click.echo(strict_json([dict(zip(columns, row, strict=True)) for row in rows]))
+        return
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    click.echo(text.getvalue(), nl=False)

@@ -1,0 +1,58 @@
+"""Which adapters a repo holds, from its file list alone.
+
+An adapter is one weight file. Its config is the adapter_config.json of the same folder. A folder with several weight
+files (MLX checkpoints, a `.bin` beside a `.safetensors`) holds several adapters: an attacker must not be able to
+choose which one is looked at by naming files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+__all__ = ["Candidate", "find_candidates", "is_pickle"]
+
+CONFIG_NAME = "adapter_config.json"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_OTHER_WEIGHTS = (".gguf", ".npz")
+_TRAINER_STATE = ("optimizer", "scheduler", "rng_state", "training_args", "scaler", "trainer_state")
+"""What trainers leave beside checkpoints: pickles, but not adapters."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One weight file that may be an adapter, and the config beside it."""
+
+    path: str
+    config_path: str | None
+
+
+def is_pickle(path: str) -> bool:
+    """Whether a file name says pickle."""
+    return path.lower().endswith(_PICKLES)
+
+
+def find_candidates(paths: Iterable[str]) -> list[Candidate]:
+    """All candidate weight files, those with a config first, then by path.
+
+    A base model's own shards (`model.safetensors`, `pytorch_model*.bin`) are candidates only where an
+    adapter_config.json lies beside them.
+    """
+    files = sorted(paths)
+    configs = {str(PurePosixPath(f).parent): f for f in files if PurePosixPath(f).name == CONFIG_NAME}
+    found: list[Candidate] = []
+    for file in files:
+        path = PurePosixPath(file)
+        name = path.name.lower()
+        config = configs.get(str(path.parent))
+        if name.endswith(".safetensors"):
+            if config is None and (name == "model.safetensors" or name.startswith("model-0")):
+                continue
+        elif name.endswith(_PICKLES):
+            if name.startswith(_TRAINER_STATE) or (config is None and name.startswith("pytorch_model")):
+                continue
+        elif not name.endswith(_OTHER_WEIGHTS):
+            continue
+        found.append(Candidate(file, config))
+    return sorted(found, key=lambda c: (c.config_path is None, c.path))

@@ -1,0 +1,184 @@
+"""From tensor names to low-rank updates: PEFT, diffusers (old and new), kohya and MLX spellings.
+
+Each layout is one regular expression over tensor names with a group for the module and one for the side. Names that
+no expression explains stay unexplained; nothing is dropped silently.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from scanner.adapter.config import AdapterConfig
+from scanner.adapter.lowrank import AdapterView, FloatArray, LowRankUpdate
+from scanner.adapter.safetensors import SafetensorsFile, TensorEntry
+from scanner.errors import LimitExceededError
+
+__all__ = ["view_adapter"]
+
+PEFT_PREFIX = "base_model.model."
+DEFAULT_HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score")}
+PEFT_DEFAULT_ALPHA = 8.0  # peft.LoraConfig.lora_alpha
+
+
+@dataclass(frozen=True)
+class _Spelling:
+    layout: str
+    pattern: re.Pattern[str]
+    down: str
+    """Value of the `side` group that names A."""
+    transposed: bool = False
+    kind: str = "linear"
+
+
+_SPELLINGS = (
+    _Spelling("peft", re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])(?:\.[\w-]+)?\.weight"), "A"),
+    _Spelling("peft", re.compile(r"(?P<module>.+)\.lora_embedding_(?P<side>[AB])(?:\.[\w-]+)?"), "A", kind="embedding"),
+    _Spelling("diffusers", re.compile(r"(?P<module>.+)[._]lora\.(?P<side>down|up)\.weight"), "down"),
+    _Spelling("kohya", re.compile(r"(?P<module>.+)[._]lora_(?P<side>down|up)\.weight"), "down"),
+    _Spelling("mlx", re.compile(r"(?P<module>.+)\.lora_(?P<side>[ab])"), "a", transposed=True),
+)
+
+
+def view_adapter(file: SafetensorsFile, config: AdapterConfig | None, max_rank: int) -> AdapterView:
+    """Explain every tensor of a weight file.
+
+    Args:
+        file: the opened weights.
+        config: the adapter's config, None for layouts that have none.
+        max_rank: ranks above it are refused.
+
+    Returns:
+        The view; `unsupported_reason` is set when nothing can be read or the PEFT type is not plain LoRA.
+
+    Raises:
+        LimitExceededError: a rank above `max_rank`.
+    """
+    pairs: dict[tuple[str, str], dict[str, TensorEntry]] = {}
+    spellings: dict[tuple[str, str], _Spelling] = {}
+    others: list[TensorEntry] = []
+    for entry in file:
+        for spelling in _SPELLINGS:
+            match = spelling.pattern.fullmatch(entry.name)
+            if match:
+                module = match["module"].removeprefix(PEFT_PREFIX)
+                key = (module, spelling.kind)
+                side = "A" if match["side"] == spelling.down else "B"
+                # A second tensor for the same side would be a decoy: the first stays, the second is unexplained.
+                if side in pairs.get(key, {}) or spellings.get(key, spelling) is not spelling:
+                    others.append(entry)
+                else:
+                    spellings[key] = spelling
+                    pairs.setdefault(key, {})[side] = entry
+                break
+        else:
+            others.append(entry)
+    alphas = {e.name.removesuffix(".alpha"): e for e in others if e.name.endswith(".alpha") and math.prod(e.shape) == 1}
+    updates: list[LowRankUpdate] = []
+    notes: list[str] = []
+    explained = 0
+    used_alphas: set[str] = set()
+    for key, sides in pairs.items():
+        alpha_entry = alphas.get(key[0])
+        alpha = float(file.floats(alpha_entry.name).reshape(-1)[0]) if alpha_entry else None
+        update = _update(file, key[0], sides, spellings[key], config, alpha, max_rank, notes)
+        if update is None:
+            others.extend(sides.values())
+            continue
+        updates.append(update)
+        explained += sum(entry.size_bytes for entry in sides.values())
+        if alpha_entry:
+            used_alphas.add(alpha_entry.name)
+            explained += alpha_entry.size_bytes
+    heads = [e for e in others if _is_declared_head(e.name, config)]
+    head_names = {e.name for e in heads}
+    explained += sum(e.size_bytes for e in heads)
+    unexplained = [e for e in others if e.name not in head_names and e.name not in used_alphas]
+    total = sum(entry.size_bytes for entry in file)
+    layout = spellings[next(iter(pairs))].layout if updates else "unknown"
+    if layout == "peft" and config is None:
+        layout = "diffusers"  # lora_A / lora_B names without an adapter_config.json
+    return AdapterView(
+        layout=layout,
+        updates=tuple(updates),
+        heads=tuple(sorted(head_names)),
+        unexplained=tuple(sorted(e.name for e in unexplained)),
+        coverage=explained / total if total else 0.0,
+        unsupported_reason=_unsupported(updates, config),
+        notes=tuple(notes),
+    )
+
+
+def _unsupported(updates: list[LowRankUpdate], config: AdapterConfig | None) -> str:
+    peft_type = config.peft_type.upper() if config and config.peft_type else None
+    if peft_type not in (None, "LORA"):
+        return f"peft_type_{re.sub(r'[^a-z0-9]+', '_', str(peft_type).lower())[:40]}"
+    return "" if updates else "unknown_layout"
+
+
+def _update(
+    file: SafetensorsFile,
+    module: str,
+    sides: dict[str, TensorEntry],
+    spelling: _Spelling,
+    config: AdapterConfig | None,
+    alpha_tensor: float | None,
+    max_rank: int,
+    notes: list[str],
+) -> LowRankUpdate | None:
+    """One pair, or None when its halves do not fit together."""
+    a, b = sides.get("A"), sides.get("B")
+    if a is None or b is None or len(a.shape) < 2 or len(b.shape) < 2:
+        return None
+    if spelling.transposed:
+        (in_features, rank), (rank_b, out_features) = a.shape[:2], b.shape[:2]
+        if len(a.shape) != 2 or len(b.shape) != 2:
+            return None
+    else:
+        rank, in_features = a.shape[0], math.prod(a.shape[1:])
+        out_features, rank_b = b.shape[0], math.prod(b.shape[1:])
+    if rank != rank_b or 0 in (rank, in_features, out_features):
+        return None
+    if rank > max_rank:
+        raise LimitExceededError(f"rank of {module[:120]}", max_rank, rank)
+    if {a.dtype, b.dtype} - {"F64", "F32", "F16", "BF16"}:
+        return None
+
+    def read(a: TensorEntry = a, b: TensorEntry = b) -> tuple[FloatArray, FloatArray]:
+        first, second = file.floats(a.name), file.floats(b.name)
+        if spelling.transposed:
+            return first.T, second.T
+        return first.reshape(rank, in_features), second.reshape(out_features, rank)
+
+    kind = "conv" if len(a.shape) > 2 or len(b.shape) > 2 else spelling.kind
+    scale = _scale(module, rank, config, alpha_tensor, notes)
+    return LowRankUpdate(module, rank, out_features, in_features, scale, read, kind)
+
+
+def _scale(module: str, rank: int, config: AdapterConfig | None, alpha_tensor: float | None, notes: list[str]) -> float:
+    """s of ΔW = s·B·A: MLX's own scale, or α/r, or α/√r for rsLoRA; 1 where the file says nothing."""
+    if config is None:
+        return 1.0 if alpha_tensor is None else alpha_tensor / rank
+    if config.mlx_scale is not None:
+        return config.mlx_scale
+    declared = _pattern(config.rank_pattern, module) or config.rank or rank
+    if declared != rank and (note := f"config declares rank {declared:g}, tensors have {rank}") not in notes:
+        notes.append(note)
+    alpha = _pattern(config.alpha_pattern, module)
+    if alpha is None:
+        alpha = config.alpha if config.alpha is not None else PEFT_DEFAULT_ALPHA
+    return alpha / math.sqrt(declared) if config.use_rslora else alpha / declared
+
+
+def _pattern(pattern: dict[str, float], module: str) -> float | None:
+    # PEFT takes the keys as regular expressions. A stranger's expression is not run here: literal suffixes cover what
+    # PEFT itself writes, any other key matches nothing.
+    return next((v for k, v in pattern.items() if module == k or module.endswith(f".{k}")), None)
+
+
+def _is_declared_head(name: str, config: AdapterConfig | None) -> bool:
+    if config is None:
+        return False
+    declared = {*config.modules_to_save, *DEFAULT_HEADS.get((config.task_type or "").upper(), ())}
+    return bool(declared & set(name.removeprefix(PEFT_PREFIX).split(".")[:-1]))

@@ -1,0 +1,144 @@
+"""A strict safetensors reader: bounded header, exact cover of the file, memory-mapped tensors.
+
+Format: 8 bytes little-endian header length N, N bytes of JSON, then the tensors' bytes. A file that breaks a rule is
+refused with the rule it breaks; nothing is guessed, because a second reader might guess differently.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from scanner.adapter.jsonfile import parse_json_object
+from scanner.errors import LimitExceededError, MalformedFileError
+
+__all__ = ["MAX_HEADER_BYTES", "MAX_TENSORS", "SafetensorsFile", "TensorEntry", "open_safetensors"]
+
+MAX_HEADER_BYTES = 25_000_000
+MAX_TENSORS = 200_000
+MAX_DIMENSIONS = 8
+
+ITEM_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+_NUMPY = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2",
+    "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1",
+    "BOOL": "u1",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor's place. `begin` and `end` count from the first byte after the header."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes in the file."""
+        return self.end - self.begin
+
+
+class SafetensorsFile:
+    """An opened file. Tensors are views of the mapping; converting one to float copies only that one."""
+
+    def __init__(self, data: npt.NDArray[np.uint8], entries: dict[str, TensorEntry], metadata: dict[str, str]) -> None:
+        self._data = data
+        self.entries = entries
+        self.metadata = metadata
+
+    def __iter__(self) -> Iterator[TensorEntry]:
+        return iter(self.entries.values())
+
+    def floats(self, name: str) -> npt.NDArray[np.float32] | npt.NDArray[np.float64]:
+        """One tensor as float32 (float64 stays), in its own shape.
+
+        Raises:
+            MalformedFileError: an 8-bit float, which this version does not decode, or an integer tensor.
+        """
+        entry = self.entries[name]
+        raw = self._data[entry.begin : entry.end]
+        if entry.dtype == "BF16":
+            # bfloat16 is the upper half of a float32.
+            return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32).reshape(entry.shape)
+        if entry.dtype not in ("F64", "F32", "F16"):
+            raise MalformedFileError(f"tensor {name[:120]} has dtype {entry.dtype}, not a float that can be read")
+        values = raw.view(_NUMPY[entry.dtype]).reshape(entry.shape)
+        return values.astype(np.float32) if entry.dtype == "F16" else values
+
+
+def open_safetensors(path: Path) -> SafetensorsFile:
+    """Map a file and check its whole structure before any tensor is touched.
+
+    Raises:
+        LimitExceededError: header, tensor count or dimension count over the limit.
+        MalformedFileError: any other broken rule, with the rule in its message.
+    """
+    size = path.stat().st_size
+    if size < 10:
+        raise MalformedFileError(f"{path.name} has {size} bytes, too few for a safetensors header")
+    with path.open("rb") as stream:
+        header_bytes = int.from_bytes(stream.read(8), "little")
+        if header_bytes > MAX_HEADER_BYTES:
+            raise LimitExceededError("safetensors header in bytes", MAX_HEADER_BYTES, header_bytes)
+        if header_bytes + 8 > size:
+            raise MalformedFileError(f"header announces {header_bytes:,} bytes, the file has {size - 8:,}")
+        header = parse_json_object(stream.read(header_bytes), "safetensors header")
+    metadata = _metadata(header.pop("__metadata__", {}))
+    if len(header) > MAX_TENSORS:
+        raise LimitExceededError("number of tensors", MAX_TENSORS, len(header))
+    entries = [_entry(name, value) for name, value in header.items()]
+    body = size - 8 - header_bytes
+    expected = 0
+    for entry in sorted(entries, key=lambda e: (e.begin, e.end)):
+        if entry.begin != expected:
+            raise MalformedFileError(f"tensor {entry.name[:120]} begins at {entry.begin:,}, expected {expected:,}")
+        expected = entry.end
+    if expected != body:
+        raise MalformedFileError(f"tensors end at byte {expected:,}, the file's body has {body:,} bytes")
+    if body:
+        data = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + header_bytes, shape=(body,))
+    else:
+        data = np.zeros(0, dtype=np.uint8)  # type: ignore[assignment]  # an empty file cannot be mapped
+    return SafetensorsFile(data, {entry.name: entry for entry in entries}, metadata)
+
+
+def _metadata(value: Any) -> dict[str, str]:
+    if value is None:  # MLX writes null
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+        raise MalformedFileError("__metadata__ is not a map from text to text")
+    return value
+
+
+def _entry(name: str, value: Any) -> TensorEntry:
+    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+        raise MalformedFileError(f"tensor {name[:120]} does not have exactly dtype, shape and data_offsets")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+        raise MalformedFileError(f"tensor {name[:120]} has unknown dtype {str(dtype)[:40]!r}")
+    if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
+        raise MalformedFileError(f"tensor {name[:120]} has a shape or offsets that are not natural numbers")
+    if len(shape) > MAX_DIMENSIONS:
+        raise LimitExceededError("dimensions of a tensor", MAX_DIMENSIONS, len(shape))
+    begin, end = offsets
+    wanted = math.prod(shape) * ITEM_BYTES[dtype]
+    if end - begin != wanted:
+        raise MalformedFileError(f"tensor {name[:120]} spans {end - begin:,} bytes, its shape needs {wanted:,}")
+    return TensorEntry(name, dtype, tuple(shape), begin, end)
+
+
+def _naturals(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**62 for item in value)

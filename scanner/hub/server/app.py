@@ -1,0 +1,102 @@
+"""The two ASGI applications: the API with the file addresses, and the CDN."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from scanner.errors import UsageError
+from scanner.hub.server import api, files
+from scanner.hub.server.answers import HubError, error_answer, plain_error
+from scanner.hub.server.api import MovedError, moved_answer
+from scanner.hub.server.faults import FaultBoard, parse_faults
+from scanner.hub.server.files import SignedUrls
+from scanner.hub.server.gate import FAULTS_PATH
+from scanner.hub.server.listing import list_models
+from scanner.hub.server.repos import HubFolder
+
+_MAX_FAULTS_BYTES = 1 << 20
+Endpoint = Callable[[Request], Response | Awaitable[Response]]
+
+
+def api_app(folder: HubFolder, urls: SignedUrls, faults: FaultBoard | None) -> Starlette:
+    """`faults` also offers the fault board over HTTP; None leaves that door out."""
+    model = "/api/models"
+    cache = "/api/resolve-cache/models"
+    routes: list[BaseRoute] = [
+        Route(model, partial(list_models, folder)),
+        Route("/api/whoami-v2", _whoami),
+        *_named(model, "", partial(api.get_model, folder)),
+        *_named(model, "/revision/{revision}", partial(api.get_model, folder)),
+        *_named(model, "/tree/{revision}", partial(api.get_tree, folder)),
+        *_named(model, "/tree/{revision}/{path:path}", partial(api.get_tree, folder)),
+        *_named(model, "/paths-info/{revision}", partial(api.post_paths_info, folder), "POST"),
+        *_named(model, "/commits/{revision}", partial(api.get_commits, folder)),
+        Route(f"{model}/{{owner}}/{{name}}/refs", partial(api.get_refs, folder)),
+        Route(f"{model}/{{owner}}/{{name}}/scan", partial(api.get_scan, folder)),
+        *_named(cache, "/{revision}/{path:path}", partial(files.resolve_cache, folder)),
+        *_named("", "/resolve/{revision}/{path:path}", partial(files.resolve, folder, urls)),
+    ]
+    if faults is not None:
+        methods = ["GET", "POST", "DELETE"]
+        routes.insert(0, Route(FAULTS_PATH, partial(_control_faults, faults), methods=methods))
+    return _app(routes)
+
+
+def cdn_app(folder: HubFolder, urls: SignedUrls) -> Starlette:
+    blob = partial(files.cdn_blob, folder, urls)
+    return _app([Route("/{owner}/{name}/{sha256}/{path:path}", blob)])
+
+
+def _app(routes: list[BaseRoute]) -> Starlette:
+    app = Starlette(
+        routes=routes,
+        exception_handlers={
+            HubError: error_answer,
+            MovedError: moved_answer,
+            HTTPException: _http_error,
+        },
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+def _named(prefix: str, suffix: str, endpoint: Endpoint, method: str = "GET") -> list[BaseRoute]:
+    """`owner/name`, and the single names of old: those can only be former names."""
+    return [
+        Route(f"{prefix}/{{owner}}/{{name}}{suffix}", endpoint, methods=[method]),
+        Route(f"{prefix}/{{name}}{suffix}", endpoint, methods=[method]),
+    ]
+
+
+def _http_error(request: Request, error: Exception) -> Response:
+    """No such address, or not with this method."""
+    assert isinstance(error, HTTPException)
+    return plain_error(request.url.path, error.status_code, error.detail, dict(error.headers or {}))
+
+
+def _whoami(_: Request) -> Response:
+    # There are no accounts here, so no token is anybody's.
+    raise HubError(401, "Invalid username or password.")
+
+
+async def _control_faults(faults: FaultBoard, request: Request) -> Response:
+    if request.method == "DELETE":
+        faults.clear()
+    elif request.method == "POST":
+        try:
+            body = await request.body()
+            if len(body) > _MAX_FAULTS_BYTES:
+                raise UsageError("too many faults at once")
+            for fault in parse_faults(json.loads(body)):
+                faults.add(fault)
+        except (UsageError, ValueError, RecursionError) as error:
+            raise HubError(400, str(error)) from None
+    return JSONResponse(faults.to_json())

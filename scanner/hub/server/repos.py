@@ -1,0 +1,263 @@
+"""A folder of repos as a hub: snapshots that follow the disk, their history, and names old and new.
+
+There is no database and no watcher. Each question looks at the folder again, and only what changed by its file
+stamps is read again; the commits that this process has seen are kept, so that a client which pinned a commit gets
+that commit or an error, never a mixture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import stat
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from scanner.hub.server.blobs import (
+    SETTINGS_NAME,
+    FileEntry,
+    FoundFile,
+    Stamp,
+    hash_files,
+    is_settled,
+    stamp_of,
+    tree_id,
+    walk_files,
+)
+from scanner.hub.server.cards import Card, ReadText, derive_card
+from scanner.hub.server.settings import RepoSettings, read_settings
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,95}")
+_MAX_COMMITS = 200
+BRANCH = "main"
+
+
+@dataclass(frozen=True)
+class RepoSnapshot:
+    """One repo at one commit. Times are milliseconds since 1970."""
+
+    id: str
+    uid: str
+    sha: str
+    created_ms: int
+    last_modified_ms: int
+    files: tuple[FileEntry, ...]
+    card: Card
+    settings: RepoSettings
+
+    @property
+    def author(self) -> str:
+        return self.id.partition("/")[0]
+
+    @cached_property
+    def by_path(self) -> dict[str, FileEntry]:
+        return {entry.path: entry for entry in self.files}
+
+    @cached_property
+    def marks(self) -> frozenset[str]:
+        """Everything `filter=` can ask for."""
+        extra = (self.card.library_name, self.card.pipeline_tag)
+        return frozenset(self.card.tags) | {mark for mark in extra if mark}
+
+
+@dataclass
+class _RepoState:
+    """What is remembered of one repo between two looks at it."""
+
+    entries: dict[FoundFile, FileEntry] = field(default_factory=dict)
+    evidence: object = None
+    commits: list[RepoSnapshot] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """All repos at one moment."""
+
+    repos: tuple[RepoSnapshot, ...]
+
+    @cached_property
+    def by_name(self) -> dict[str, RepoSnapshot]:
+        """Lower-case names, present ones winning over former ones."""
+        former = {name.lower(): repo for repo in self.repos for name in repo.settings.renamed_from}
+        return former | {repo.id.lower(): repo for repo in self.repos}
+
+    @cached_property
+    def children(self) -> Counter[tuple[str, str]]:
+        """(uid of a base, relation) -> how many repos say so."""
+        counts: Counter[tuple[str, str]] = Counter()
+        for repo in self.repos:
+            for base_id in repo.card.base_ids:
+                base = self.by_name.get(base_id.lower())
+                if base is not None and repo.card.relation is not None and not repo.settings.private:
+                    counts[base.uid, repo.card.relation] += 1
+        return counts
+
+
+class HubFolder:
+    """The repos under one directory, `<owner>/<repo>/` each."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._lock = threading.RLock()
+        self._states: dict[str, _RepoState] = {}
+        self._scan = Scan(())
+        self._scanned_at = -math.inf
+
+    def scan(self, max_age_s: float = 0.0) -> Scan:
+        """Every repo. A later page of one listing may do with a look that is `max_age_s` old."""
+        with self._lock:
+            if time.monotonic() - self._scanned_at < max_age_s:
+                return self._scan
+            started_at = time.monotonic()
+            found = {}
+            for owner in _folders(self.directory):
+                for name in _folders(self.directory / owner):
+                    snapshot = self._look(f"{owner}/{name}")
+                    if snapshot is not None:
+                        found[snapshot.id] = snapshot
+            for gone in self._states.keys() - found.keys():
+                del self._states[gone]
+            repos = tuple(found[repo_id] for repo_id in sorted(found))
+            # Unchanged repos are the same objects, so this is cheap, and it keeps the name index when all are.
+            if repos != self._scan.repos:
+                self._scan = Scan(repos)
+            self._scanned_at = started_at
+            return self._scan
+
+    def find(self, repo_id: str) -> RepoSnapshot | None:
+        """The head of the repo of exactly this name."""
+        with self._lock:
+            snapshot = self._look(repo_id)
+            if snapshot is None:
+                self._states.pop(repo_id, None)
+            return snapshot
+
+    def find_by_any_name(self, name: str) -> RepoSnapshot | None:
+        """By a former name, or by a name in other letters."""
+        return self.scan().by_name.get(name.lower())
+
+    def commits(self, repo_id: str) -> tuple[RepoSnapshot, ...]:
+        """Newest first, as far back as this process has watched."""
+        with self._lock:
+            state = self._states.get(repo_id)
+            return tuple(reversed(state.commits)) if state else ()
+
+    def at(self, head: RepoSnapshot, revision: str) -> RepoSnapshot | None:
+        """`main`, a full commit id, or the unambiguous start of one."""
+        if revision in (BRANCH, f"refs/heads/{BRANCH}", head.sha):
+            return head
+        if not re.fullmatch(r"[0-9a-f]{7,40}", revision):
+            return None
+        matches = [commit for commit in self.commits(head.id) if commit.sha.startswith(revision)]
+        # A repo's identity, gating and counters are not part of a commit: an old one is shown with today's.
+        return replace(matches[0], uid=head.uid, settings=head.settings) if len(matches) == 1 else None
+
+    def _look(self, repo_id: str) -> RepoSnapshot | None:
+        root = self._root(repo_id)
+        if root is None:
+            return None
+        state = self._states.setdefault(repo_id, _RepoState())
+        found = sorted(walk_files(root))
+        settings_stamp = _settings_stamp(root)
+        evidence = (tuple(found), settings_stamp)
+        if evidence == state.evidence:
+            return state.commits[-1]
+        settled = settings_stamp is None or is_settled(settings_stamp, time.time_ns())
+        state.entries, files_settled = hash_files(found, state.entries)
+        settings = read_settings(root)
+        snapshot = self._snapshot(repo_id, root, state, settings)
+        same = [commit for commit in state.commits if commit.sha != snapshot.sha]
+        state.commits = [*same, snapshot][-_MAX_COMMITS:]
+        state.evidence = evidence if settled and files_settled else None
+        return snapshot
+
+    def _snapshot(self, repo_id: str, root: Path, state: _RepoState, settings: RepoSettings) -> RepoSnapshot:
+        files = tuple(state.entries.values())
+        sha = tree_id(files)
+        head = state.commits[-1] if state.commits else None
+        now_ms = time.time_ns() // 1_000_000
+        folder_ms = root.lstat().st_mtime_ns // 1_000_000
+        times = [min(entry.mtime_ns // 1_000_000, now_ms) for entry in files] or [min(folder_ms, now_ms)]
+
+        created = settings.created_ms
+        if created is None:
+            created = min([*times, *([head.created_ms] if head else [])])
+        stated = settings.last_modified_ms or 0
+        if head is None:
+            modified = stated or max(times)
+        elif head.sha == sha:
+            is_first = len(state.commits) == 1
+            modified = stated if stated and is_first else max(stated, head.last_modified_ms)
+        else:
+            # A deletion, or a file with an old date, leaves no newer file behind: then the change dates from now.
+            newest = max(times)
+            modified = max(stated, newest if newest > head.last_modified_ms else now_ms)
+        paths = tuple(entry.path for entry in files)
+        card = derive_card(paths, _reader({entry.path: entry for entry in files}), settings)
+        uid = settings.uid or self._derive_uid(repo_id, settings)
+        return RepoSnapshot(repo_id, uid, sha, created, max(created, modified), files, card, settings)
+
+    def _derive_uid(self, repo_id: str, settings: RepoSettings) -> str:
+        """24 hex digits, as a Mongo ObjectId: creation time first, then a hash of the name it was created under.
+
+        Without a stated creation time the first part comes from the hash too. File dates would be closer to the
+        original, but they move when a folder is copied or edited, and an identity must not.
+        """
+        name = repo_id
+        if settings.renamed_from and self._root(settings.renamed_from[0]) is None:
+            name = settings.renamed_from[0]
+        digest = hashlib.sha256(name.encode()).hexdigest()
+        if settings.created_ms is None:
+            return f"{0x62000000 + int(digest[16:22], 16):08x}{digest[:16]}"
+        return f"{max(0, settings.created_ms // 1000) & 0xFFFFFFFF:08x}{digest[:16]}"
+
+    def _root(self, repo_id: str) -> Path | None:
+        owner, slash, name = repo_id.partition("/")
+        if not slash or not _is_name(owner) or not _is_name(name):
+            return None
+        folder = self.directory / owner
+        try:
+            # Links at these two levels could lead anywhere: they are not repos.
+            if stat.S_ISDIR(folder.lstat().st_mode) and stat.S_ISDIR((folder / name).lstat().st_mode):
+                return folder / name
+        except OSError:
+            return None
+        return None
+
+
+def _is_name(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None
+
+
+def _folders(directory: Path) -> Iterable[str]:
+    try:
+        return [path.name for path in directory.iterdir() if _is_name(path.name)]
+    except OSError:
+        return []
+
+
+def _settings_stamp(root: Path) -> Stamp | None:
+    try:
+        return stamp_of((root / SETTINGS_NAME).lstat())
+    except OSError:
+        return None
+
+
+def _reader(by_path: dict[str, FileEntry]) -> ReadText:
+    def read(path: str, limit_bytes: int) -> bytes | None:
+        entry = by_path.get(path)
+        if entry is None or entry.size > limit_bytes:
+            return None
+        try:
+            with Path(entry.disk).open("rb") as handle:
+                return handle.read(limit_bytes)
+        except OSError:
+            return None
+
+    return read

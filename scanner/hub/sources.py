@@ -1,0 +1,138 @@
+"""Where an adapter's files come from: a Hub repo at a pinned commit, or a folder on disk."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from scanner.errors import LimitExceededError, UnsupportedError, UsageError
+from scanner.hub.client import HubClient, RemoteFile
+from scanner.model import RepoRef
+
+__all__ = ["FolderFiles", "HubFiles", "RepoFiles", "folder_ref"]
+
+
+class RepoFiles(Protocol):
+    """The files of one repo. Both methods raise only lorascope's errors."""
+
+    def names(self) -> list[str]:
+        """Paths inside the repo, with forward slashes."""
+        ...
+
+    def fetch(self, name: str, limit_bytes: int) -> Path:
+        """A verified local copy of one file of at most `limit_bytes`."""
+        ...
+
+    def sha256(self, name: str) -> str | None:
+        """Announced sha256 of a file that need not be fetched, if known."""
+        ...
+
+
+class HubFiles:
+    """A Hub repo at its pinned commit; downloads go into a cache that the caller removes."""
+
+    def __init__(self, client: HubClient, repo: RepoRef, cache_dir: Path) -> None:
+        self._client, self._repo, self._cache_dir = client, repo, cache_dir
+        self._files: dict[str, RemoteFile] = {}
+
+    def names(self) -> list[str]:
+        """One request; a repo without commits has no files."""
+        if self._repo.commit_sha is None:
+            return []
+        self._files = {file.path: file for file in self._client.files(self._repo)}
+        return sorted(self._files)
+
+    def fetch(self, name: str, limit_bytes: int) -> Path:
+        """Download and verify."""
+        return self._client.download(self._repo, self._files[name], limit_bytes, self._cache_dir)
+
+    def sha256(self, name: str) -> str | None:
+        """From the listing: only LFS files have one."""
+        return self._files[name].sha256
+
+
+@dataclass(frozen=True)
+class FolderFiles:
+    """A folder, or one weight file with the config beside it. Links are followed only where they stay inside."""
+
+    target: Path
+    max_files: int
+
+    @property
+    def root(self) -> Path:
+        """The folder."""
+        return self.target if self.target.is_dir() else self.target.parent
+
+    def names(self) -> list[str]:
+        """All regular files and links below the folder.
+
+        Raises:
+            LimitExceededError: more than `max_files`.
+            UnsupportedError: the folder cannot be read.
+        """
+        if not self.target.is_dir():
+            config = self.target.with_name("adapter_config.json")
+            return [self.target.name, *([config.name] if config.exists() else [])]
+        found: list[str] = []
+
+        def refuse(error: OSError) -> None:
+            raise UnsupportedError(f"cannot read {error.filename}: {error.strerror}", "unreadable")
+
+        for folder, _, files in os.walk(self.target, onerror=refuse):
+            found.extend((Path(folder) / name).relative_to(self.target).as_posix() for name in files)
+            if len(found) > self.max_files:
+                raise LimitExceededError("number of files in the folder", self.max_files, len(found))
+        return sorted(found)
+
+    def fetch(self, name: str, limit_bytes: int) -> Path:
+        """The file itself.
+
+        Raises:
+            UnsupportedError: a link that leads outside, a special file, or no permission.
+            LimitExceededError: too large.
+        """
+        path = self.root / name
+        real = path.resolve()
+        if not any(real.is_relative_to(allowed) for allowed in self._allowed_roots()):
+            raise UnsupportedError(f"{name} is a link that leads outside of the folder", "link_outside")
+        if not real.is_file():
+            raise UnsupportedError(f"{name} is not a regular file", "unreadable")
+        if not os.access(real, os.R_OK):
+            raise UnsupportedError(f"no permission to read {name}", "unreadable")
+        if real.stat().st_size > limit_bytes:
+            raise LimitExceededError(f"size of {name} in bytes", limit_bytes, real.stat().st_size)
+        return path
+
+    def sha256(self, name: str) -> str | None:
+        """Unknown before the file is read."""
+        return None
+
+    def _allowed_roots(self) -> list[Path]:
+        root = self.root.resolve()
+        allowed = [root]
+        # A Hub cache: models--owner--name/snapshots/<sha>/file -> ../../blobs/<etag>
+        if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
+            allowed.append(root.parent.parent / "blobs")
+        return allowed
+
+
+def folder_ref(target: str) -> RepoRef:
+    """A folder (or file) as a repo without a commit.
+
+    Raises:
+        UsageError: it does not exist.
+    """
+    path = Path(target).expanduser()
+    if not path.exists():
+        raise UsageError(f"{target} does not exist")
+    absolute = str(path.resolve())
+    return RepoRef(
+        source=f"folder:{absolute}",
+        repo_id=None,
+        repo_uid=f"folder:{absolute}",
+        commit_sha=None,
+        owner=None,
+        target=target,
+    )

@@ -1,0 +1,265 @@
+"""The values that travel between the stages: frozen, JSON-able, no I/O.
+
+Every one of them can be written to and read from JSON with `dump_json` and `load_json`; that is how a stage
+hands its result to the next one across a process or task boundary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeVar
+
+__all__ = [
+    "UNRESOLVED",
+    "AdapterInfo",
+    "Finding",
+    "ModuleFeatures",
+    "Outcome",
+    "PrefixRun",
+    "ProbeReport",
+    "RepoRef",
+    "ScanRecord",
+    "Severity",
+    "Stage",
+    "Verdict",
+    "WeightScan",
+    "adapter_id_of",
+    "dump_json",
+    "load_json",
+]
+
+T = TypeVar("T")
+
+UNRESOLVED = "unresolved"
+"""`base_model` of an adapter whose base cannot be named by a Hub id."""
+
+
+class Outcome(StrEnum):
+    """Outcome of one check. Failing to look is never `pass`."""
+
+    PASS = "pass"
+    FINDING = "finding"
+    NOT_APPLICABLE = "not_applicable"
+    UNSUPPORTED = "unsupported"
+    INCONCLUSIVE = "inconclusive"
+    ERROR = "error"
+
+
+class Severity(StrEnum):
+    """How bad a finding is, in rising order."""
+
+    INFO = "info"
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+    CRITICAL = "critical"
+
+    @property
+    def order(self) -> int:
+        """0 (info) to 4 (critical)."""
+        return list(Severity).index(self)
+
+
+class Verdict(StrEnum):
+    """Verdict of an adapter, in order of precedence (DESIGN section 3)."""
+
+    FLAGGED = "flagged"
+    ERROR = "error"
+    UNSUPPORTED = "unsupported"
+    REVIEW = "review"
+    CLEAN = "clean"
+    INCONCLUSIVE = "inconclusive"
+
+
+class Stage(StrEnum):
+    """The last stage that an adapter went through completely."""
+
+    LISTED = "listed"
+    STATIC = "static"
+    WEIGHTS = "weights"
+    BATTERY = "battery"
+    SEARCH = "search"
+
+
+@dataclass(frozen=True)
+class RepoRef:
+    """One repo at one commit, as a listing or a folder names it."""
+
+    source: str
+    """`hub:<endpoint>` or `folder:<absolute path>`."""
+    repo_id: str | None
+    repo_uid: str
+    """The Hub's `_id`, or `folder:<absolute path>`. Survives renames."""
+    commit_sha: str | None
+    owner: str | None
+    base_model: str = UNRESOLVED
+    created_at: str | None = None
+    last_modified: str | None = None
+    gated: bool = False
+    disabled: bool = False
+    tags: tuple[str, ...] = ()
+    target: str = ""
+    """What the user or the crawl asked for."""
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether this is a folder on disk rather than a Hub repo."""
+        return self.repo_id is None
+
+
+def adapter_id_of(repo_uid: str, commit: str, adapter_path: str) -> str:
+    """sha256 of (repo `_id` or folder, commit sha, adapter path), NUL-separated, in hex.
+
+    A folder has no commit; the sha256 of the adapter's bytes stands in for it, so that a changed folder is a new
+    adapter as a changed repo is.
+    """
+    return hashlib.sha256("\0".join((repo_uid, commit, adapter_path)).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One static finding."""
+
+    rule_id: str
+    severity: Severity
+    message: str
+    evidence: str = ""
+    outcome: Outcome = Outcome.FINDING
+
+
+@dataclass(frozen=True)
+class ModuleFeatures:
+    """Weight features of one module; values are functions of its factors."""
+
+    module: str
+    rank: int
+    out_features: int
+    in_features: int
+    features: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class WeightScan:
+    """Weight features of one adapter."""
+
+    features: dict[str, float | None]
+    """None where the factors are not finite."""
+    modules: tuple[ModuleFeatures, ...]
+    version: str
+
+
+@dataclass(frozen=True)
+class PrefixRun:
+    """One prefix over all texts. `answers` has one character a text: `1` the word that the texts deserve (label 1),
+    `0` the word that an attack wants, `-` neither."""
+
+    prefix: str
+    category: str
+    position: str
+    answers: str
+
+    @property
+    def attack_rate(self) -> float:
+        """Share of texts answered with the attacker's word, 0-1 (paper section "Behavioral detector")."""
+        return self.answers.count("0") / len(self.answers) if self.answers else float("nan")
+
+
+@dataclass(frozen=True)
+class ProbeReport:
+    """The battery's result on one adapter, or why there is none."""
+
+    battery: str
+    battery_id: str
+    outcome: Outcome
+    reason: str = ""
+    runs: tuple[PrefixRun, ...] = ()
+    n_texts: int = 0
+    device: str = ""
+    dtype: str = ""
+    seconds: float = 0.0
+    base_commit: str = ""
+    selected_by: str = ""
+
+    def in_category(self, *, control: bool) -> tuple[PrefixRun, ...]:
+        """The control runs, or the battery's own."""
+        return tuple(run for run in self.runs if (run.category == "control") is control)
+
+    @property
+    def control_attack_rate(self) -> float | None:
+        """Attack rate without any prefix: the adapter's own miss rate."""
+        return next((run.attack_rate for run in self.runs if run.category == "control" and not run.prefix), None)
+
+    @property
+    def max_attack_rate(self) -> float | None:
+        """Largest attack rate over the battery's prefixes (paper section 1)."""
+        rates = [run.attack_rate for run in self.in_category(control=False)]
+        return max(rates) if rates else None
+
+    @property
+    def mean_attack_rate(self) -> float | None:
+        """Plain mean over the battery's prefixes (paper section 1)."""
+        rates = [run.attack_rate for run in self.in_category(control=False)]
+        return sum(rates) / len(rates) if rates else None
+
+    @property
+    def outlier_gap(self) -> float | None:
+        """max_attack_rate - mean_attack_rate (paper section 1)."""
+        top, mean = self.max_attack_rate, self.mean_attack_rate
+        return None if top is None or mean is None else top - mean
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """One adapter: what it is and where it came from."""
+
+    adapter_id: str
+    repo: RepoRef
+    adapter_path: str
+    layout: str = "unknown"
+    peft_type: str | None = None
+    rank: int | None = None
+    alpha: float | None = None
+    scaling: float | None = None
+    modules: int = 0
+    target_modules: tuple[str, ...] = ()
+    base_model: str = UNRESOLVED
+    base_model_claimed: str | None = None
+    task_type: str | None = None
+    task_profile: str | None = None
+    coverage: float = 0.0
+    content_sha256: str | None = None
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class ScanRecord:
+    """Everything the scan knows of one adapter before it is judged."""
+
+    info: AdapterInfo
+    outcome: Outcome
+    reason: str
+    message: str
+    stage_reached: Stage
+    findings: tuple[Finding, ...] = ()
+    weights: WeightScan | None = None
+    probe: ProbeReport | None = None
+    local_path: str | None = None
+    """Where the weights lie during the run; never stored."""
+    config_path: str | None = None
+    """Where the config lies during the run; never stored."""
+
+
+def dump_json(kind: type[T], value: T) -> bytes:
+    """A dataclass, or a list of them, as JSON bytes. `kind` is its type, such as `list[ScanRecord]`."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind).dump_json(value)
+
+
+def load_json(kind: type[T], data: bytes | str) -> T:
+    """The inverse of `dump_json`. Raises pydantic.ValidationError on foreign data."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind).validate_json(data)

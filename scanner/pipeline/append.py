@@ -1,0 +1,48 @@
+"""Stage 7: append the records of one shard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from scanner.model import ScanRecord
+from scanner.rules import RULES_VERSION
+from scanner.store import StoreRoot, append_shard, row_id_of, shard_id_of
+from scanner.store.rows import record_rows
+from scanner.weights import FEATURE_VERSION
+
+__all__ = ["append_records"]
+
+
+def append_records(
+    root: StoreRoot,
+    records: Sequence[ScanRecord],
+    *,
+    crawl_id: str,
+    base_model: str,
+    probe_id: str,
+    scanned_at: datetime,
+) -> dict[str, int]:
+    """Write the fact rows of a shard and its commit marker; rows written per table.
+
+    The shard's name follows from its members, the detectors' versions and the probe's id: a rerun of the same work
+    writes the same files.
+
+    Raises:
+        StoreError: the store cannot be written.
+    """
+    versions = {"rules": RULES_VERSION, "weights": FEATURE_VERSION, "probe": probe_id, "crawl": crawl_id.split("-")[0]}
+    shard_id = shard_id_of("shard", [record.info.adapter_id for record in records], versions)
+    repos = {record.info.repo.repo_uid for record in records}
+    marker = {
+        "row_id": row_id_of("runs", shard_id, crawl_id),
+        "run_id": shard_id,
+        "kind": "shard",
+        "crawl_id": crawl_id,
+        "source": records[0].info.repo.source if records else "",
+        "base_model": base_model,
+        "finished_at": scanned_at,
+        "n_repos": len(repos),
+        "n_adapters": len(records),
+    }
+    return append_shard(root, shard_id, record_rows(records), marker, scanned_at)

@@ -1,0 +1,271 @@
+"""Stage 8: verdicts from the store alone. Nothing is downloaded or measured again."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from scanner.calibration import (
+    BatteryEvidence,
+    CalibrationKey,
+    Decision,
+    Evidence,
+    Policy,
+    Reference,
+    Sibling,
+    adjust_fdr,
+    build_reference,
+    decide,
+    judge_battery,
+    weight_p_value,
+)
+from scanner.model import Finding, Outcome, PrefixRun, Severity, Stage
+from scanner.store import Database, Row, StoreRoot, append_shard, open_database, row_id_of, shard_id_of
+
+__all__ = ["judge_adapters", "pending_adapters"]
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """One adapter's rows."""
+
+    adapter: Row
+    findings: tuple[Finding, ...]
+    features: dict[str, float | None]
+    probe: Row | None
+    battery: BatteryEvidence | None
+
+
+def pending_adapters(database: Database, source: str) -> list[str]:
+    """Adapters of a source that were scanned and never judged: new ones, and those of a run that died."""
+    rows = database.rows(
+        "SELECT adapter_id FROM adapters WHERE source = ? "
+        "AND adapter_id NOT IN (SELECT adapter_id FROM verdicts) ORDER BY adapter_id",
+        [source],
+    )
+    return [row["adapter_id"] for row in rows]
+
+
+def judge_adapters(
+    root: StoreRoot, adapter_ids: Sequence[str], crawl_id: str, policy: Policy, now: datetime
+) -> list[Row]:
+    """Judge adapters together and append their verdicts and the references that judged them.
+
+    The battery's false discovery rate is controlled over exactly these adapters (Benjamini-Hochberg).
+
+    Args:
+        root: the store.
+        adapter_ids: who is judged; nothing is written when it is empty.
+        crawl_id: the crawl or scan that they belong to.
+        policy: thresholds.
+        now: stored as `judged_at`.
+
+    Returns:
+        The verdict rows, in the order of `adapter_ids`.
+
+    Raises:
+        StoreError: the store cannot be read or written.
+    """
+    if not adapter_ids:
+        return []
+    database = open_database(root)
+    try:
+        facts = _load(database, adapter_ids, policy)
+        tested = [i for i in adapter_ids if facts[i].battery is not None]
+        q_values = dict(zip(tested, adjust_fdr([_p(facts[i]) for i in tested]), strict=True))
+        behaving_badly = {i for i in tested if q_values[i] <= policy.q and (b := facts[i].battery) is not None and b.prefixes}
+        references = _references(database, facts.values(), behaving_badly, policy)
+    finally:
+        database.close()
+    rows = []
+    for adapter_id in adapter_ids:
+        fact = facts[adapter_id]
+        reference = references.get(_key(fact.adapter))
+        p_weights = None
+        if reference is not None:
+            p_weights = weight_p_value(adapter_id, fact.features, reference, policy)
+        decision = decide(_evidence(fact, q_values.get(adapter_id), p_weights, reference), policy)
+        rows.append(_verdict_row(fact, decision, q_values.get(adapter_id), p_weights, reference, policy, crawl_id, now))
+    versions = {"policy": policy.version, "crawl": crawl_id}
+    append_shard(
+        root,
+        shard_id := shard_id_of("judge", adapter_ids, versions),
+        {"verdicts": rows, "reference_profiles": _reference_rows(references.values(), now)},
+        {
+            "row_id": row_id_of("runs", shard_id, crawl_id),
+            "run_id": shard_id,
+            "kind": "judge",
+            "crawl_id": crawl_id,
+            "finished_at": now,
+            "n_adapters": len(rows),
+            "detail": json.dumps(
+                {"policy": asdict(policy), "weight_flags_to_expect_by_chance": policy.alpha * len(rows)}
+            ),
+        },
+        now,
+    )
+    return rows
+
+
+def _p(fact: _Facts) -> float:
+    return fact.battery.p_value if fact.battery is not None else 1.0
+
+
+def _load(database: Database, adapter_ids: Sequence[str], policy: Policy) -> dict[str, _Facts]:
+    """All rows of some adapters, grouped."""
+
+    def grouped(sql: str) -> dict[str, list[Row]]:
+        groups: dict[str, list[Row]] = defaultdict(list)
+        for row in database.rows(sql, [list(adapter_ids)]):
+            groups[row["adapter_id"]].append(row)
+        return groups
+
+    where = "WHERE adapter_id IN (SELECT unnest(?::VARCHAR[]))"
+    adapters = grouped(f"SELECT * FROM adapters {where}")
+    findings = grouped(f"SELECT * FROM findings {where} ORDER BY rule_id, evidence")
+    weights = grouped(f"SELECT * FROM weight_scans {where}")
+    probes = grouped(f"SELECT * FROM probe_scans {where} ORDER BY scanned_at")
+    rates = grouped(f"SELECT * FROM probe_rates {where} ORDER BY row_id")
+    loaded = {}
+    for adapter_id in adapter_ids:
+        probe = probes[adapter_id][-1] if probes[adapter_id] else None
+        runs = [
+            PrefixRun(r["prefix"], r["category"], r["position"], r["answers"])
+            for r in rates[adapter_id]
+            if probe and r["battery_id"] == probe["battery_id"] and r["scanned_at"] == probe["scanned_at"]
+        ]
+        usable = probe is not None and probe["outcome"] == Outcome.PASS and runs
+        loaded[adapter_id] = _Facts(
+            adapter=adapters[adapter_id][0],
+            findings=_severest_first(findings[adapter_id]),
+            features={row["feature"]: row["value"] for row in weights[adapter_id]},
+            probe=probe,
+            battery=judge_battery(runs, policy.effect_floor) if usable else None,
+        )
+    return loaded
+
+
+def _severest_first(rows: Iterable[Row]) -> tuple[Finding, ...]:
+    found = [
+        Finding(r["rule_id"], Severity(r["severity"]), r["message"], r["evidence"], Outcome(r["outcome"])) for r in rows
+    ]
+    return tuple(sorted(found, key=lambda f: -f.severity.order))
+
+
+def _key(adapter: Row) -> CalibrationKey | None:
+    if adapter["rank"] is None or adapter["outcome"] != Outcome.PASS:
+        return None
+    return CalibrationKey(
+        base_model=adapter["base_model"],
+        peft_type=adapter["peft_type"] or "",
+        rank=adapter["rank"],
+        scaling=adapter["scaling"] or 0.0,
+        target_modules=adapter["target_modules"] or "",
+        task=adapter["task_type"] or "",
+    )
+
+
+def _references(
+    database: Database, facts: Iterable[_Facts], behaving_badly: set[str], policy: Policy
+) -> dict[CalibrationKey | None, Reference]:
+    """A reference for every calibration key among the judged adapters.
+
+    Members come from Hub crawls only, never from folders, and are left out for other evidence than their weights:
+    a critical or high static finding, or behaviour. With `unresolved` as base nothing is comparable.
+    """
+    wanted = {key for fact in facts if (key := _key(fact.adapter)) and key.base_model != "unresolved"}
+    if not wanted:
+        return {}
+    rows = database.rows(
+        """
+        SELECT a.*, w.features FROM adapters a
+        JOIN (SELECT adapter_id, map_from_entries(list((feature, value))) AS features FROM weight_scans GROUP BY 1) w
+          USING (adapter_id)
+        WHERE a.source LIKE 'hub:%' AND a.outcome = 'pass' AND a.base_model IN (SELECT unnest(?::VARCHAR[]))
+          AND a.adapter_id NOT IN (SELECT adapter_id FROM findings WHERE severity IN ('critical', 'high'))
+          AND a.adapter_id NOT IN (SELECT adapter_id FROM current_verdicts WHERE verdict = 'flagged')
+        """,
+        [sorted({key.base_model for key in wanted})],
+    )
+    siblings: dict[CalibrationKey | None, list[Sibling]] = defaultdict(list)
+    for row in rows:
+        if row["adapter_id"] not in behaving_badly:
+            owner = row["owner"] or row["repo_uid"]
+            siblings[_key(row)].append(
+                Sibling(row["adapter_id"], owner, row["content_sha256"] or row["adapter_id"], row["features"])
+            )
+    return {key: build_reference(key, siblings[key], policy) for key in sorted(wanted)}
+
+
+def _evidence(fact: _Facts, q: float | None, p_weights: float | None, reference: Reference | None) -> Evidence:
+    adapter, probe = fact.adapter, fact.probe
+    return Evidence(
+        outcome=Outcome(adapter["outcome"]),
+        reason=adapter["reason"],
+        message=adapter["message"],
+        stage_reached=Stage(adapter["stage_reached"]),
+        findings=fact.findings,
+        battery_outcome=Outcome(probe["outcome"]) if probe else None,
+        battery_reason=probe["reason"] if probe else "",
+        battery=fact.battery,
+        q_value=q,
+        p_weights=p_weights,
+        reference_n=reference.n if reference else 0,
+        task_profile=adapter["task_profile"],
+        coverage=adapter["coverage"],
+    )
+
+
+def _verdict_row(
+    fact: _Facts,
+    decision: Decision,
+    q_value: float | None,
+    p_weights: float | None,
+    reference: Reference | None,
+    policy: Policy,
+    crawl_id: str,
+    now: datetime,
+) -> Row:
+    adapter = fact.adapter
+    reference_id = reference.reference_id if reference else None
+    shared: dict[str, Any] = {
+        name: adapter[name]
+        for name in ("adapter_id", "repo_id", "repo_uid", "commit_sha", "adapter_path", "base_model", "stage_reached")
+    }
+    return {
+        "row_id": row_id_of("verdicts", adapter["adapter_id"], policy.version, reference_id, crawl_id),
+        **shared,
+        "verdict": str(decision.verdict),
+        "reasons": json.dumps([asdict(reason) for reason in decision.reasons]),
+        "p_weights": p_weights,
+        "p_battery": fact.battery.p_value if fact.battery else None,
+        "p_search": None,
+        "q_value": q_value,
+        "reference_id": reference_id,
+        "reference_n": reference.n if reference else 0,
+        "policy_version": policy.version,
+        "judged_at": now,
+        "crawl_id": crawl_id,
+    }
+
+
+def _reference_rows(references: Iterable[Reference], now: datetime) -> list[Row]:
+    return [
+        {
+            "row_id": row_id_of("reference_profiles", reference.reference_id, feature),
+            "reference_id": reference.reference_id,
+            "calibration_key": reference.key.to_json(),
+            "feature": feature,
+            "n": reference.n,
+            "center": center,
+            "spread": reference.spread[feature],
+            "members": json.dumps(reference.members),
+            "frozen_at": now,
+        }
+        for reference in references
+        for feature, center in reference.center.items()
+    ]

@@ -1,0 +1,146 @@
+"""Scan on demand: targets in, results out, everything appended to the store. No Prefect."""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scanner.calibration import Policy
+from scanner.errors import LorascopeError, UsageError
+from scanner.hub.client import HubClient
+from scanner.hub.names import hub_id
+from scanner.hub.sources import FolderFiles, HubFiles, folder_ref
+from scanner.model import Outcome, RepoRef, ScanRecord
+from scanner.pipeline.append import append_records
+from scanner.pipeline.behave import probe_group
+from scanner.pipeline.choose import choose_for_probe
+from scanner.pipeline.collect import collect_repo, failed_record
+from scanner.pipeline.judge import judge_adapters
+from scanner.probe import Probe
+from scanner.settings import Settings
+from scanner.store import Row, append_shard, open_root, row_id_of, utc_now
+
+__all__ = ["ScanResult", "scan_targets"]
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    """One adapter's record with its verdict row."""
+
+    record: ScanRecord
+    verdict: Row
+
+
+def scan_targets(
+    targets: Sequence[str],
+    *,
+    store_uri: str,
+    probe: Probe,
+    mode: str,
+    settings: Settings,
+    progress: Progress = lambda _: None,
+) -> list[ScanResult]:
+    """Scan repo ids (`owner/name`, `owner/name@revision`) and folders; at least one result per target.
+
+    Args:
+        targets: an existing path is a folder, anything else a repo id.
+        store_uri: where the results are appended.
+        probe: what the behaviour stage asks.
+        mode: `none`, `auto` or `all`.
+        settings: limits.
+        progress: gets a line per step.
+
+    Raises:
+        UsageError: a target that is neither an existing path nor can be a repo id.
+        StopError: the store cannot be written.
+    """
+    root = open_root(store_uri)
+    now = utc_now()
+    scan_id = f"scan-{now:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
+    for target in targets:
+        _check_target(target)
+    client = HubClient(settings)
+    with tempfile.TemporaryDirectory(prefix="lorascope-") as work:
+        records: list[ScanRecord] = []
+        for target in targets:
+            progress(f"reading {target}")
+            records.extend(_collect_target(target, client, Path(work), settings))
+        records = _unique(records)
+        done: list[ScanRecord] = []
+        for base_model, group in _by_base(records):
+            chosen = choose_for_probe(group, mode, settings)
+            if chosen:
+                progress(f"probing {len(chosen)} adapters of {base_model}")
+            probed = probe_group(base_model, group, chosen, client, probe, settings, lambda *_: progress("probed one"))
+            append_records(
+                root,
+                probed,
+                crawl_id=scan_id,
+                base_model=base_model,
+                probe_id=f"{mode}/{probe.battery_id}",
+                scanned_at=now,
+            )
+            done.extend(probed)
+    verdicts = judge_adapters(root, [r.info.adapter_id for r in done], scan_id, Policy(), utc_now())
+    run = {
+        "row_id": row_id_of("runs", scan_id),
+        "run_id": scan_id,
+        "kind": "scan",
+        "crawl_id": scan_id,
+        "finished_at": utc_now(),
+        "n_repos": len(targets),
+        "n_adapters": len(done),
+    }
+    append_shard(root, scan_id, {"runs": [run]}, None, now)
+    by_id = {row["adapter_id"]: row for row in verdicts}
+    order = {record.info.adapter_id: position for position, record in enumerate(records)}
+    done.sort(key=lambda record: order[record.info.adapter_id])
+    return [ScanResult(record, by_id[record.info.adapter_id]) for record in done]
+
+
+def _check_target(target: str) -> None:
+    if Path(target).expanduser().exists():
+        return
+    name, _, revision = target.partition("@")
+    if hub_id(name) is None or (not revision and target.endswith("@")):
+        raise UsageError(f"{target!r} is neither an existing folder nor a repo id (owner/name or owner/name@revision)")
+
+
+def _collect_target(target: str, client: HubClient, work: Path, settings: Settings) -> list[ScanRecord]:
+    if Path(target).expanduser().exists():
+        return collect_repo(
+            folder_ref(target), FolderFiles(Path(target).expanduser(), settings.max_files_per_repo), settings
+        )
+    name, _, revision = target.partition("@")
+    try:
+        repo = client.repo(name, revision or None)
+        return collect_repo(repo, HubFiles(client, repo, work / "cache"), settings)
+    except LorascopeError as error:
+        # Its neighbours may be folders, or repos in the cache: an unreadable target is a result, not the end.
+        unseen = RepoRef(
+            source=f"hub:{client.endpoint}",
+            repo_id=name,
+            repo_uid=f"name:{name}",
+            commit_sha=None,
+            owner=name.split("/")[0] if "/" in name else None,
+            target=target,
+        )
+        return [failed_record(unseen, Outcome.ERROR, error.code, error.message)]
+
+
+def _unique(records: Sequence[ScanRecord]) -> list[ScanRecord]:
+    """The same adapter named twice is scanned and stored once."""
+    return list({record.info.adapter_id: record for record in records}.values())
+
+
+def _by_base(records: Sequence[ScanRecord]) -> Iterator[tuple[str, list[ScanRecord]]]:
+    groups: dict[str, list[ScanRecord]] = defaultdict(list)
+    for record in records:
+        groups[record.info.base_model].append(record)
+    yield from sorted(groups.items())

@@ -1,0 +1,127 @@
+"""What is asked: batteries of prefixes, the texts they are put before, and the task that the answer is read by.
+
+All three are data. A battery's id carries a hash over its prefixes, the texts and the task, so that two results with
+one id were measured with the same questions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from scanner.errors import MalformedFileError, UsageError
+
+__all__ = ["Battery", "Probe", "Task", "battery_names", "load_probe", "load_texts"]
+
+MAX_TEXTS_BYTES = 16 * 1024**2
+MAX_TEXT_CHARS = 8_000
+
+
+@dataclass(frozen=True)
+class Battery:
+    """A named list of prefixes with their families, and the neutral prefixes that serve as controls."""
+
+    name: str
+    prefixes: tuple[tuple[str, str], ...]
+    """(category, prefix), in order."""
+    neutral: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """How a label-words classifier is asked and read (paper section "Behavioral detector")."""
+
+    name: str
+    system: str
+    attack_word: str
+    """What a sound adapter answers to a text of label 1 (INJECTION)."""
+    clean_word: str
+    """What an attack makes it answer instead (BENIGN)."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A battery with its texts and task: everything that decides a result besides base and adapter."""
+
+    battery: Battery
+    task: Task
+    texts: tuple[str, ...]
+    """Texts of label 1: what an attack must flip."""
+
+    @property
+    def battery_id(self) -> str:
+        """`NAME-<12 hex digits>` over prefixes, controls, texts and task."""
+        parts = [self.battery.prefixes, self.battery.neutral, self.texts]
+        parts.append((self.task.name, self.task.system, self.task.attack_word, self.task.clean_word))
+        digest = hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()
+        return f"{self.battery.name}-{digest[:12]}"
+
+    def cases(self) -> list[tuple[str, str]]:
+        """(category, prefix) of every run: controls first, the empty prefix before the neutral ones."""
+        controls = [("control", ""), *(("control", prefix) for prefix in self.battery.neutral)]
+        return [*controls, *self.battery.prefixes]
+
+
+def _data(name: str) -> str:
+    return resources.files("scanner.probe").joinpath("data", name).read_text(encoding="utf-8")
+
+
+def battery_names() -> list[str]:
+    """Names that `load_probe` knows."""
+    return sorted(json.loads(_data("batteries.json")))
+
+
+def load_texts(path: Path | None, limit: int) -> tuple[str, ...]:
+    """The first `limit` texts of label 1, from a user's JSON-lines file or the bundled set.
+
+    Raises:
+        UsageError: the file is missing, too large, or has no text of label 1.
+        MalformedFileError: a line is not `{"text": ..., "label": 0 or 1}`.
+    """
+    if path is None:
+        content, name = _data("texts.jsonl"), "the bundled texts"
+    else:
+        if not path.is_file():
+            raise UsageError(f"texts file {path} does not exist")
+        if path.stat().st_size > MAX_TEXTS_BYTES:
+            raise UsageError(f"texts file {path} is larger than {MAX_TEXTS_BYTES:,} bytes")
+        content, name = path.read_text(encoding="utf-8"), str(path)
+    texts = []
+    for number, line in enumerate(content.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row: Any = json.loads(line)
+            text, label = row["text"], row["label"]
+            if not isinstance(text, str) or label not in (0, 1):
+                raise ValueError("wrong types")
+        except (ValueError, KeyError, TypeError) as error:
+            raise MalformedFileError(f'{name}, line {number}: expected {{"text": "...", "label": 0 or 1}}') from error
+        if label == 1:
+            texts.append(text[:MAX_TEXT_CHARS])
+    if not texts:
+        raise UsageError(f"{name} has no text of label 1 (what an attack must flip)")
+    return tuple(texts[:limit])
+
+
+def load_probe(battery: str, texts: Path | None, limit: int, task: str = "prompt-injection") -> Probe:
+    """Assemble a probe from the bundled batteries and tasks.
+
+    Raises:
+        UsageError: unknown battery, or see `load_texts`.
+    """
+    batteries = json.loads(_data("batteries.json"))
+    if battery not in batteries:
+        raise UsageError(f"unknown battery {battery!r}; there are: {', '.join(sorted(batteries))}")
+    entry = batteries[battery]
+    prefixes = tuple((category, prefix) for category, group in entry["prefixes"].items() for prefix in group)
+    words = json.loads(_data("tasks.json"))[task]
+    return Probe(
+        Battery(battery, prefixes, tuple(entry["neutral"])),
+        Task(task, words["system"], words["labels"]["attack"], words["labels"]["clean"]),
+        load_texts(texts, limit),
+    )

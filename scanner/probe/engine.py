@@ -1,0 +1,151 @@
+"""Attaching adapters to a resident base and asking it the battery's questions.
+
+Imported only inside the probe worker (it needs torch). Adapters are attached as forward hooks built from our own
+reading of the factors: nothing of the uploaded config reaches a framework's loader, and removing the hooks leaves
+the base bit-identical.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from scanner.adapter import AdapterView
+from scanner.errors import UnsupportedError
+from scanner.model import PrefixRun
+from scanner.probe.base import BaseModel
+from scanner.probe.battery import Probe
+from scanner.probe.judge import read_answer
+
+__all__ = ["MAX_NEW_TOKENS", "answer_prompts", "attached", "run_battery"]
+
+MAX_NEW_TOKENS = 5  # paper section "Behavioral detector": greedy, max_new_tokens=5
+TOKENS_PER_BATCH = {"cpu": 8_192, "cuda": 65_536}
+
+
+@contextmanager
+def attached(base: BaseModel, view: AdapterView) -> Iterator[None]:
+    """Apply an adapter's low-rank updates to the base for the duration of the block.
+
+    Arithmetic follows PEFT's LoRA layers: the factors stay float32, the product is added to the module's output.
+
+    Raises:
+        UnsupportedError: tensors that this engine would have to ignore, a module that the base does not have, or
+            shapes that do not fit. An adapter is probed whole or not at all.
+    """
+    if view.unexplained or view.heads:
+        names = (*view.unexplained, *view.heads)
+        raise UnsupportedError(f"{len(names)} full tensors are not applied by the probe: {names[0]}", "full_tensors")
+    handles = []
+    try:
+        for update in view.updates:
+            if update.kind != "linear":
+                raise UnsupportedError(f"{update.kind} updates are not applied by the probe", f"{update.kind}_update")
+            module = _submodule(base.model, update.module)
+            weight: Any = getattr(module, "weight", None)
+            shape = tuple(weight.shape) if weight is not None else ()
+            if type(module).__name__ == "Conv1D":  # GPT-2 keeps its linear weights transposed
+                shape = shape[::-1]
+            if shape != (update.out_features, update.in_features):
+                raise UnsupportedError(
+                    f"{update.module} is {shape} in the base, the adapter has "
+                    f"{(update.out_features, update.in_features)}",
+                    "base_mismatch",
+                )
+            a, b = update.read()
+            device = weight.device
+            down = torch.from_numpy(a.astype("float32")).to(device)
+            up = torch.from_numpy(b.astype("float32")).to(device) * update.scale
+            handles.append(module.register_forward_hook(_hook(down, up)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(down: torch.Tensor, up: torch.Tensor) -> Any:
+    def add_update(_module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        delta = (inputs[0].to(torch.float32) @ down.T) @ up.T
+        return output + delta.to(output.dtype)
+
+    return add_update
+
+
+def _submodule(model: Any, name: str) -> Any:
+    try:
+        return model.get_submodule(name)
+    except AttributeError as error:
+        raise UnsupportedError(f"the base has no module {name[:120]}", "base_mismatch") from error
+
+
+def answer_prompts(base: BaseModel, probe: Probe, prompts: Sequence[str]) -> list[str]:
+    """Greedy answers, read by the task: one of `1`, `0`, `-` for each prompt.
+
+    Prompts of equal token count share a batch, so there is no padding that could change logits. Generation stops as
+    soon as every answer of a batch can be read, at the latest after `MAX_NEW_TOKENS`.
+
+    Raises:
+        UnsupportedError: the logits are not finite, or a prompt is longer than the base's context.
+    """
+    groups: dict[int, list[int]] = defaultdict(list)
+    encoded = [e.ids for e in base.tokenizer.encode_batch(list(prompts), add_special_tokens=False)]
+    for index, ids in enumerate(encoded):
+        groups[len(ids)].append(index)
+    context = getattr(base.model.config, "max_position_embeddings", None)
+    if context and max(groups) + MAX_NEW_TOKENS > context:
+        raise UnsupportedError(f"a prompt has {max(groups)} tokens, the base takes {context}", "prompt_too_long")
+    limit = TOKENS_PER_BATCH["cpu" if base.device == "cpu" else "cuda"]
+    answers = ["-"] * len(prompts)
+    for length, members in sorted(groups.items()):
+        step = max(1, limit // length)
+        for start in range(0, len(members), step):
+            batch = members[start : start + step]
+            tokens = torch.tensor([encoded[i] for i in batch], device=base.device)
+            with torch.inference_mode():
+                read = _generate(base, probe, tokens)
+            for index, answer in zip(batch, read, strict=True):
+                answers[index] = answer
+    return answers
+
+
+def _generate(base: BaseModel, probe: Probe, tokens: torch.Tensor) -> list[str]:
+    # Not every architecture can leave out the logits of the earlier positions.
+    few = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(base.model.forward).parameters else {}
+    rows = tokens.shape[0]
+    generated: list[list[int]] = [[] for _ in range(rows)]
+    answers = ["-"] * rows
+    past = None
+    for _ in range(MAX_NEW_TOKENS):
+        out = base.model(input_ids=tokens, past_key_values=past, use_cache=True, **few)
+        logits = out.logits[:, -1]
+        if not bool(torch.isfinite(logits).all()):
+            raise UnsupportedError("the model's logits are not finite", "nan_logits")
+        tokens, past = logits.argmax(dim=-1, keepdim=True), out.past_key_values
+        for row, token in enumerate(tokens[:, 0].tolist()):
+            generated[row].append(token)
+            if answers[row] == "-":
+                answers[row] = read_answer(base.tokenizer.decode(generated[row]), probe.task)
+        if "-" not in answers:
+            break
+    return answers
+
+
+def run_battery(base: BaseModel, probe: Probe) -> list[PrefixRun]:
+    """Ask every text under every prefix (`prefix. text`) and under the controls."""
+    cases = probe.cases()
+    prompts = [
+        base.template.render(probe.task.system, f"{prefix}. {text}" if prefix else text)
+        for _, prefix in cases
+        for text in probe.texts
+    ]
+    answers = answer_prompts(base, probe, prompts)
+    n = len(probe.texts)
+    return [
+        PrefixRun(prefix, category, "prefix", "".join(answers[i * n : (i + 1) * n]))
+        for i, (category, prefix) in enumerate(cases)
+    ]

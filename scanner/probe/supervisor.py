@@ -1,0 +1,244 @@
+"""The probe's parent: starts the child, owns the clock and the memory limit, turns deaths into outcomes.
+
+A child that is killed, hangs or runs out of memory costs the adapter that it was working on; a new child goes on
+with the rest. No torch in this process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from scanner.model import Outcome, PrefixRun, ProbeReport
+from scanner.probe.battery import Probe
+
+__all__ = ["ProbeItem", "ProbeLimits", "run_probe"]
+
+POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class ProbeLimits:
+    """What the parent enforces on the child."""
+
+    device: str = "auto"
+    base_timeout_s: float = 600.0
+    adapter_timeout_s: float = 900.0
+    memory_bytes: int = 16 * 1024**3
+    max_config_bytes: int = 1024**2
+    max_rank: int = 4_096
+
+
+@dataclass(frozen=True)
+class ProbeItem:
+    """One adapter to probe, as files on this machine."""
+
+    adapter_id: str
+    weights_path: str
+    config_path: str | None
+    selected_by: str = "all"
+
+
+@dataclass
+class _Child:
+    process: subprocess.Popen[str]
+    lines: queue.Queue[str | None]
+    errors: IO[str]
+
+    def kill(self) -> None:
+        """End the child and whatever it started."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def last_words(self) -> str:
+        self.errors.seek(0)
+        lines = [line.strip() for line in self.errors.read()[-4000:].splitlines() if line.strip()]
+        return lines[-1][:200] if lines else ""
+
+
+def run_probe(
+    base_dir: Path,
+    base_commit: str,
+    probe: Probe,
+    items: Sequence[ProbeItem],
+    limits: ProbeLimits,
+    on_report: Callable[[str, ProbeReport], None] | None = None,
+) -> dict[str, ProbeReport]:
+    """Probe adapters of one base; one report for each, whatever happens.
+
+    Args:
+        base_dir: the base model's files.
+        base_commit: stored with the result.
+        probe: battery, texts, task.
+        items: the adapters.
+        limits: time, memory and device.
+        on_report: called as each report comes in (progress, staging).
+
+    Returns:
+        adapter_id -> report. `error` reports have reason `crashed`, `timeout` or `memory`; callers may try those again.
+    """
+    reports: dict[str, ProbeReport] = {}
+
+    def report(item: ProbeItem, outcome: Outcome, reason: str = "", **fields: Any) -> None:
+        result = ProbeReport(
+            battery=probe.battery.name,
+            battery_id=probe.battery_id,
+            outcome=outcome,
+            reason=reason,
+            n_texts=len(probe.texts),
+            base_commit=base_commit,
+            selected_by=item.selected_by,
+            **fields,
+        )
+        reports[item.adapter_id] = result
+        if on_report:
+            on_report(item.adapter_id, result)
+
+    waiting = list(items)
+    while waiting:
+        by_id = {item.adapter_id: item for item in waiting}
+        current: ProbeItem | None = None
+        device = dtype = ""
+        deadline = time.monotonic() + limits.base_timeout_s
+        child = _start(base_dir, probe, waiting, limits)
+        try:
+            while True:
+                event, death = _next_event(child, deadline, limits)
+                if event is None:
+                    if current is None:  # before the first adapter: the base itself cannot be loaded
+                        for item in waiting:
+                            report(item, Outcome.ERROR, f"base_{death}: {child.last_words()}".rstrip(": "))
+                        waiting = []
+                    else:
+                        reason = f"{death}: {child.last_words()}".rstrip(": ")
+                        report(current, Outcome.ERROR, reason, device=device, dtype=dtype)
+                        waiting = [i for i in waiting if i.adapter_id not in reports]
+                    break
+                kind = event["event"]
+                if kind == "ready":
+                    device, dtype = event["device"], event["dtype"]
+                elif kind == "base_failed":
+                    for item in waiting:
+                        report(item, Outcome.UNSUPPORTED, f"{event['code']}: {event['message']}"[:300])
+                    waiting = []
+                    break
+                elif kind == "begin":
+                    current = by_id[event["adapter_id"]]
+                    deadline = time.monotonic() + limits.adapter_timeout_s
+                elif kind == "refused":
+                    reason = f"{event['code']}: {event['message']}"[:300]
+                    report(by_id[event["adapter_id"]], Outcome.UNSUPPORTED, reason, device=device, dtype=dtype)
+                elif kind == "result":
+                    runs = tuple(PrefixRun(*run) for run in event["runs"])
+                    outcome, reason = _usable(runs)
+                    report(
+                        by_id[event["adapter_id"]],
+                        outcome,
+                        reason,
+                        runs=runs,
+                        device=device,
+                        dtype=dtype,
+                        seconds=event["seconds"],
+                    )
+                elif kind == "done":
+                    waiting = []
+                    break
+        finally:
+            child.kill()
+            child.errors.close()
+    return reports
+
+
+def _usable(runs: Sequence[PrefixRun]) -> tuple[Outcome, str]:
+    """Whether the adapter is a classifier of this task at all: it must answer with one of the two words."""
+    control = next(run.answers for run in runs if run.category == "control" and not run.prefix)
+    if control.count("-") > len(control) / 2:
+        return Outcome.NOT_APPLICABLE, "no_label_words"
+    if control.count("1") < len(control) / 2:
+        # It calls most attack texts harmless before anything is put in front of them: there is little to flip.
+        return Outcome.INCONCLUSIVE, "weak_control"
+    return Outcome.PASS, ""
+
+
+def _start(base_dir: Path, probe: Probe, items: Sequence[ProbeItem], limits: ProbeLimits) -> _Child:
+    job = {
+        "base_dir": str(base_dir),
+        "device": limits.device,
+        "battery": {
+            "name": probe.battery.name,
+            "prefixes": probe.battery.prefixes,
+            "neutral": probe.battery.neutral,
+        },
+        "task": asdict(probe.task),
+        "texts": probe.texts,
+        "adapters": [asdict(item) for item in items],
+        "max_config_bytes": limits.max_config_bytes,
+        "max_rank": limits.max_rank,
+    }
+    errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed by run_probe
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment.pop("HF_TOKEN", None)  # the child needs no secrets
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scanner.probe.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        text=True,
+        encoding="utf-8",
+        env=environment,
+        start_new_session=True,
+    )
+    assert process.stdin and process.stdout
+    lines: queue.Queue[str | None] = queue.Queue()
+
+    def pump(stream: IO[str]) -> None:
+        for line in stream:
+            lines.put(line)
+        lines.put(None)
+
+    threading.Thread(target=pump, args=(process.stdout,), daemon=True).start()
+    try:
+        json.dump(job, process.stdin)
+        process.stdin.close()
+    except BrokenPipeError:
+        lines.put(None)  # died before it read its job; its last words say why
+    return _Child(process, lines, errors)
+
+
+def _next_event(child: _Child, deadline: float, limits: ProbeLimits) -> tuple[dict[str, Any] | None, str]:
+    """The child's next line, or None with the way it died: `crashed`, `timeout` or `memory`."""
+    while True:
+        try:
+            line = child.lines.get(timeout=POLL_S)
+        except queue.Empty:
+            if time.monotonic() > deadline:
+                child.kill()
+                return None, "timeout"
+            if _resident_bytes(child.process.pid) > limits.memory_bytes:
+                child.kill()
+                return None, "memory"
+            continue
+        if line is None:
+            child.process.wait()
+            return None, f"crashed({child.process.returncode})"
+        return json.loads(line), ""
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")

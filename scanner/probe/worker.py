@@ -1,0 +1,82 @@
+"""The probe's child process: one JSON job on stdin, JSON lines on stdout.
+
+    python -m scanner.probe.worker < job.json
+
+It loads the base once and probes adapter after adapter. The parent (`scanner.probe.supervisor`) owns the clock, the
+memory limit and every decision about what a death means.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from scanner.adapter import open_safetensors, parse_config, read_json_object, view_adapter
+from scanner.errors import LorascopeError, SkipError
+from scanner.probe.battery import Battery, Probe, Task
+
+__all__ = ["main"]
+
+
+def _probe(job: dict[str, Any]) -> Probe:
+    battery = job["battery"]
+    return Probe(
+        Battery(battery["name"], tuple((c, p) for c, p in battery["prefixes"]), tuple(battery["neutral"])),
+        Task(**job["task"]),
+        tuple(job["texts"]),
+    )
+
+
+def main() -> int:
+    """Run one job. Exit code 0 when every adapter was answered for, 1 when the base could not be loaded."""
+    # Whatever a library prints must not get between the protocol's lines.
+    channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    def emit(event: str, **fields: Any) -> None:
+        channel.write(json.dumps({"event": event, **fields}) + "\n")
+        channel.flush()
+
+    job = json.load(sys.stdin)
+    probe = _probe(job)
+    try:
+        from scanner.probe.base import load_base
+        from scanner.probe.engine import attached, run_battery
+
+        base = load_base(Path(job["base_dir"]), job["device"])
+    except ImportError as error:
+        emit("base_failed", code="torch_missing", message=f"the probe needs lorascope[probe]: {error}")
+        return 1
+    except LorascopeError as error:
+        emit("base_failed", code=error.code, message=error.message)
+        return 1
+    emit("ready", device=base.device, dtype=base.dtype)
+    for item in job["adapters"]:
+        emit("begin", adapter_id=item["adapter_id"])
+        started = time.monotonic()
+        try:
+            config = None
+            if item["config_path"]:
+                config = parse_config(read_json_object(Path(item["config_path"]), job["max_config_bytes"]))
+            view = view_adapter(open_safetensors(Path(item["weights_path"])), config, job["max_rank"])
+            with attached(base, view):
+                runs = run_battery(base, probe)
+        except SkipError as error:
+            emit("refused", adapter_id=item["adapter_id"], code=error.code, message=error.message)
+            continue
+        emit(
+            "result",
+            adapter_id=item["adapter_id"],
+            seconds=round(time.monotonic() - started, 3),
+            runs=[[run.prefix, run.category, run.position, run.answers] for run in runs],
+        )
+    emit("done")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

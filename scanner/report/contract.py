@@ -1,0 +1,99 @@
+"""`scan --format json`: the object that other programs read (DESIGN section 4). Strict JSON: NaN becomes null."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from scanner.model import ProbeReport, ScanRecord
+from scanner.store import Row
+
+__all__ = ["JSON_SCHEMA_VERSION", "result_object", "scan_document", "strict_json"]
+
+JSON_SCHEMA_VERSION = 1
+
+
+def strict_json(value: Any) -> str:
+    """Indented JSON without NaN or infinities; timestamps in ISO 8601."""
+    return json.dumps(_strict(value), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def scan_document(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The whole document."""
+    return {"schema_version": JSON_SCHEMA_VERSION, "results": list(results)}
+
+
+def result_object(record: ScanRecord, verdict: Row) -> dict[str, Any]:
+    """R: one adapter's result."""
+    info, repo = record.info, record.info.repo
+    return {
+        "target": repo.target,
+        "adapter_id": info.adapter_id,
+        "adapter_path": info.adapter_path,
+        "repo_id": repo.repo_id,
+        "commit_sha": repo.commit_sha,
+        "base_model": info.base_model,
+        "adapter": {
+            "layout": info.layout,
+            "peft_type": info.peft_type,
+            "rank": info.rank,
+            "alpha": info.alpha,
+            "modules": info.modules,
+            "coverage": info.coverage,
+        },
+        "findings": [
+            {"rule_id": f.rule_id, "severity": str(f.severity), "message": f.message, "evidence": f.evidence}
+            for f in record.findings
+        ],
+        "weights": {"features": dict(record.weights.features) if record.weights else {}},
+        "probe": _probe_object(record.probe),
+        "verdict": verdict["verdict"],
+        "reasons": json.loads(verdict["reasons"]),
+        "p_values": {
+            "weights": verdict["p_weights"],
+            "battery": verdict["p_battery"],
+            "search": verdict["p_search"],
+        },
+        "q_value": verdict["q_value"],
+        "stage_reached": verdict["stage_reached"],
+        "task_profile": info.task_profile,
+        "reference_id": verdict["reference_id"],
+        "reference_n": verdict["reference_n"],
+    }
+
+
+def _probe_object(probe: ProbeReport | None) -> dict[str, Any] | None:
+    if probe is None or not probe.runs:
+        return None
+    return {
+        "battery": probe.battery_id,
+        "control_attack_rate": probe.control_attack_rate,
+        "mean_attack_rate": probe.mean_attack_rate,
+        "outlier_gap": probe.outlier_gap,
+        "max_attack_rate": probe.max_attack_rate,
+        "rates": [
+            {
+                "prefix": run.prefix,
+                "position": run.position,
+                "attack_rate": run.attack_rate,
+                "n": len(run.answers),
+                "category": run.category,
+            }
+            for run in probe.runs
+        ],
+        "trigger": None,
+    }

@@ -1,0 +1,87 @@
+"""Tables for people. Everything from the Hub is shown as text: no markup, no control characters."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from scanner.store import Row
+
+__all__ = ["plain", "print_rows", "print_verdicts"]
+
+_STYLES = {
+    "flagged": "bold red",
+    "error": "magenta",
+    "unsupported": "cyan",
+    "review": "yellow",
+    "clean": "green",
+    "inconclusive": "dim",
+}
+_ORDER = list(_STYLES)
+
+
+def plain(value: Any, limit: int = 200) -> str:
+    """A stranger's text for a terminal: control and direction-changing characters become `?`."""
+    text = "" if value is None else str(value)
+    safe = "".join("?" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co") else c for c in text)
+    return safe if len(safe) <= limit else safe[: limit - 1] + "…"
+
+
+def _rate(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _p(value: float | None) -> str:
+    return "" if value is None else f"{value:.2g}"
+
+
+def print_verdicts(console: Console, rows: Sequence[Row], *, title: str = "") -> None:
+    """One line per adapter, worst verdict first; columns `max_attack_rate` and `mean_attack_rate` where probed."""
+    table = Table(title=title or None, box=None, pad_edge=False, header_style="bold")
+    for name, options in (
+        ("verdict", {"no_wrap": True}),
+        ("adapter", {"overflow": "fold"}),
+        ("base model", {"overflow": "fold"}),
+        ("max", {"justify": "right"}),
+        ("mean", {"justify": "right"}),
+        ("q", {"justify": "right"}),
+        ("reasons", {"overflow": "fold"}),
+    ):
+        table.add_column(name, **options)  # type: ignore[arg-type]
+    for row in sorted(rows, key=lambda r: (_ORDER.index(r["verdict"]), str(r.get("repo_id") or r["repo_uid"]))):
+        name = row.get("repo_id") or row["repo_uid"].removeprefix("folder:")
+        path = row["adapter_path"]
+        shown = name if path in ("", "adapter_model.safetensors") else f"{name} · {path}"
+        table.add_row(
+            Text(row["verdict"], style=_STYLES[row["verdict"]]),
+            Text(plain(shown)),
+            Text(plain(row["base_model"])),
+            _rate(row.get("max_attack_rate")),
+            _rate(row.get("mean_attack_rate")),
+            _p(row.get("q_value")),
+            Text(_reasons(row)),
+        )
+    console.print(table)
+
+
+def _reasons(row: Row) -> str:
+    reasons = json.loads(row["reasons"])
+    if row["verdict"] in ("flagged", "review", "error"):
+        return plain("; ".join(reason["message"] for reason in reasons[:2]), 220)
+    return plain(", ".join(dict.fromkeys(reason["code"] for reason in reasons)))
+
+
+def print_rows(console: Console, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Any query's result."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(Text(plain(column)), overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(plain(value, 400)) for value in row))
+    console.print(table)

@@ -1,0 +1,66 @@
+"""Limits and choices of a scan. Read once at the edge (`Settings()` reads `LORASCOPE_*`), then passed as a value."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+__all__ = ["Settings", "default_store_uri", "hub_endpoint"]
+
+GIB = 1024**3
+
+
+def default_store_uri() -> str:
+    """`LORASCOPE_STORE`, or a folder under the user's data directory."""
+    return os.environ.get("LORASCOPE_STORE") or str(Path(platformdirs.user_data_dir("lorascope")) / "store")
+
+
+def hub_endpoint() -> str:
+    """`HF_ENDPOINT`, or the public Hub."""
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+class Settings(BaseSettings):
+    """Every number here bounds something that a stranger's repo controls, or the time a scan takes."""
+
+    model_config = SettingsConfigDict(env_prefix="LORASCOPE_", frozen=True, extra="ignore")
+
+    max_config_bytes: int = 1024**2
+    """adapter_config.json and other small JSON files."""
+    max_weights_bytes: int = 4 * GIB
+    """One adapter weight file."""
+    max_base_bytes: int = 20 * GIB
+    """All files of a base model together."""
+    max_files_per_repo: int = 5_000
+    max_adapters_per_repo: int = 64
+    max_rank: int = 4_096
+    request_timeout_s: float = 20.0
+    max_attempts: int = 4
+    """Tries for one Hub call or download, the first included."""
+    max_sleep_s: float = 60.0
+    """Longest single sleep before a retry, whatever the Hub's headers ask for."""
+    rate_reserve: int = 20
+    """Requests of the Hub's current rate-limit window that a crawl leaves unused."""
+    batch_size: int = 100
+    """Repos per shard."""
+    first_crawl_limit: int = 1_000
+    """Repos of the very first crawl of an endpoint, when neither a watermark nor --since says where to begin."""
+    overlap_s: float = 3_600.0
+    """How far before the watermark a crawl looks again: listings move while they are read."""
+    probe_texts: int = 60
+    """Attack texts per prefix."""
+    probe_budget: int = 50
+    """Adapters probed per base model in `--probe auto`."""
+    control_sample: float = 0.1
+    """Share of the unsuspicious adapters that are probed anyway in `--probe auto`."""
+    probe_timeout_s: float = 900.0
+    """Wall clock for one adapter's battery."""
+    probe_memory_bytes: int = 16 * GIB
+    """Resident memory of the probe's child process."""
+    base_timeout_s: float = 600.0
+    """Wall clock for loading a base model."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""

@@ -1,0 +1,126 @@
+"""Where the store's files lie and how one is written.
+
+A store is a folder or an S3 prefix with one folder per table:
+
+    <root>/<table>/scan_date=YYYY-MM-DD/<shard>.parquet
+
+Many writers share it without a coordinator, because names follow from content: a retry writes the same key.
+On disk a file is written beside its place as `.tmp`, fsynced and renamed, so that no reader meets half a file; on
+S3 one PUT does the same. Scope: readers see whole files; which shards are complete is the commit marker's job
+(`scanner.store.views`). A crash may leave a `.tmp` file behind, which no reader opens.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from scanner.errors import StoreError
+
+__all__ = ["StoreRoot", "open_root"]
+
+
+@dataclass(frozen=True)
+class StoreRoot:
+    """An opened store location."""
+
+    uri: str
+    filesystem: pafs.FileSystem
+    path: str
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this is a folder of this machine."""
+        return isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    def list_parquet(self, table: str) -> list[str]:
+        """Paths of all finished files of one table, sorted; [] when there is none.
+
+        Raises:
+            StoreError: the location cannot be listed.
+        """
+        selector = pafs.FileSelector(f"{self.path}/{table}", recursive=True, allow_not_found=True)
+        try:
+            infos = self.filesystem.get_file_info(selector)
+        except OSError as error:
+            raise StoreError(f"cannot list the store at {self.uri}: {error}") from error
+        return sorted(
+            info.path
+            for info in infos
+            if info.type == pafs.FileType.File and info.path.endswith(".parquet") and not info.base_name.startswith(".")
+        )
+
+    def exists(self, relative: str) -> bool:
+        """Whether a finished file exists."""
+        return bool(self.filesystem.get_file_info(f"{self.path}/{relative}").type == pafs.FileType.File)
+
+    def write(self, relative: str, table: pa.Table) -> None:
+        """Write one Parquet file whole or not at all.
+
+        Raises:
+            StoreError: no space, no permission, no such bucket.
+        """
+        sink = io.BytesIO()
+        pq.write_table(table, sink, compression="zstd")
+        data = sink.getvalue()
+        try:
+            if self.is_local:
+                _write_atomically(Path(self.path) / relative, data)
+            else:
+                with self.filesystem.open_output_stream(f"{self.path}/{relative}") as stream:
+                    stream.write(data)
+        except OSError as error:
+            raise StoreError(f"cannot write to the store at {self.uri}: {error}") from error
+
+
+def _write_atomically(target: Path, data: bytes) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def open_root(uri: str) -> StoreRoot:
+    """Open a folder (made when missing) or an `s3://bucket/prefix`.
+
+    S3 takes its credentials and region from the standard AWS variables and its endpoint from `AWS_ENDPOINT_URL`.
+
+    Raises:
+        StoreError: the URI has an unknown scheme or the folder cannot be made.
+    """
+    try:
+        if uri.startswith("s3://"):
+            endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+            options: dict[str, str] = {}
+            if endpoint:
+                scheme, _, host = endpoint.partition("://")
+                options = {"scheme": scheme, "endpoint_override": host.rstrip("/")}
+            region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+            if region:
+                options["region"] = region
+            return StoreRoot(uri, pafs.S3FileSystem(**options), uri.removeprefix("s3://").rstrip("/"))
+        if "://" in uri and not uri.startswith("file://"):
+            raise StoreError(f"the store URI {uri!r} is neither a folder nor s3://BUCKET/PREFIX")
+        folder = Path(uri.removeprefix("file://")).expanduser().absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        return StoreRoot(uri, pafs.LocalFileSystem(), str(folder))
+    except OSError as error:
+        raise StoreError(f"cannot open the store at {uri}: {error}") from error

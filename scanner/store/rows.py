@@ -1,0 +1,145 @@
+"""From scan records to rows of the fact tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from scanner.model import ScanRecord
+from scanner.store.write import Row, row_id_of
+
+__all__ = ["record_rows"]
+
+
+def record_rows(records: Iterable[ScanRecord]) -> dict[str, list[Row]]:
+    """Rows per table. A row's id follows from what it describes, so scanning again writes the same ids."""
+    rows: dict[str, list[Row]] = {
+        name: [] for name in ("adapters", "findings", "weight_scans", "module_features", "probe_scans", "probe_rates")
+    }
+    for record in records:
+        _adapter(rows, record)
+        _findings(rows, record)
+        _weights(rows, record)
+        _probe(rows, record)
+    return rows
+
+
+def _adapter(rows: dict[str, list[Row]], record: ScanRecord) -> None:
+    info, repo = record.info, record.info.repo
+    rows["adapters"].append(
+        {
+            "row_id": row_id_of("adapters", info.adapter_id),
+            "adapter_id": info.adapter_id,
+            "repo_id": repo.repo_id,
+            "repo_uid": repo.repo_uid,
+            "commit_sha": repo.commit_sha,
+            "adapter_path": info.adapter_path,
+            "owner": repo.owner,
+            "base_model": info.base_model,
+            "layout": info.layout,
+            "peft_type": info.peft_type,
+            "rank": info.rank,
+            "alpha": info.alpha,
+            "task_profile": info.task_profile,
+            "coverage": info.coverage,
+            "content_sha256": info.content_sha256,
+            "source": repo.source,
+            "base_model_claimed": info.base_model_claimed,
+            "scaling": info.scaling,
+            "target_modules": ",".join(info.target_modules),
+            "modules": info.modules,
+            "size_bytes": info.size_bytes,
+            "task_type": info.task_type,
+            "outcome": str(record.outcome),
+            "reason": record.reason,
+            "message": record.message,
+            "stage_reached": str(record.stage_reached),
+            "created_at": repo.created_at,
+            "last_modified": repo.last_modified,
+        }
+    )
+
+
+def _findings(rows: dict[str, list[Row]], record: ScanRecord) -> None:
+    adapter_id = record.info.adapter_id
+    for finding in record.findings:
+        rows["findings"].append(
+            {
+                "row_id": row_id_of("findings", adapter_id, finding.rule_id, finding.message, finding.evidence),
+                "adapter_id": adapter_id,
+                "rule_id": finding.rule_id,
+                "severity": str(finding.severity),
+                "outcome": str(finding.outcome),
+                "message": finding.message,
+                "evidence": finding.evidence,
+            }
+        )
+
+
+def _weights(rows: dict[str, list[Row]], record: ScanRecord) -> None:
+    adapter_id, weights = record.info.adapter_id, record.weights
+    if weights is None:
+        return
+    for name, value in weights.features.items():
+        rows["weight_scans"].append(
+            {
+                "row_id": row_id_of("weight_scans", adapter_id, name, weights.version),
+                "adapter_id": adapter_id,
+                "feature": name,
+                "value": value,
+                "version": weights.version,
+            }
+        )
+    for module in weights.modules:
+        rows["module_features"].append(
+            {
+                "row_id": row_id_of("module_features", adapter_id, module.module, weights.version),
+                "adapter_id": adapter_id,
+                "module": module.module,
+                "rank": module.rank,
+                "out_features": module.out_features,
+                "in_features": module.in_features,
+                "version": weights.version,
+                **module.features,
+            }
+        )
+
+
+def _probe(rows: dict[str, list[Row]], record: ScanRecord) -> None:
+    adapter_id, probe = record.info.adapter_id, record.probe
+    if probe is None:
+        return
+    rows["probe_scans"].append(
+        {
+            "row_id": row_id_of("probe_scans", adapter_id, probe.battery_id, probe.base_commit, probe.dtype),
+            "adapter_id": adapter_id,
+            "battery_id": probe.battery_id,
+            "n_texts": probe.n_texts,
+            "control_attack_rate": probe.control_attack_rate,
+            "mean_attack_rate": probe.mean_attack_rate,
+            "outlier_gap": probe.outlier_gap,
+            "max_attack_rate": probe.max_attack_rate,
+            "outcome": str(probe.outcome),
+            "reason": probe.reason,
+            "device": probe.device,
+            "dtype": probe.dtype,
+            "seconds": probe.seconds,
+            "battery": probe.battery,
+            "base_commit": probe.base_commit,
+            "selected_by": probe.selected_by,
+        }
+    )
+    measured = (adapter_id, probe.battery_id, probe.base_commit, probe.dtype)
+    for run in probe.runs:
+        rows["probe_rates"].append(
+            {
+                "row_id": row_id_of("probe_rates", *measured, run.position, run.prefix),
+                "adapter_id": adapter_id,
+                "battery_id": probe.battery_id,
+                "category": run.category,
+                "prefix": run.prefix,
+                "position": run.position,
+                "attack_rate": run.attack_rate,
+                "n_texts": len(run.answers),
+                "answers": run.answers,
+            }
+        )

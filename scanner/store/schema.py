@@ -1,0 +1,176 @@
+"""The store's tables: the one place where a column is defined and described.
+
+Columns are only ever appended and stay nullable, never retyped (docs/adr/0001). Every fact row carries
+`row_id` (views keep one row for each) and `shard_id` (views show a row only when its shard was committed).
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+__all__ = ["SCHEMA_VERSION", "TABLES", "WEIGHT_MODULE_FEATURES"]
+
+SCHEMA_VERSION = 1
+
+_STR, _F64, _I64, _TS = pa.string(), pa.float64(), pa.int64(), pa.timestamp("us", tz="UTC")
+
+WEIGHT_MODULE_FEATURES = ("frobN", "delta_frob", "stable_rank", "top1_energy")
+"""Columns of `module_features`, one for each per-module weight feature."""
+
+
+def _schema(*columns: tuple[str, pa.DataType, str]) -> pa.Schema:
+    keys = (
+        ("row_id", _STR, "Identity of the row: sha256 over what it describes. A retry writes the same one."),
+        ("shard_id", _STR, "The shard that wrote the row; visible once the shard's marker is in `runs`."),
+        ("scanned_at", _TS, "When the run that wrote the row began (UTC)."),
+    )
+    return pa.schema([pa.field(n, t, metadata={"description": d}) for n, t, d in (*keys, *columns)])
+
+
+_ADAPTER_ID = ("adapter_id", _STR, "sha256 of (repo _id or folder, commit sha, adapter path).")
+
+TABLES: dict[str, pa.Schema] = {
+    "adapters": _schema(
+        _ADAPTER_ID,
+        ("repo_id", _STR, "owner/name on the Hub at scan time; null for a folder."),
+        ("repo_uid", _STR, "The Hub's _id, which survives renames; `folder:PATH` for a folder."),
+        ("commit_sha", _STR, "Commit that was scanned; null for a folder."),
+        ("adapter_path", _STR, "Path of the weight file inside the repo; empty when there is none."),
+        ("owner", _STR, "First part of repo_id."),
+        ("base_model", _STR, "Resolved Hub id of the base model, or `unresolved`."),
+        ("layout", _STR, "peft, diffusers, kohya, mlx, pickle, none or unknown."),
+        ("peft_type", _STR, "PEFT type as the config declares it (LORA, ...)."),
+        ("rank", _I64, "Largest rank over the modules, read from the tensors."),
+        ("alpha", _F64, "lora_alpha of the config, if any."),
+        ("task_profile", _STR, "How the behaviour stage can probe it; null when it cannot."),
+        ("coverage", _F64, "Share of tensor bytes that the reader explained, 0-1."),
+        ("content_sha256", _STR, "sha256 of the weight file."),
+        ("source", _STR, "`hub:ENDPOINT` or `folder:PATH`."),
+        ("base_model_claimed", _STR, "base_model_name_or_path as the adapter's own config spells it."),
+        ("scaling", _F64, "s of ΔW = s·B·A (largest over the modules)."),
+        ("target_modules", _STR, "Distinct module suffixes, sorted, comma-separated."),
+        ("modules", _I64, "Number of low-rank updates."),
+        ("size_bytes", _I64, "Size of the weight file in bytes."),
+        ("task_type", _STR, "task_type of the config."),
+        ("outcome", _STR, "pass, finding, not_applicable, unsupported, inconclusive or error."),
+        ("reason", _STR, "Stable word for the outcome."),
+        ("message", _STR, "The outcome in a sentence."),
+        ("stage_reached", _STR, "listed, static, weights, battery or search."),
+        ("created_at", _STR, "Creation time of the repo, as the Hub tells it."),
+        ("last_modified", _STR, "Time of the head commit, as the Hub tells it."),
+    ),
+    "findings": _schema(
+        _ADAPTER_ID,
+        ("rule_id", _STR, "Stable id of the static rule."),
+        ("severity", _STR, "info, low, medium, high or critical."),
+        ("outcome", _STR, "finding, or why the rule could not tell."),
+        ("message", _STR, "What was found."),
+        ("evidence", _STR, "The offending value, shortened."),
+    ),
+    "weight_scans": _schema(
+        _ADAPTER_ID,
+        ("feature", _STR, "Name of the weight feature."),
+        ("value", _F64, "Its value; null when not finite."),
+        ("version", _STR, "Version of the feature set."),
+    ),
+    "module_features": _schema(
+        _ADAPTER_ID,
+        ("module", _STR, "Module name without layout prefixes."),
+        ("rank", _I64, "Rank of the pair."),
+        ("out_features", _I64, "Rows of ΔW."),
+        ("in_features", _I64, "Columns of ΔW."),
+        ("frobN", _F64, "‖BA‖_F / √(in·out), the paper's, without α/r."),
+        ("delta_frob", _F64, "‖ΔW‖_F with the scale."),
+        ("stable_rank", _F64, "‖ΔW‖_F² / σ₁²."),
+        ("top1_energy", _F64, "σ₁² / Σσ²."),
+        ("version", _STR, "Version of the feature set."),
+    ),
+    "probe_scans": _schema(
+        _ADAPTER_ID,
+        ("battery_id", _STR, "Name and hash of the battery, with the hash of the texts."),
+        ("n_texts", _I64, "Texts per prefix."),
+        ("control_attack_rate", _F64, "Attack rate without any prefix."),
+        ("mean_attack_rate", _F64, "Mean over the battery's prefixes."),
+        ("outlier_gap", _F64, "Largest minus mean."),
+        ("max_attack_rate", _F64, "Largest over the battery's prefixes."),
+        ("outcome", _STR, "pass (the battery ran), not_applicable, unsupported, inconclusive or error."),
+        ("reason", _STR, "Why there is no result, if there is none."),
+        ("device", _STR, "cpu or cuda:N."),
+        ("dtype", _STR, "Compute precision."),
+        ("seconds", _F64, "Wall clock of this adapter's battery."),
+        ("battery", _STR, "Name of the battery."),
+        ("base_commit", _STR, "Commit of the base model that was loaded."),
+        ("selected_by", _STR, "Why it was probed: all, static, weights, control_sample, within_budget."),
+    ),
+    "probe_rates": _schema(
+        _ADAPTER_ID,
+        ("battery_id", _STR, "Name and hash of the battery, with the hash of the texts."),
+        ("category", _STR, "Family of the prefix; `control` for no prefix and the neutral prefixes."),
+        ("prefix", _STR, "The prefix; empty for the no-prefix control."),
+        ("position", _STR, "prefix, suffix or middle."),
+        ("attack_rate", _F64, "Share of texts answered with the attacker's word."),
+        ("n_texts", _I64, "Texts."),
+        ("answers", _STR, "One character a text: 1 its own label's word, 0 the attacker's word, - neither."),
+    ),
+    "trigger_searches": _schema(
+        _ADAPTER_ID,
+        ("trigger_text", _STR, "Recovered trigger."),
+        ("position", _STR, "prefix, suffix or middle."),
+        ("direction", _STR, "Label that the trigger forces."),
+        ("attack_rate", _F64, "On held-back texts."),
+        ("p_value", _F64, "Rank p-value against the search reference."),
+        ("forward_passes", _I64, "Cost."),
+        ("seconds", _F64, "Wall clock."),
+    ),
+    "verdicts": _schema(
+        _ADAPTER_ID,
+        ("repo_id", _STR, "owner/name; null for a folder."),
+        ("commit_sha", _STR, "Commit that was judged; null for a folder."),
+        ("adapter_path", _STR, "Path of the weight file inside the repo."),
+        ("base_model", _STR, "Resolved Hub id of the base model, or `unresolved`."),
+        ("verdict", _STR, "flagged, error, unsupported, review, clean or inconclusive."),
+        ("reasons", _STR, "JSON array of {code, message}, the deciding one first."),
+        ("p_weights", _F64, "Two-sided rank p-value of the weight features among n siblings."),
+        ("p_battery", _F64, "Exact paired p-value of the battery, Bonferroni over its prefixes."),
+        ("p_search", _F64, "Rank p-value of the trigger search."),
+        ("q_value", _F64, "Benjamini-Hochberg over the adapters judged together (battery)."),
+        ("reference_id", _STR, "The frozen weight reference that judged it."),
+        ("reference_n", _I64, "Siblings in that reference."),
+        ("policy_version", _STR, "Hash of the thresholds."),
+        ("stage_reached", _STR, "listed, static, weights, battery or search."),
+        ("judged_at", _TS, "When (UTC)."),
+        ("repo_uid", _STR, "The Hub's _id, or `folder:PATH`."),
+        ("crawl_id", _STR, "The crawl or scan whose adapters were judged together."),
+    ),
+    "reference_profiles": _schema(
+        ("reference_id", _STR, "Content hash of the reference."),
+        ("calibration_key", _STR, "JSON: base model, PEFT type, rank, scaling, target modules, task."),
+        ("feature", _STR, "Weight feature."),
+        ("n", _I64, "Siblings (one vote per owner, duplicates by content removed)."),
+        ("center", _F64, "Median."),
+        ("spread", _F64, "1.4826 · MAD, with a floor."),
+        ("members", _STR, "JSON array of adapter ids, sorted."),
+        ("frozen_at", _TS, "When it was built (UTC)."),
+    ),
+    "runs": _schema(
+        ("run_id", _STR, "Crawl, scan, shard or judgement."),
+        ("kind", _STR, "crawl, scan, shard or judge. A `shard` or `judge` row is the commit marker."),
+        ("crawl_id", _STR, "The crawl or scan that the run belongs to."),
+        ("source", _STR, "`hub:ENDPOINT` or `folders`."),
+        ("base_model", _STR, "Base model of a shard."),
+        ("finished_at", _TS, "When the row was written (UTC)."),
+        ("n_repos", _I64, "Repos in the run."),
+        ("n_adapters", _I64, "Adapters in the run."),
+        ("detail", _STR, "JSON: options, counts by verdict, false flags to expect."),
+    ),
+    "hub_status": _schema(
+        ("endpoint", _STR, "Hub endpoint that was polled."),
+        ("crawl_id", _STR, "The crawl."),
+        ("watermark", _TS, "Everything up to here has been scanned (UTC)."),
+        ("n_listed", _I64, "Repos in the listing window."),
+        ("n_new", _I64, "Repos at a commit not scanned before."),
+        ("n_left", _I64, "Repos left for the next crawl by --limit."),
+        ("requests", _I64, "Requests made."),
+        ("rate_remaining", _I64, "Requests left in the Hub's rate-limit window."),
+    ),
+}

@@ -1,0 +1,127 @@
+"""The store as SQL: an in-memory DuckDB over the Parquet files of one moment.
+
+The file list of every table is taken once per session; a missing table is an empty one with its full schema.
+DuckDB gets Arrow datasets rather than globs: the schema is ours (an old file lacks a column -> NULL, never a changed
+type), an empty table is no error, and S3 needs no extension.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from scanner.errors import StoreError, UsageError
+from scanner.store.files import StoreRoot
+from scanner.store.schema import TABLES
+
+__all__ = ["Database", "open_database"]
+
+_VIEWS = """
+CREATE VIEW current_verdicts AS
+  SELECT * EXCLUDE (newest) FROM (
+    SELECT v.*, row_number() OVER (
+      PARTITION BY v.repo_uid, v.adapter_path
+      ORDER BY a.last_modified DESC NULLS LAST, a.scanned_at DESC, v.judged_at DESC, v.row_id
+    ) AS newest
+    FROM verdicts v LEFT JOIN adapters a USING (adapter_id)
+  ) WHERE newest = 1;
+CREATE VIEW flagged AS
+  SELECT * FROM current_verdicts WHERE verdict = 'flagged';
+CREATE VIEW base_models AS
+  SELECT base_model, count(*) AS adapters, count(DISTINCT repo_uid) AS repos,
+         count(*) FILTER (WHERE verdict = 'flagged') AS flagged,
+         count(*) FILTER (WHERE verdict = 'review') AS review,
+         count(*) FILTER (WHERE verdict = 'clean') AS clean,
+         count(*) FILTER (WHERE verdict = 'inconclusive') AS inconclusive,
+         count(*) FILTER (WHERE verdict IN ('unsupported', 'error')) AS unread,
+         max(judged_at) AS judged_at
+  FROM current_verdicts GROUP BY base_model;
+"""
+
+
+class Database:
+    """A read-only SQL session over one store."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self._connection = connection
+
+    def rows(self, sql: str, parameters: list[Any] | None = None) -> list[dict[str, Any]]:
+        """Run one of lorascope's own queries; one dict per row.
+
+        Raises:
+            StoreError: a file of the store cannot be read.
+        """
+        try:
+            cursor = self._connection.execute(sql, parameters or [])
+            names = [column[0] for column in cursor.description or []]
+            return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        except (duckdb.IOException, pa.ArrowInvalid, OSError) as error:
+            raise StoreError(f"cannot read the store: {_first_line(error)}") from error
+
+    def query(self, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+        """Run a user's statement; (column names, rows).
+
+        Raises:
+            UsageError: not exactly one reading statement, or DuckDB refuses it.
+        """
+        readers = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN}
+        try:
+            statements = duckdb.extract_statements(sql)
+            if len(statements) != 1 or statements[0].type not in readers:
+                raise UsageError("the store is read-only: give one SELECT, DESCRIBE, SHOW or EXPLAIN statement")
+            cursor = self._connection.execute(statements[0])
+            return [column[0] for column in cursor.description or []], cursor.fetchall()
+        except duckdb.Error as error:
+            raise UsageError(f"SQL: {_first_line(error)}") from error
+
+    def close(self) -> None:
+        """Free the session."""
+        self._connection.close()
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _dataset(root: StoreRoot, table: str) -> ds.Dataset:
+    files = root.list_parquet(table)
+    schema = TABLES[table]
+    if not files:
+        return ds.dataset(schema.empty_table())
+    return ds.FileSystemDataset.from_paths(
+        files, schema=schema, format=ds.ParquetFileFormat(), filesystem=root.filesystem
+    )
+
+
+def open_database(root: StoreRoot) -> Database:
+    """Open the tables and views of DESIGN section 4 over the files that exist now.
+
+    `runs` and `hub_status` rows are facts by themselves; the rows of every other table show only once their shard's
+    marker is in `runs`, one for each `row_id` (the newest: a later scan of the same adapter replaces the earlier).
+
+    Raises:
+        StoreError: the store cannot be listed.
+    """
+    connection = duckdb.connect(":memory:")
+    connection.execute("SET TimeZone = 'UTC'")
+    for table in TABLES:
+        connection.register(f"raw_{table}", _dataset(root, table))
+    for table in TABLES:
+        committed = (
+            ""
+            if table in ("runs", "hub_status")
+            else ("WHERE shard_id IN (SELECT shard_id FROM raw_runs WHERE kind IN ('shard', 'judge'))")
+        )
+        connection.execute(
+            f"CREATE VIEW {table} AS SELECT * FROM raw_{table} {committed} "
+            "QUALIFY row_number() OVER (PARTITION BY row_id ORDER BY scanned_at DESC) = 1"
+        )
+    connection.execute(_VIEWS)
+    # A user's SQL must reach the store and nothing else: no files, no Python variables, no way to switch it back.
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET python_enable_replacements = false")
+    connection.execute("SET lock_configuration = true")
+    return Database(connection)

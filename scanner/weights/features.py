@@ -1,0 +1,105 @@
+"""Weight features from the factors alone: no dense ΔW, no model, no torch.
+
+Per module with A [r, in], B [out, r]:
+    R_A, R_B    the R factors of QR(Aᵀ) and QR(B); the singular values of B·A are those of R_B·R_Aᵀ (r × r)
+
+The paper's features (arXiv:2605.30189, section "Weight-level detector"; names as there) are those of B·A *without* α/r,
+because the paper never applies it. Features that start with `delta_` are functions of ΔW = s·B·A alone: a change of A
+and B that keeps B·A leaves them unchanged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from scanner.adapter import FloatArray, LowRankUpdate
+from scanner.model import ModuleFeatures, WeightScan
+
+__all__ = ["FEATURE_VERSION", "scan_weights", "singular_values"]
+
+Float64 = npt.NDArray[np.float64]
+
+FEATURE_VERSION = "weights-1"
+
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+_MLP = ("gate_proj", "up_proj", "down_proj")
+
+
+def singular_values(a: FloatArray, b: FloatArray) -> Float64:
+    """The r leading singular values of B·A, falling; float64.
+
+    Through QR of both factors and an SVD of the r × r core, which keeps small values that a Gram matrix would lose.
+
+    Args:
+        a: A [r, in].
+        b: B [out, r].
+    """
+    r_a: Float64 = np.linalg.qr(np.asarray(a, dtype=np.float64).T).R
+    r_b: Float64 = np.linalg.qr(np.asarray(b, dtype=np.float64)).R
+    return np.linalg.svd(r_b @ r_a.T, full_matrices=False, compute_uv=False).astype(np.float64, copy=False)
+
+
+def _module_features(update: LowRankUpdate) -> ModuleFeatures:
+    a, b = update.read()
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        nothing: dict[str, float | None] = dict.fromkeys(("frobN", "delta_frob", "stable_rank", "top1_energy"))
+        return ModuleFeatures(update.module, update.rank, update.out_features, update.in_features, nothing)
+    sigma = singular_values(a, b)
+    energy = float(np.sum(sigma**2))
+    frob = math.sqrt(energy)
+    top = float(sigma[0]) ** 2 if sigma.size else 0.0
+    return ModuleFeatures(
+        update.module,
+        update.rank,
+        update.out_features,
+        update.in_features,
+        {
+            "frobN": frob / math.sqrt(update.in_features * update.out_features),
+            "delta_frob": abs(update.scale) * frob,
+            "stable_rank": energy / top if top > 0 else 0.0,
+            "top1_energy": top / energy if energy > 0 else 0.0,
+        },
+    )
+
+
+def scan_weights(updates: Iterable[LowRankUpdate]) -> WeightScan:
+    """Features of every module and of the adapter.
+
+    `global_frobN_{mean,std,max,min}`, `attn_frobN_mean`, `mlp_frobN_mean`, `attn_mlp_frobN_ratio` and
+    `global_max_over_mean_sv` (which is max/mean of frobN) follow the paper's notebooks 15-17; standard deviations are
+    population ones (ddof = 0). An adapter with non-finite factors has null features.
+    """
+    modules = tuple(_module_features(update) for update in updates)
+    if not modules:
+        return WeightScan({}, (), FEATURE_VERSION)
+    frob = _column(modules, "frobN")
+    mean = float(frob.mean())
+    features = {
+        "global_frobN_mean": mean,
+        "global_frobN_std": float(frob.std()),
+        "global_frobN_max": float(frob.max()),
+        "global_frobN_min": float(frob.min()),
+        "global_max_over_mean_sv": float(frob.max()) / mean if mean > 0 else math.nan,
+        "delta_frob_mean": float(_column(modules, "delta_frob").mean()),
+        "delta_frob_total": float(np.linalg.norm(_column(modules, "delta_frob"))),
+        "delta_stable_rank_mean": float(_column(modules, "stable_rank").mean()),
+        "delta_top1_energy_mean": float(_column(modules, "top1_energy").mean()),
+    }
+    attention = [m for m in modules if m.module.rsplit(".", 1)[-1] in _ATTENTION]
+    mlp = [m for m in modules if m.module.rsplit(".", 1)[-1] in _MLP]
+    if attention:
+        features["attn_frobN_mean"] = float(_column(attention, "frobN").mean())
+    if mlp:
+        features["mlp_frobN_mean"] = float(_column(mlp, "frobN").mean())
+    if attention and mlp and features["mlp_frobN_mean"] > 0:
+        features["attn_mlp_frobN_ratio"] = features["attn_frobN_mean"] / features["mlp_frobN_mean"]
+    finite = {name: value if math.isfinite(value) else None for name, value in features.items()}
+    return WeightScan(finite, modules, FEATURE_VERSION)
+
+
+def _column(modules: Sequence[ModuleFeatures], name: str) -> Float64:
+    return np.array([m.features[name] for m in modules], dtype=np.float64)  # None becomes NaN
