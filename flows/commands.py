@@ -15,7 +15,7 @@ from rich.console import Console
 
 from scanner.settings import Settings, default_store_uri
 
-__all__ = ["exit_code", "run_crawl", "run_scan", "run_sql", "show_verdicts", "verdict_rows"]
+__all__ = ["crawl_summary", "exit_code", "run_crawl", "run_scan", "run_sql", "show_verdicts", "verdict_rows"]
 
 _VERDICTS_SQL = """
 SELECT v.*, p.max_attack_rate, p.mean_attack_rate, p.outlier_gap, p.control_attack_rate
@@ -73,20 +73,37 @@ def run_scan(
     return exit_code(obj["verdict"] for obj in objects)
 
 
-def run_crawl(store: str | None, **options: Any) -> int:
-    """`lorascope crawl`: the crawl flow in this process, on the server of PREFECT_API_URL or an embedded one."""
-    from flows.engine import configure_prefect
+def crawl_summary(**options: Any) -> dict[str, Any]:
+    """Run the crawl flow in this process, on the server of PREFECT_API_URL or an embedded one.
 
+    Raises:
+        HubUnreachableError: before anything is started, when the Hub cannot be reached.
+    """
+    from flows.engine import configure_prefect
+    from scanner.hub.client import HubClient
+
+    HubClient(Settings()).ping()
     configure_prefect()
     from flows.crawl import crawl
+    from flows.progress import progress_bar
 
-    summary = crawl(store=store or default_store_uri(), **options)
-    err = Console(stderr=True)
-    err.print(
-        f"{summary['n_new']} new repos, {summary['n_adapters']} adapters; "
-        + (", ".join(f"{n} {verdict}" for verdict, n in sorted(summary["verdicts"].items())) or "nothing to judge")
+    with progress_bar():
+        return crawl(**options)
+
+
+def run_crawl(store: str | None, **options: Any) -> int:
+    """`lorascope crawl`."""
+    summary = crawl_summary(store=store or default_store_uri(), **options)
+    counts = ", ".join(f"{n} {verdict}" for verdict, n in sorted(summary["verdicts"].items()))
+    left = f"; {summary['n_left']} left for the next crawl" if summary["n_left"] else ""
+    failed = (
+        f"; {summary['n_failed_shards']} shards failed and will be tried again" if summary["n_failed_shards"] else ""
     )
-    return exit_code(summary["verdicts"])
+    click.echo(
+        f"{summary['n_new']} new repos, {summary['n_adapters']} adapters: {counts or 'nothing new'}{left}{failed}",
+        err=True,
+    )
+    return exit_code(summary["verdicts"]) or (3 if summary["n_failed_shards"] else 0)
 
 
 def _wide_console() -> Console:
@@ -110,13 +127,15 @@ def verdict_rows(store: str | None, base: str | None = None, verdict: str | None
     return rows
 
 
-def show_verdicts(*, base: str | None, verdict: str | None, store: str | None, output: str) -> None:
+def show_verdicts(
+    *, base: str | None, verdict: str | None, store: str | None, output: str, console: Console | None = None
+) -> None:
     """`lorascope verdicts`."""
     rows = verdict_rows(store, base, verdict)
     if output == "table":
         from scanner.report.tables import print_verdicts
 
-        print_verdicts(_wide_console(), rows)
+        print_verdicts(console or _wide_console(), rows)
         return
     columns = [name for name in (rows[0] if rows else {}) if name not in ("row_id", "shard_id", "scanned_at")]
     _print_machine(columns, [[row[name] for name in columns] for row in rows], output)

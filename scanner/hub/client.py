@@ -76,6 +76,14 @@ class HubClient:
         self.rate = install_client(self.endpoint, settings.request_timeout_s)
         self._api = HfApi(endpoint=self.endpoint)
 
+    def ping(self) -> None:
+        """One small request, tried once.
+
+        Raises:
+            HubUnreachableError: no connection.
+        """
+        _translated(lambda: next(iter(self._api.list_models(limit=1)), None))
+
     def iter_adapters(self, sort: str, tag: str, base: str | None = None) -> Iterator[RepoRef]:
         """Repos with a tag, newest first by `sort` (`createdAt` or `lastModified`), pages fetched as needed.
 

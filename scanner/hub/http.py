@@ -36,6 +36,7 @@ from scanner.errors import (
 __all__ = ["RateState", "byte_limit", "install_client", "parse_rate_limit"]
 
 _RATE_LIMIT = re.compile(r'"(?P<bucket>[\w-]+)"\s*;\s*r=(?P<remaining>\d+)(?:\s*;\s*t=(?P<reset_s>\d+))?')
+CONNECT_TIMEOUT_S = 5.0
 _RETRY_LATER = frozenset({408, 429, 500, 502, 503, 504})
 _byte_limit: ContextVar[int | None] = ContextVar("byte_limit", default=None)
 
@@ -77,7 +78,7 @@ class _Client(httpx2.Client):
 
     def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         if not any((request.extensions.get("timeout") or {}).values()):
-            limits = httpx2.Timeout(self._limit_s)
+            limits = httpx2.Timeout(self._limit_s, connect=min(self._limit_s, CONNECT_TIMEOUT_S))
             request.extensions = {**request.extensions, "timeout": limits.as_dict()}
         where = f"{request.url.scheme}://{request.url.netloc.decode()}"
         try:

@@ -53,7 +53,7 @@ def print_verdicts(console: Console, rows: Sequence[Row], *, title: str = "") ->
         ("q", {"justify": "right"}),
         ("reasons", {"overflow": "fold"}),
     ):
-        table.add_column(name, **options)  # type: ignore[arg-type]
+        table.add_column(name, **options)
     for row in sorted(rows, key=lambda r: (_ORDER.index(r["verdict"]), str(r.get("repo_id") or r["repo_uid"]))):
         name = row.get("repo_id") or row["repo_uid"].removeprefix("folder:")
         path = row["adapter_path"]

@@ -172,5 +172,6 @@ TABLES: dict[str, pa.Schema] = {
         ("n_left", _I64, "Repos left for the next crawl by --limit."),
         ("requests", _I64, "Requests made."),
         ("rate_remaining", _I64, "Requests left in the Hub's rate-limit window."),
+        ("base_model", _STR, "Base model that the crawl was limited to; null: all. Each has its own watermark."),
     ),
 }

@@ -1,0 +1,192 @@
+"""The crawl: poll, shard by base model, scan every shard, judge together, move the watermark."""
+
+from __future__ import annotations
+
+import secrets
+from collections import defaultdict
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from scanner.errors import StopError
+from scanner.model import RepoRef
+from scanner.settings import Settings, default_store_uri, hub_endpoint
+from scanner.store import utc_now
+from tasks.progress import report
+from tasks.stages import append_batch, collect_batch, judge_crawl, poll_new_repos, probe_base_group, record_crawl
+from tasks.workspace import Workspace, temporary_workspace
+
+__all__ = ["crawl", "scan_shard"]
+
+COLLECT_THREADS = 2
+COLLECT_BATCH = 50
+
+
+@flow(name="crawl", log_prints=False, persist_result=False)
+def crawl(
+    limit: int | None = None,
+    base: str | None = None,
+    since: str | None = None,
+    probe: str = "auto",
+    battery: str = "V",
+    texts: str | None = None,
+    texts_limit: int | None = None,
+    store: str | None = None,
+    endpoint: str | None = None,
+) -> dict[str, Any]:
+    """Crawl one Hub from the stored watermark.
+
+    Args:
+        limit: at most so many repos, the oldest first.
+        base: only adapters of this base model.
+        since: begin here (ISO 8601) instead of at the watermark.
+        probe: `auto`, `all` or `none`.
+        battery: name of the battery.
+        texts: JSON-lines file with the user's texts.
+        texts_limit: texts per prefix.
+        store: store URI; default `LORASCOPE_STORE`.
+        endpoint: Hub endpoint; default `HF_ENDPOINT`.
+
+    Returns:
+        Counts: n_new, n_listed, n_left, n_adapters, n_failed_shards, verdicts.
+
+    Raises:
+        StopError: the Hub or the store cannot be reached.
+    """
+    settings = Settings()
+    store, endpoint = store or default_store_uri(), (endpoint or hub_endpoint()).rstrip("/")
+    started = utc_now()
+    crawl_id = f"crawl-{started:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
+    with temporary_workspace() as workspace:
+        work = str(workspace.root)
+        polled = poll_new_repos(work, endpoint, store, limit=limit, base=base, since=since)
+        n_adapters = n_failed = 0
+        for number, (base_model, repos) in enumerate(_shards(workspace.read_repos(polled["repos"]), settings)):
+            receipt = scan_shard(
+                work=work,
+                endpoint=endpoint,
+                store=store,
+                crawl_id=crawl_id,
+                shard=f"shard{number}",
+                base_model=base_model,
+                repos=workspace.write_repos(f"shard{number}", repos),
+                probe=probe,
+                battery=battery,
+                texts=texts,
+                texts_limit=texts_limit,
+                scanned_at=started.isoformat(),
+                return_state=True,
+            )
+            if receipt.is_completed():
+                n_adapters += receipt.result()["n_adapters"]
+            else:
+                # A failed shard costs only itself, unless the Hub or the store is gone. What it would have scanned
+                # stays unknown to the store, and the watermark stays behind it.
+                _raise_if_stop(receipt)
+                n_failed += 1
+        if n_failed:
+            polled = {**polled, "watermark": None}
+        verdicts = judge_crawl(store, endpoint, crawl_id)
+        summary = {
+            "crawl_id": crawl_id,
+            "n_new": polled["n_new"],
+            "n_listed": polled["n_listed"],
+            "n_left": polled["n_left"],
+            "n_adapters": n_adapters,
+            "n_failed_shards": n_failed,
+            "verdicts": verdicts,
+        }
+        record_crawl(store, endpoint, crawl_id, polled, summary, base=base, started_at=started.isoformat())
+    if polled["n_new"]:
+        create_markdown_artifact(_markdown(endpoint, summary), key="crawl-summary")
+    return summary
+
+
+def _raise_if_stop(state: Any) -> None:
+    error = state.result(raise_on_failure=False)
+    if isinstance(error, StopError):
+        raise error
+
+
+def _shards(repos: list[RepoRef], settings: Settings) -> list[tuple[str, list[RepoRef]]]:
+    """Repos by base model, in pieces of at most `batch_size`."""
+    groups: dict[str, list[RepoRef]] = defaultdict(list)
+    for repo in repos:
+        groups[repo.base_model].append(repo)
+    size = settings.batch_size
+    return [
+        (base_model, group[start : start + size])
+        for base_model, group in sorted(groups.items())
+        for start in range(0, len(group), size)
+    ]
+
+
+@flow(
+    name="scan-shard",
+    flow_run_name="{base_model}-{shard}",
+    task_runner=ThreadPoolTaskRunner(max_workers=COLLECT_THREADS),  # type: ignore[arg-type]
+    log_prints=False,
+    persist_result=False,
+)
+def scan_shard(
+    work: str,
+    endpoint: str,
+    store: str,
+    crawl_id: str,
+    shard: str,
+    base_model: str,
+    repos: str,
+    probe: str,
+    battery: str,
+    texts: str | None,
+    texts_limit: int | None,
+    scanned_at: str,
+) -> dict[str, Any]:
+    """One base model's repos: collect in batches, probe on one base load, append with a commit marker."""
+    workspace = Workspace.at(work)
+    todo = workspace.read_repos(repos)
+    report("scanning weights", total=len(todo))
+    futures = [
+        collect_batch.submit(
+            work,
+            endpoint,
+            f"{shard}-{start}",
+            workspace.write_repos(f"{shard}-{start}", todo[start : start + COLLECT_BATCH]),
+        )
+        for start in range(0, len(todo), COLLECT_BATCH)
+    ]
+    collected = [future.result() for future in futures]
+    probed = probe_base_group(
+        work,
+        endpoint,
+        base_model,
+        [receipt["records"] for receipt in collected],
+        mode=probe,
+        battery=battery,
+        texts=texts,
+        texts_limit=texts_limit,
+    )
+    written = append_batch(
+        probed["records"],
+        store,
+        crawl_id=crawl_id,
+        base_model=base_model,
+        probe_id=probed["probe_id"],
+        scanned_at=scanned_at,
+    )
+    return {
+        "n_adapters": sum(receipt["n_adapters"] for receipt in collected),
+        "n_probed": probed["n_probed"],
+        "rows": written,
+    }
+
+
+def _markdown(endpoint: str, summary: dict[str, Any]) -> str:
+    verdicts = "\n".join(f"| {verdict} | {count} |" for verdict, count in sorted(summary["verdicts"].items()))
+    return (
+        f"# Crawl of {endpoint}\n\n{summary['n_new']} new repos of {summary['n_listed']} listed, "
+        f"{summary['n_adapters']} adapters, {summary['n_failed_shards']} failed shards.\n\n"
+        f"| verdict | adapters |\n|---|---|\n{verdicts}\n"
+    )

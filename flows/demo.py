@@ -1,0 +1,62 @@
+"""`lorascope demo`: the whole pipeline on the bundled hub, with an embedded Prefect server and a fresh store."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from rich.console import Console
+
+from scanner.errors import UsageError
+
+__all__ = ["bundled_hub", "run_demo"]
+
+
+def bundled_hub() -> Path:
+    """The demo hub's folder: inside the wheel, or beside the sources.
+
+    Raises:
+        UsageError: neither is there.
+    """
+    here = Path(__file__).resolve().parent
+    for folder in (here / "bundled" / "demo_hub", here.parent / "examples" / "demo_hub"):
+        if folder.is_dir():
+            return folder
+    raise UsageError("the demo hub is missing: install lorascope from its wheel or run from a source checkout")
+
+
+def run_demo(store: str | None, texts_limit: int) -> int:
+    """Serve the hub on a free port, crawl it with every adapter probed, print the verdict table."""
+    started = time.monotonic()
+    err, out = Console(stderr=True), Console(width=None if sys.stdout.isatty() else 180)
+    with ExitStack() as stack:
+        work = stack.enter_context(tempfile.TemporaryDirectory(prefix="lorascope-demo-", ignore_cleanup_errors=True))
+        # Everything of the demo stays in its own folder: the Hub cache, Prefect's database, the store.
+        os.environ["HF_HOME"] = str(Path(work) / "hf")
+        os.environ["PREFECT_HOME"] = str(Path(work) / "prefect")
+        os.environ.pop("PREFECT_API_URL", None)
+        os.environ.pop("HF_TOKEN", None)
+
+        from scanner.hub.server import running_hub
+
+        served = stack.enter_context(running_hub(bundled_hub()))
+        os.environ["HF_ENDPOINT"] = served.endpoint
+        err.print(f"bundled hub on {served.endpoint}; starting the embedded Prefect server", highlight=False)
+
+        from flows.commands import crawl_summary, show_verdicts, verdict_rows
+
+        uri = store or str(Path(work) / "store")
+        summary = crawl_summary(store=uri, probe="all", texts_limit=texts_limit)
+        show_verdicts(base=None, verdict=None, store=uri, output="table", console=out)
+        err.print(
+            f"\n{len(verdict_rows(uri))} adapters in {time.monotonic() - started:.0f} s: "
+            + ", ".join(f"{count} {verdict}" for verdict, count in sorted(summary["verdicts"].items())),
+            highlight=False,
+        )
+        if store:
+            err.print(f'the store is kept: lorascope sql --store {store} "SELECT * FROM base_models"', highlight=False)
+    return 0

@@ -1,0 +1,38 @@
+"""Scans on demand as a flow: the same function as the `scan` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from scanner.pipeline.scan import scan_targets
+from scanner.probe import load_probe
+from scanner.settings import Settings, default_store_uri
+
+__all__ = ["scan"]
+
+
+@flow(name="scan", log_prints=False, persist_result=False)
+def scan(
+    targets: list[str],
+    probe: str = "auto",
+    battery: str = "V",
+    texts: str | None = None,
+    store: str | None = None,
+) -> dict[str, Any]:
+    """Scan repos (`owner/name`, `owner/name@revision`) or folders of the worker's machine.
+
+    Returns:
+        {"verdicts": {adapter id: verdict}}; the results are in the store.
+    """
+    settings = Settings()
+    results = scan_targets(
+        targets,
+        store_uri=store or default_store_uri(),
+        probe=load_probe(battery, Path(texts) if texts else None, settings.probe_texts),
+        mode=probe,
+        settings=settings,
+    )
+    return {"verdicts": {result.record.info.adapter_id: str(result.verdict["verdict"]) for result in results}}

@@ -1,0 +1,21 @@
+"""Progress of the flows that run in this process, for whoever wants to draw it (the command's progress bar)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+__all__ = ["listen", "report"]
+
+Listener = Callable[[str, int, int], None]
+_listeners: list[Listener] = []
+
+
+def listen(listener: Listener) -> None:
+    """Call `listener(stage, steps done, steps added to the total)` from now on; from any thread."""
+    _listeners.append(listener)
+
+
+def report(stage: str, *, done: int = 0, total: int = 0) -> None:
+    """Tell the listeners."""
+    for listener in _listeners:
+        listener(stage, done, total)

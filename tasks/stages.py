@@ -1,0 +1,206 @@
+"""The pipeline's stages as tasks. Each reads and writes the workspace and returns a receipt of counts and paths."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from scanner.calibration import Policy
+from scanner.errors import ProbeCrashedError
+from scanner.hub.client import HubClient
+from scanner.hub.poll import parse_time, poll_hub
+from scanner.hub.sources import HubFiles
+from scanner.model import Outcome, ProbeReport, Stage
+from scanner.pipeline.append import append_records
+from scanner.pipeline.behave import probe_group
+from scanner.pipeline.choose import choose_for_probe
+from scanner.pipeline.collect import collect_repo
+from scanner.pipeline.judge import judge_adapters, pending_adapters
+from scanner.probe import load_probe
+from scanner.settings import Settings
+from scanner.store import (
+    append_shard,
+    known_commits,
+    last_watermark,
+    open_database,
+    open_root,
+    row_id_of,
+    utc_now,
+)
+from tasks.policies import attempts_left, batch_task
+from tasks.progress import report
+from tasks.workspace import Workspace
+
+__all__ = ["append_batch", "collect_batch", "judge_crawl", "poll_new_repos", "probe_base_group", "record_crawl"]
+
+RETRY_REASONS = ("crashed", "timeout", "memory")
+
+
+@batch_task("poll-hub")
+def poll_new_repos(
+    work: str, endpoint: str, store: str, *, limit: int | None, base: str | None, since: str | None
+) -> dict[str, Any]:
+    """List what is new; the repos go into the workspace."""
+    settings = Settings()
+    database = open_database(open_root(store))
+    try:
+        known = known_commits(database, f"hub:{endpoint}")
+        watermark = last_watermark(database, endpoint, base)
+    finally:
+        database.close()
+    client = HubClient(settings, endpoint)
+    start = parse_time(since) if since else None
+    poll = poll_hub(client, known, watermark=watermark, since=start, limit=limit, base=base)
+    return {
+        "repos": Workspace.at(work).write_repos("new", list(poll.repos)),
+        "n_new": len(poll.repos),
+        "n_listed": poll.n_listed,
+        "n_left": poll.n_left,
+        "watermark": poll.watermark.isoformat() if poll.watermark else None,
+        "requests": client.rate.requests,
+        "rate_remaining": client.rate.remaining,
+    }
+
+
+@batch_task("collect-batch")
+def collect_batch(work: str, endpoint: str, name: str, repos: str) -> dict[str, Any]:
+    """Stages 1-3 for a batch of repos."""
+    settings = Settings()
+    client = HubClient(settings, endpoint)
+    workspace = Workspace.at(work)
+    records = []
+    for repo in workspace.read_repos(repos):
+        records.extend(collect_repo(repo, HubFiles(client, repo, workspace.cache), settings))
+        report("scanning weights", done=1)
+    return {
+        "records": workspace.write_records(name, records),
+        "n_adapters": len(records),
+        "outcomes": Counter(str(record.outcome) for record in records),
+    }
+
+
+@batch_task("probe-base-group")
+def probe_base_group(
+    work: str,
+    endpoint: str,
+    base_model: str,
+    records: list[str],
+    *,
+    mode: str,
+    battery: str,
+    texts: str | None,
+    texts_limit: int | None,
+) -> dict[str, Any]:
+    """Stages 4 and 5: one base load for the whole group. A retry probes only what crashed."""
+    settings = Settings()
+    workspace = Workspace.at(work)
+    group = [record for path in records for record in workspace.read_records(path)]
+    probe = load_probe(battery, Path(texts) if texts else None, texts_limit or settings.probe_texts)
+    chosen = choose_for_probe(group, mode, settings)
+    saved: dict[str, ProbeReport] = {}
+    for adapter_id in chosen:
+        earlier = workspace.read_report(adapter_id)
+        if earlier is not None and not _worth_retrying(earlier):
+            saved[adapter_id] = earlier
+    todo = {adapter_id: why for adapter_id, why in chosen.items() if adapter_id not in saved}
+    report("probing", total=len(todo))
+
+    def keep(adapter_id: str, result: ProbeReport) -> None:
+        workspace.write_report(adapter_id, result)
+        report("probing", done=1)
+
+    probed = probe_group(base_model, group, todo, HubClient(settings, endpoint), probe, settings, keep)
+    crashed = [r for r in probed if r.probe is not None and _worth_retrying(r.probe)]
+    if crashed and attempts_left():
+        raise ProbeCrashedError(f"{len(crashed)} of {len(todo)} probes of {base_model} died; trying those again")
+    probed = [
+        replace(r, probe=p, stage_reached=Stage.BATTERY if p.runs else r.stage_reached)
+        if (p := saved.get(r.info.adapter_id))
+        else r
+        for r in probed
+    ]
+    name = Path(records[0]).name.split(".")[0]
+    return {
+        "records": workspace.write_records(f"{name}-probed", probed),
+        "n_probed": len(chosen),
+        "probe_id": f"{mode}/{probe.battery_id}",
+        "outcomes": Counter(str(r.probe.outcome) for r in probed if r.probe),
+    }
+
+
+def _worth_retrying(result: ProbeReport) -> bool:
+    return result.outcome == Outcome.ERROR and result.reason.startswith(RETRY_REASONS)
+
+
+@batch_task("append-shard")
+def append_batch(
+    records: str, store: str, *, crawl_id: str, base_model: str, probe_id: str, scanned_at: str
+) -> dict[str, int]:
+    """Stage 7: rows written per table."""
+    return append_records(
+        open_root(store),
+        Workspace.read_records(records),
+        crawl_id=crawl_id,
+        base_model=base_model,
+        probe_id=probe_id,
+        scanned_at=datetime.fromisoformat(scanned_at),
+    )
+
+
+@batch_task("judge-crawl")
+def judge_crawl(store: str, endpoint: str, crawl_id: str) -> dict[str, int]:
+    """Stage 8 for everything of this Hub that has facts and no verdict; counts by verdict."""
+    root = open_root(store)
+    database = open_database(root)
+    try:
+        pending = pending_adapters(database, f"hub:{endpoint}")
+    finally:
+        database.close()
+    rows = judge_adapters(root, pending, crawl_id, Policy(), utc_now())
+    return dict(Counter(str(row["verdict"]) for row in rows))
+
+
+@batch_task("record-crawl")
+def record_crawl(
+    store: str,
+    endpoint: str,
+    crawl_id: str,
+    polled: dict[str, Any],
+    summary: dict[str, Any],
+    *,
+    base: str | None,
+    started_at: str,
+) -> None:
+    """The crawl's own rows, written last: `runs` and `hub_status` with the watermark."""
+    now = utc_now()
+    watermark = polled["watermark"]
+    alpha = asdict(Policy())["alpha"]
+    status = {
+        "row_id": row_id_of("hub_status", crawl_id),
+        "endpoint": endpoint,
+        "crawl_id": crawl_id,
+        "watermark": datetime.fromisoformat(watermark) if watermark else None,
+        "n_listed": polled["n_listed"],
+        "n_new": polled["n_new"],
+        "n_left": polled["n_left"],
+        "requests": polled["requests"],
+        "rate_remaining": polled["rate_remaining"],
+        "base_model": base,
+    }
+    run = {
+        "row_id": row_id_of("runs", crawl_id),
+        "run_id": crawl_id,
+        "kind": "crawl",
+        "crawl_id": crawl_id,
+        "source": f"hub:{endpoint}",
+        "finished_at": now,
+        "n_repos": polled["n_new"],
+        "n_adapters": summary["n_adapters"],
+        "detail": json.dumps({**summary, "weight_flags_to_expect_by_chance": alpha * summary["n_adapters"]}),
+    }
+    rows = {"runs": [run], "hub_status": [status]}
+    append_shard(open_root(store), crawl_id, rows, None, datetime.fromisoformat(started_at))
