@@ -7,7 +7,9 @@ the base bit-identical.
 
 from __future__ import annotations
 
+import copy
 import inspect
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -86,46 +88,58 @@ def _submodule(model: Any, name: str) -> Any:
 def answer_prompts(base: BaseModel, probe: Probe, prompts: Sequence[str]) -> list[str]:
     """Greedy answers, read by the task: one of `1`, `0`, `-` for each prompt.
 
-    Prompts of equal token count share a batch, so there is no padding that could change logits. Generation stops as
-    soon as every answer of a batch can be read, at the latest after `MAX_NEW_TOKENS`.
+    The tokens that all prompts begin with (template, system message) are computed once. Prompts of equal token count
+    share a batch, so there is no padding that could change logits. Generation stops as soon as every answer of a
+    batch can be read, at the latest after `MAX_NEW_TOKENS`.
 
     Raises:
         UnsupportedError: the logits are not finite, or a prompt is longer than the base's context.
     """
-    groups: dict[int, list[int]] = defaultdict(list)
     encoded = [e.ids for e in base.tokenizer.encode_batch(list(prompts), add_special_tokens=False)]
+    longest = max(map(len, encoded))
+    context = getattr(base.model.config, "max_position_embeddings", None)
+    if context and longest + MAX_NEW_TOKENS > context:
+        raise UnsupportedError(f"a prompt has {longest} tokens, the base takes {context}", "prompt_too_long")
+    # commonprefix compares element by element, of any sequences; at least one token must stay for each prompt.
+    shared = min(len(os.path.commonprefix(encoded)), min(map(len, encoded)) - 1)
+    groups: dict[int, list[int]] = defaultdict(list)
     for index, ids in enumerate(encoded):
         groups[len(ids)].append(index)
-    context = getattr(base.model.config, "max_position_embeddings", None)
-    if context and max(groups) + MAX_NEW_TOKENS > context:
-        raise UnsupportedError(f"a prompt has {max(groups)} tokens, the base takes {context}", "prompt_too_long")
     limit = TOKENS_PER_BATCH["cpu" if base.device == "cpu" else "cuda"]
     answers = ["-"] * len(prompts)
-    for length, members in sorted(groups.items()):
-        step = max(1, limit // length)
-        for start in range(0, len(members), step):
-            batch = members[start : start + step]
-            tokens = torch.tensor([encoded[i] for i in batch], device=base.device)
-            with torch.inference_mode():
-                read = _generate(base, probe, tokens)
-            for index, answer in zip(batch, read, strict=True):
-                answers[index] = answer
+    with torch.inference_mode():
+        past = _forward(base, torch.tensor([encoded[0][:shared]], device=base.device), None)[1] if shared else None
+        for length, members in sorted(groups.items()):
+            step = max(1, limit // length)
+            for start in range(0, len(members), step):
+                batch = members[start : start + step]
+                tokens = torch.tensor([encoded[i][shared:] for i in batch], device=base.device)
+                for index, answer in zip(batch, _generate(base, probe, tokens, past), strict=True):
+                    answers[index] = answer
     return answers
 
 
-def _generate(base: BaseModel, probe: Probe, tokens: torch.Tensor) -> list[str]:
+def _forward(base: BaseModel, tokens: torch.Tensor, past: Any) -> tuple[torch.Tensor, Any]:
+    """(next-token logits [rows, vocabulary], cache) after one pass over `tokens` [rows, length]."""
     # Not every architecture can leave out the logits of the earlier positions.
     few = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(base.model.forward).parameters else {}
+    out = base.model(input_ids=tokens, past_key_values=past, use_cache=True, **few)
+    logits = out.logits[:, -1]
+    if not bool(torch.isfinite(logits).all()):
+        raise UnsupportedError("the model's logits are not finite", "nan_logits")
+    return logits, out.past_key_values
+
+
+def _generate(base: BaseModel, probe: Probe, tokens: torch.Tensor, shared: Any) -> list[str]:
     rows = tokens.shape[0]
     generated: list[list[int]] = [[] for _ in range(rows)]
     answers = ["-"] * rows
-    past = None
+    past = copy.deepcopy(shared)  # a cache grows in place
+    if past is not None:
+        past.batch_repeat_interleave(rows)
     for _ in range(MAX_NEW_TOKENS):
-        out = base.model(input_ids=tokens, past_key_values=past, use_cache=True, **few)
-        logits = out.logits[:, -1]
-        if not bool(torch.isfinite(logits).all()):
-            raise UnsupportedError("the model's logits are not finite", "nan_logits")
-        tokens, past = logits.argmax(dim=-1, keepdim=True), out.past_key_values
+        logits, past = _forward(base, tokens, past)
+        tokens = logits.argmax(dim=-1, keepdim=True)
         for row, token in enumerate(tokens[:, 0].tolist()):
             generated[row].append(token)
             if answers[row] == "-":

@@ -189,6 +189,8 @@ def _start(base_dir: Path, probe: Probe, items: Sequence[ProbeItem], limits: Pro
     }
     errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed by run_probe
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    # Threads that spin while they wait starve each other when the cores are shared.
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     environment.pop("HF_TOKEN", None)  # the child needs no secrets
     process = subprocess.Popen(
         [sys.executable, "-m", "scanner.probe.worker"],

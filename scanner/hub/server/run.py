@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,7 +46,7 @@ def serve(
     directory: Path,
     port: int = DEFAULT_PORT,
     host: str = "127.0.0.1",
-    announce: Callable[[str], None] = print,
+    announce: Callable[[str], None] = partial(print, flush=True),
     *,
     cdn_port: int = 0,
     faults: Path | None = None,
@@ -152,7 +153,8 @@ def _listen(stack: ExitStack, host: str, port: int, *, with_ipv6: bool = False) 
 
 
 def _bound(family: int, host: str, port: int) -> socket.socket:
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    # With the protocol spelled out asyncio turns Nagle's algorithm off; without, every answer takes 40 ms longer.
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))

@@ -1,7 +1,15 @@
 """`.hub.json`: what a folder cannot say about itself, such as dates, gating, counters and former names.
 
+    {"created_at": "2026-03-01T12:00:00Z", "last_modified": "2026-03-02T12:00:00Z", "_id": 24 hex digits,
+     "gated": false | "auto" | "manual", "disabled": false, "private": false,
+     "renamed_from": ["owner/first-name", "owner/second-name", "single-name"],
+     "downloads": 0, "downloads_all_time": 0, "likes": 0, "trending_score": 0,
+     "tags": ["added to the derived ones"], "library_name": "...", "pipeline_tag": "...",
+     "security": {"scansDone": true, "filesWithIssues": [{"path": "...", "level": "unsafe"}]}}
+
 Every field is optional, and a field of the wrong type counts as absent: one bad file must not take a whole
-registry down.
+registry down. The `_id` is derived from the first name of `renamed_from` (or the present one) and `created_at`, so
+it outlives a rename; state it to pin it.
 """
 
 from __future__ import annotations

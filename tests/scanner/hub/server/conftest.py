@@ -24,9 +24,22 @@ from scanner.hub.server import HubServer, running_hub
 WriteRepo = Callable[..., Path]
 
 
-def tensor_file(fill: int = 0, size: int = 4000) -> bytes:
+def make_tensor_file(fill: int = 0, size: int = 4000) -> bytes:
     header = json.dumps({"w": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
     return struct.pack("<Q", len(header)) + header + bytes([fill]) * size
+
+
+@pytest.fixture
+def tensor_file() -> Callable[..., bytes]:
+    """tensor_file(fill=0, size=4000): a safetensors file with one tensor."""
+    return make_tensor_file
+
+
+@pytest.fixture(scope="session")
+def web() -> Iterator[httpx2.Client]:
+    """A plain HTTP client. (Each `httpx2.get` would load the system's certificates again.)"""
+    with httpx2.Client(verify=False) as plain:
+        yield plain
 
 
 @pytest.fixture(scope="session")
@@ -37,13 +50,13 @@ def shared_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path,
 
 
 @pytest.fixture
-def registry(shared_hub: tuple[Path, HubServer]) -> Path:
+def registry(shared_hub: tuple[Path, HubServer], web: httpx2.Client) -> Path:
     """An empty folder of repos, which the running hub serves and has seen empty."""
     folder, running = shared_hub
     for entry in folder.iterdir():
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     running.faults.clear()
-    assert httpx2.get(f"{running.endpoint}/api/models").json() == []
+    assert web.get(f"{running.endpoint}/api/models").json() == []
     running.request_log.clear()
     return folder
 
@@ -85,7 +98,7 @@ def write_adapter(write_repo: WriteRepo) -> WriteRepo:
             "r": 8,
             "lora_alpha": 16,
         }
-        content = {"adapter_config.json": config, "adapter_model.safetensors": tensor_file()}
+        content = {"adapter_config.json": config, "adapter_model.safetensors": make_tensor_file()}
         return write_repo(repo_id, content | (files or {}), **settings)
 
     return write

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from conftest import tensor_file
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
@@ -66,11 +65,11 @@ def test_drop(hub: HubServer, client: HfApi, write_adapter, caplog: pytest.LogCa
     assert not [record for record in caplog.records if record.name.startswith("uvicorn")]
 
 
-def test_slow(hub: HubServer, client: HfApi, write_adapter) -> None:
+def test_slow(web: httpx2.Client, hub: HubServer, client: HfApi, write_adapter) -> None:
     write_adapter("ann/one")
     hub.faults.add(Fault("slow", seconds=0.4))
     with pytest.raises(httpx2.ReadTimeout):
-        httpx2.get(f"{hub.endpoint}/api/models/ann/one", timeout=0.1)
+        web.get(f"{hub.endpoint}/api/models/ann/one", timeout=0.1)
     hub.faults.add(Fault("slow", seconds=0.2))
     start = time.monotonic()
     assert client.model_info("ann/one").id == "ann/one"
@@ -78,15 +77,21 @@ def test_slow(hub: HubServer, client: HfApi, write_adapter) -> None:
 
 
 def test_truncate_breaks_off_and_the_client_resumes(
-    hub: HubServer, client: HfApi, write_adapter, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tensor_file,
+    web: httpx2.Client,
+    hub: HubServer,
+    client: HfApi,
+    write_adapter,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     # The client writes in pieces of 10 MiB: one whole piece has to arrive for a resume to be possible.
     content = tensor_file(size=11 << 20)
     write_adapter("ann/one", files={WEIGHTS: content})
-    location = httpx2.head(f"{hub.endpoint}/ann/one/resolve/main/{WEIGHTS}").headers["location"]
+    location = web.head(f"{hub.endpoint}/ann/one/resolve/main/{WEIGHTS}").headers["location"]
     hub.faults.add(Fault("truncate", match=WEIGHTS, keep_bytes=100))
     received = b""
-    with pytest.raises(httpx2.RemoteProtocolError), httpx2.stream("GET", location) as answer:
+    with pytest.raises(httpx2.RemoteProtocolError), web.stream("GET", location) as answer:
         assert answer.headers["content-length"] == str(len(content))
         for chunk in answer.iter_raw():
             received += chunk
@@ -116,37 +121,37 @@ def test_wrong_size_is_noticed(hub: HubServer, client: HfApi, write_adapter, tmp
         client.hf_hub_download("ann/one", WEIGHTS, cache_dir=tmp_path)
 
 
-def test_ignore_range(hub: HubServer, write_adapter) -> None:
+def test_ignore_range(web: httpx2.Client, hub: HubServer, write_adapter) -> None:
     content = (write_adapter("ann/one") / WEIGHTS).read_bytes()
-    location = httpx2.head(f"{hub.endpoint}/ann/one/resolve/main/{WEIGHTS}").headers["location"]
+    location = web.head(f"{hub.endpoint}/ann/one/resolve/main/{WEIGHTS}").headers["location"]
     hub.faults.add(Fault("ignore_range", host="cdn"))
-    answer = httpx2.get(location, headers={"Range": "bytes=0-9"})
+    answer = web.get(location, headers={"Range": "bytes=0-9"})
     assert (answer.status_code, answer.content) == (200, content)
-    assert httpx2.get(location, headers={"Range": "bytes=0-9"}).status_code == 206
+    assert web.get(location, headers={"Range": "bytes=0-9"}).status_code == 206
 
 
-def test_a_fault_hits_so_many_times_and_only_its_paths(hub: HubServer, write_adapter) -> None:
+def test_a_fault_hits_so_many_times_and_only_its_paths(web: httpx2.Client, hub: HubServer, write_adapter) -> None:
     write_adapter("ann/one")
     write_adapter("bob/two")
     hub.faults.add(Fault("500", match="^/api/models/ann/", times=2))
-    found = [httpx2.get(f"{hub.endpoint}/api/models/{repo}").status_code for repo in ("bob/two", *["ann/one"] * 3)]
+    found = [web.get(f"{hub.endpoint}/api/models/{repo}").status_code for repo in ("bob/two", *["ann/one"] * 3)]
     assert found == [200, 500, 500, 200]
     hub.faults.add(Fault("500", times=None))
-    assert [httpx2.get(f"{hub.endpoint}/api/models").status_code for _ in range(3)] == [500] * 3
+    assert [web.get(f"{hub.endpoint}/api/models").status_code for _ in range(3)] == [500] * 3
     hub.faults.clear()
-    assert httpx2.get(f"{hub.endpoint}/api/models").status_code == 200
+    assert web.get(f"{hub.endpoint}/api/models").status_code == 200
 
 
-def test_faults_over_http(hub: HubServer) -> None:
+def test_faults_over_http(web: httpx2.Client, hub: HubServer) -> None:
     url = f"{hub.endpoint}/_hub/faults"
-    added = httpx2.post(url, json=[{"kind": 503, "match": "x"}])
+    added = web.post(url, json=[{"kind": 503, "match": "x"}])
     assert added.status_code == 400 and "'503' is not one of" in added.json()["error"]
-    assert httpx2.post(url, content=b"{").status_code == 400
-    assert httpx2.post(url, json={"kind": 500, "status": 503, "times": 2}).status_code == 200
-    assert httpx2.get(f"{hub.endpoint}/api/models").status_code == 503
-    assert httpx2.get(url).json()[0]["times"] == 1
-    assert httpx2.delete(url).json() == []
-    assert httpx2.get(f"{hub.endpoint}/api/models").status_code == 200
+    assert web.post(url, content=b"{").status_code == 400
+    assert web.post(url, json={"kind": 500, "status": 503, "times": 2}).status_code == 200
+    assert web.get(f"{hub.endpoint}/api/models").status_code == 503
+    assert web.get(url).json()[0]["times"] == 1
+    assert web.delete(url).json() == []
+    assert web.get(f"{hub.endpoint}/api/models").status_code == 200
 
 
 def test_faults_from_a_file(tmp_path: Path) -> None:
@@ -167,7 +172,7 @@ def test_a_fault_that_never_happens_is_not_kept() -> None:
     assert FaultBoard([Fault("drop", times=0)]).pending() == ()
 
 
-def test_every_answer_tells_the_quota(hub: HubServer, write_adapter) -> None:
+def test_every_answer_tells_the_quota(web: httpx2.Client, hub: HubServer, write_adapter) -> None:
     write_adapter("ann/one", renamed_from="ann/old")
     for path, bucket in {
         "/api/models": "api",
@@ -180,19 +185,21 @@ def test_every_answer_tells_the_quota(hub: HubServer, write_adapter) -> None:
         "/ann/one/resolve/main/none": "resolvers",
         "/somewhere": "pages",
     }.items():
-        headers = httpx2.get(hub.endpoint + path).headers
+        headers = web.get(hub.endpoint + path).headers
         assert re.fullmatch(rf'"{bucket}";r=\d+;t=\d+', headers["ratelimit"]), path
         assert headers["ratelimit-policy"] == f'"fixed window";"{bucket}";q=100000;w=300'
 
 
-def test_a_used_up_quota_is_a_429_until_the_window_ends(registry: Path, write_adapter, tmp_path: Path) -> None:
+def test_a_used_up_quota_is_a_429_until_the_window_ends(
+    web: httpx2.Client, registry: Path, write_adapter, tmp_path: Path
+) -> None:
     write_adapter("ann/one")
     with running_hub(registry, quotas={"api": 2}, window_s=2) as hub:
         client = HfApi(endpoint=hub.endpoint, token=False)
-        first = httpx2.get(f"{hub.endpoint}/api/models")
+        first = web.get(f"{hub.endpoint}/api/models")
         assert first.headers["ratelimit"].startswith('"api";r=1;t=')
         client.model_info("ann/one")
-        refused = httpx2.get(f"{hub.endpoint}/api/models/ann/one")
+        refused = web.get(f"{hub.endpoint}/api/models/ann/one")
         assert refused.status_code == 429
         assert refused.headers["ratelimit"].startswith('"api";r=0;t=')
         # Another bucket has its own quota, and a listing waits for the next window by itself.

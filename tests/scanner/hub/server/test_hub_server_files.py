@@ -10,7 +10,6 @@ from urllib.parse import quote, urlsplit
 
 import httpx2
 import pytest
-from conftest import tensor_file
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from hypothesis import HealthCheck, given, settings
@@ -22,11 +21,11 @@ from scanner.hub.server.repos import HubFolder
 WEIGHTS = "adapter_model.safetensors"
 
 
-def test_small_file_chain(hub: HubServer, write_adapter) -> None:
+def test_small_file_chain(web: httpx2.Client, hub: HubServer, write_adapter) -> None:
     folder = write_adapter("ann/one", files={"dir with space/ünï#?.txt": "hello"})
     content = (folder / "adapter_config.json").read_bytes()
     blob_id = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-    answer = httpx2.head(f"{hub.endpoint}/ann/one/resolve/main/adapter_config.json")
+    answer = web.head(f"{hub.endpoint}/ann/one/resolve/main/adapter_config.json")
     assert answer.status_code == 307
     sha = answer.headers["x-repo-commit"]
     location = answer.headers["location"]
@@ -34,18 +33,18 @@ def test_small_file_chain(hub: HubServer, write_adapter) -> None:
     assert location.endswith(f"&etag=%22{blob_id}%22")
     assert answer.headers["x-linked-etag"] == f'"{blob_id}"'
     assert answer.headers["x-linked-size"] == str(len(content))
-    head = httpx2.head(hub.endpoint + location)
+    head = web.head(hub.endpoint + location)
     assert (head.status_code, head.headers["etag"]) == (200, f'"{blob_id}"')
     assert head.headers["content-length"] == str(len(content))
     assert head.headers["x-repo-commit"] == sha
-    assert httpx2.get(hub.endpoint + location).content == content
+    assert web.get(hub.endpoint + location).content == content
     odd = quote("dir with space/ünï#?.txt")
-    assert httpx2.get(f"{hub.endpoint}/ann/one/resolve/main/{odd}", follow_redirects=True).text == "hello"
+    assert web.get(f"{hub.endpoint}/ann/one/resolve/main/{odd}", follow_redirects=True).text == "hello"
 
 
-def test_lfs_file_chain(hub: HubServer, write_adapter) -> None:
+def test_lfs_file_chain(web: httpx2.Client, hub: HubServer, write_adapter) -> None:
     content = (write_adapter("ann/one") / WEIGHTS).read_bytes()
-    answer = httpx2.head(f"{hub.endpoint}/ann/one/resolve/main/{WEIGHTS}")
+    answer = web.head(f"{hub.endpoint}/ann/one/resolve/main/{WEIGHTS}")
     assert answer.status_code == 302
     sha256 = hashlib.sha256(content).hexdigest()
     assert answer.headers["x-linked-etag"] == f'"{sha256}"'
@@ -56,16 +55,16 @@ def test_lfs_file_chain(hub: HubServer, write_adapter) -> None:
     assert (url.hostname, urlsplit(hub.endpoint).hostname) == ("localhost", "127.0.0.1")
     assert f"{url.scheme}://{url.netloc}" == hub.cdn_endpoint
     location = answer.headers["location"]
-    assert httpx2.head(location).headers["content-length"] == str(len(content))
-    whole = httpx2.get(location)
+    assert web.head(location).headers["content-length"] == str(len(content))
+    whole = web.get(location)
     assert whole.content == content
     assert sha256 not in whole.headers["etag"]
-    part = httpx2.get(location, headers={"Range": "bytes=10-19"})
+    part = web.get(location, headers={"Range": "bytes=10-19"})
     assert (part.status_code, part.content) == (206, content[10:20])
     assert part.headers["content-range"] == f"bytes 10-19/{len(content)}"
-    rest = httpx2.get(location, headers={"Range": f"bytes={len(content) - 5}-"})
+    rest = web.get(location, headers={"Range": f"bytes={len(content) - 5}-"})
     assert (rest.status_code, rest.content) == (206, content[-5:])
-    beyond = httpx2.get(location, headers={"Range": f"bytes={len(content)}-"})
+    beyond = web.get(location, headers={"Range": f"bytes={len(content)}-"})
     assert (beyond.status_code, beyond.headers["content-range"]) == (416, f"bytes */{len(content)}")
 
 
@@ -97,18 +96,18 @@ def test_safetensors_metadata_uses_ranges(client: HfApi, write_adapter) -> None:
     assert metadata.tensors["w"].shape == [4000]
 
 
-def test_missing_entries(client: HfApi, hub: HubServer, write_adapter, tmp_path: Path) -> None:
+def test_missing_entries(web: httpx2.Client, client: HfApi, hub: HubServer, write_adapter, tmp_path: Path) -> None:
     write_adapter("ann/one")
     with pytest.raises(RemoteEntryNotFoundError):
         client.hf_hub_download("ann/one", "nope.txt", cache_dir=tmp_path)
-    answer = httpx2.head(f"{hub.endpoint}/ann/one/resolve/main/nope.txt")
+    answer = web.head(f"{hub.endpoint}/ann/one/resolve/main/nope.txt")
     assert answer.headers["x-error-code"] == "EntryNotFound"
     assert len(answer.headers["x-repo-commit"]) == 40
     assert "retry-after" not in answer.headers
 
 
 def test_an_old_commit_serves_what_is_still_there_and_nothing_else(
-    client: HfApi, write_adapter, tmp_path: Path
+    tensor_file, client: HfApi, write_adapter, tmp_path: Path
 ) -> None:
     folder = write_adapter("ann/one")
     pinned = client.model_info("ann/one").sha
@@ -122,19 +121,21 @@ def test_an_old_commit_serves_what_is_still_there_and_nothing_else(
     assert Path(new).read_bytes() == tensor_file(fill=1)
 
 
-def test_a_signed_address_ends_with_the_content_it_was_made_for(hub: HubServer, write_adapter) -> None:
+def test_a_signed_address_ends_with_the_content_it_was_made_for(
+    tensor_file, web: httpx2.Client, hub: HubServer, write_adapter
+) -> None:
     folder = write_adapter("ann/one")
-    location = httpx2.head(f"{hub.endpoint}/ann/one/resolve/main/{WEIGHTS}").headers["location"]
+    location = web.head(f"{hub.endpoint}/ann/one/resolve/main/{WEIGHTS}").headers["location"]
     unsigned = location.partition("?")[0]
-    assert httpx2.get(unsigned).status_code == 403
-    assert httpx2.get(location[:-4] + "0000").status_code == 403
-    assert httpx2.get(location.replace("Expires=", "Expires=9")).status_code == 403
+    assert web.get(unsigned).status_code == 403
+    assert web.get(location[:-4] + "0000").status_code == 403
+    assert web.get(location.replace("Expires=", "Expires=9")).status_code == 403
     (folder / WEIGHTS).write_bytes(tensor_file(fill=2))
-    assert httpx2.get(location).status_code == 404
+    assert web.get(location).status_code == 404
 
 
 def test_hidden_files_and_outside_links_are_not_served(
-    client: HfApi, hub: HubServer, write_adapter, tmp_path: Path
+    web: httpx2.Client, client: HfApi, hub: HubServer, write_adapter, tmp_path: Path
 ) -> None:
     secret = tmp_path / "secret.txt"
     secret.write_text("secret")
@@ -154,8 +155,8 @@ def test_hidden_files_and_outside_links_are_not_served(
     names = [item.path for item in client.list_repo_tree("ann/one", recursive=True)]
     assert names == [".gitattributes", "adapter_config.json", WEIGHTS, "inside.json"]
     for name in (".env", ".git/config", ".hub.json", "abs.txt", "dir/x.txt", "rel.txt", "settings.json", "pipe"):
-        assert httpx2.get(f"{hub.endpoint}/ann/one/resolve/main/{name}").status_code == 404
-    linked = httpx2.get(f"{hub.endpoint}/ann/one/resolve/main/inside.json", follow_redirects=True)
+        assert web.get(f"{hub.endpoint}/ann/one/resolve/main/{name}").status_code == 404
+    linked = web.get(f"{hub.endpoint}/ann/one/resolve/main/inside.json", follow_redirects=True)
     assert linked.content == (folder / "adapter_config.json").read_bytes()
 
 

@@ -44,7 +44,9 @@ def test_filters_are_anded_and_sorted(client: HfApi, write_adapter, write_repo) 
 
 
 @pytest.mark.parametrize("sort", ["created_at", "last_modified", "downloads", "likes", "trending_score"])
-def test_paging_returns_each_repo_once(client: HfApi, hub: HubServer, write_repo, sort: str) -> None:
+def test_paging_returns_each_repo_once(
+    web: httpx2.Client, client: HfApi, hub: HubServer, write_repo, sort: str
+) -> None:
     # Equal sort keys on purpose: the identity has to break the tie.
     for number in range(11):
         write_repo(f"o/r{number}", created_at=day(1 + number // 4), last_modified=day(9), likes=number % 3)
@@ -52,7 +54,7 @@ def test_paging_returns_each_repo_once(client: HfApi, hub: HubServer, write_repo
     found = []
     url: str | None = f"{hub.endpoint}/api/models?sort={wire.get(sort, sort)}&limit=3&expand=likes&expand=sha"
     while url is not None:
-        answer = httpx2.get(url)
+        answer = web.get(url)
         found += [item["id"] for item in answer.json()]
         assert all(set(item) == {"_id", "id", "likes", "sha"} for item in answer.json())
         url = answer.links.get("next", {}).get("url")
@@ -69,40 +71,42 @@ def test_the_client_pages_by_itself(client: HfApi, hub: HubServer, write_repo, m
     assert ids(client.list_models(sort="created_at", limit=3)) == ["o/r4", "o/r3", "o/r2"]
 
 
-def test_link_is_absolute_on_the_address_that_was_asked(hub: HubServer, write_repo) -> None:
+def test_link_is_absolute_on_the_address_that_was_asked(web: httpx2.Client, hub: HubServer, write_repo) -> None:
     write_repo("o/a")
     write_repo("o/b")
     endpoint = hub.endpoint.replace("127.0.0.1", "localhost")
-    answer = httpx2.get(f"{endpoint}/api/models?limit=1&filter=region:us&filter=region:us")
+    answer = web.get(f"{endpoint}/api/models?limit=1&filter=region:us&filter=region:us")
     link = answer.headers["link"]
     assert link.startswith(f"<{endpoint}/api/models?limit=1&filter=region%3Aus&filter=region%3Aus&cursor=")
     assert link.endswith('>; rel="next"')
 
 
-def test_a_repo_that_arrives_while_paging_shifts_nothing(hub: HubServer, write_repo, monkeypatch) -> None:
+def test_a_repo_that_arrives_while_paging_shifts_nothing(
+    web: httpx2.Client, hub: HubServer, write_repo, monkeypatch
+) -> None:
     monkeypatch.setattr("scanner.hub.server.listing._LATER_PAGE_MAX_AGE_S", 0.0)
     for number in range(1, 7):
         write_repo(f"o/r{number}", created_at=day(number))
-    first = httpx2.get(f"{hub.endpoint}/api/models?sort=createdAt&limit=3")
+    first = web.get(f"{hub.endpoint}/api/models?sort=createdAt&limit=3")
     write_repo("o/new", created_at=day(20))
-    second = httpx2.get(first.links["next"]["url"])
+    second = web.get(first.links["next"]["url"])
     both = [item["id"] for item in first.json() + second.json()]
     assert both == [f"o/r{n}" for n in (6, 5, 4, 3, 2, 1)]
 
 
-def test_item_shapes(hub: HubServer, write_adapter) -> None:
+def test_item_shapes(web: httpx2.Client, hub: HubServer, write_adapter) -> None:
     write_adapter("o/a", created_at=day(1), downloads=7, likes=2)
-    plain = httpx2.get(f"{hub.endpoint}/api/models").json()[0]
+    plain = web.get(f"{hub.endpoint}/api/models").json()[0]
     assert set(plain) == {
         "_id", "id", "modelId", "likes", "trendingScore", "private", "downloads", "tags", "pipeline_tag",
         "library_name", "createdAt",
     }  # fmt: skip
-    full = httpx2.get(f"{hub.endpoint}/api/models?full=true&config=true&cardData=true").json()[0]
+    full = web.get(f"{hub.endpoint}/api/models?full=true&config=true&cardData=true").json()[0]
     assert set(full) - set(plain) == {
         "author", "sha", "lastModified", "gated", "disabled", "siblings", "config",
     }  # fmt: skip
     assert full["siblings"] == [{"rfilename": "adapter_config.json"}, {"rfilename": "adapter_model.safetensors"}]
-    bracketed = httpx2.get(f"{hub.endpoint}/api/models", params={"expand[]": ["gated", "usedStorage"]}).json()
+    bracketed = web.get(f"{hub.endpoint}/api/models", params={"expand[]": ["gated", "usedStorage"]}).json()
     assert set(bracketed[0]) == {"_id", "id", "gated", "usedStorage"}
 
 
@@ -122,8 +126,8 @@ def test_everything_for_grouping_in_one_call(client: HfApi, write_adapter, write
 @pytest.mark.parametrize(
     "query", ["expand=nonsense", "sort=size", "limit=0", "limit=-1", "limit=x", "cursor=%%%", "cursor=e30="]
 )
-def test_a_bad_question_is_a_400_in_words(hub: HubServer, query: str) -> None:
-    answer = httpx2.get(f"{hub.endpoint}/api/models?{query}")
+def test_a_bad_question_is_a_400_in_words(web: httpx2.Client, hub: HubServer, query: str) -> None:
+    answer = web.get(f"{hub.endpoint}/api/models?{query}")
     assert answer.status_code == 400
     assert answer.json()["error"] == answer.headers["x-error-message"]
     if query == "expand=nonsense":
@@ -135,11 +139,11 @@ def test_the_client_reports_an_unknown_expand(client: HfApi) -> None:
         list(client.list_models(expand=["nonsense"]))  # type: ignore[list-item]
 
 
-def test_a_cursor_belongs_to_its_order(hub: HubServer, write_repo) -> None:
+def test_a_cursor_belongs_to_its_order(web: httpx2.Client, hub: HubServer, write_repo) -> None:
     write_repo("o/a")
     write_repo("o/b")
-    url = httpx2.get(f"{hub.endpoint}/api/models?sort=likes&limit=1").links["next"]["url"]
-    assert httpx2.get(url.replace("sort=likes", "sort=downloads")).status_code == 400
+    url = web.get(f"{hub.endpoint}/api/models?sort=likes&limit=1").links["next"]["url"]
+    assert web.get(url.replace("sort=likes", "sort=downloads")).status_code == 400
 
 
 @given(
@@ -209,18 +213,19 @@ def test_a_repo_is_listed_before_it_has_files_and_gone_when_deleted(client: HfAp
     assert ids(client.list_models()) == []
 
 
-def test_two_thousand_repos_list_fast(registry: Path, hub: HubServer) -> None:
-    for number in range(2000):
-        folder = registry / f"owner{number % 300}" / f"adapter-{number}"
+def test_many_repos_list_fast(tmp_path: Path) -> None:
+    for number in range(600):
+        folder = tmp_path / f"owner{number % 100}" / f"adapter-{number}"
         folder.mkdir(parents=True)
         config = {"peft_type": "LORA", "base_model_name_or_path": "bases/tiny", "r": number}
         (folder / "adapter_config.json").write_text(json.dumps(config))
         (folder / "README.md").write_text("---\nlibrary_name: peft\ntags: [lora]\n---\n")
-    client = HfApi(endpoint=hub.endpoint, token=False)
-    assert len(list(client.list_models(filter="peft"))) == 2000
-    start = time.perf_counter()
-    assert len(list(client.list_models(filter="peft", expand=["sha", "siblings", "baseModels"]))) == 2000
-    assert time.perf_counter() - start < 3  # about 0.3 s on two shared cores
+    with running_hub(tmp_path) as hub:
+        client = HfApi(endpoint=hub.endpoint, token=False)
+        assert len(list(client.list_models(filter="peft"))) == 600
+        start = time.process_time()
+        assert len(list(client.list_models(filter="peft", expand=["sha", "siblings", "baseModels"]))) == 600
+        assert time.process_time() - start < 1
 
 
 def test_files_beside_the_repos_are_not_repos(registry: Path, client: HfApi, write_repo, tmp_path: Path) -> None:

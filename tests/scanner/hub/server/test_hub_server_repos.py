@@ -103,11 +103,11 @@ def test_blobs_have_the_hashes_of_git_and_lfs(client: HfApi, write_adapter) -> N
     assert info.security_repo_status == {"scansDone": False, "filesWithIssues": []}
 
 
-def test_a_stated_security_scan_is_passed_on(hub: HubServer, client: HfApi, write_adapter) -> None:
+def test_a_stated_security_scan_is_passed_on(web: httpx2.Client, hub: HubServer, client: HfApi, write_adapter) -> None:
     issues = [{"path": "adapter_model.safetensors", "level": "unsafe"}]
     write_adapter("ann/one", security={"scansDone": True, "filesWithIssues": issues})
     expected = {"scansDone": True, "filesWithIssues": issues}
-    assert httpx2.get(f"{hub.endpoint}/api/models/ann/one/scan").json() == expected
+    assert web.get(f"{hub.endpoint}/api/models/ann/one/scan").json() == expected
     [info] = client.get_paths_info("ann/one", ["adapter_model.safetensors"], expand=True)
     assert isinstance(info, RepoFile) and info.security is not None
     assert (info.security.status, info.security.safe) == ("unsafe", False)
@@ -120,7 +120,7 @@ def test_big_plain_files_become_lfs(client: HfApi, write_repo, monkeypatch) -> N
     assert files["small.json"].lfs is None and files["big.json"].lfs is not None  # type: ignore[union-attr]
 
 
-def test_tree_keeps_folders_and_pages(client: HfApi, hub: HubServer, write_repo) -> None:
+def test_tree_keeps_folders_and_pages(web: httpx2.Client, client: HfApi, hub: HubServer, write_repo) -> None:
     names = ["a.txt", "ckpt-1/x.bin", "ckpt-1/deep/y.txt", "ckpt-2/x.bin", "z.txt"]
     write_repo("o/a", {name: name for name in names})
     flat = [item.path for item in client.list_repo_tree("o/a")]
@@ -137,7 +137,7 @@ def test_tree_keeps_folders_and_pages(client: HfApi, hub: HubServer, write_repo)
     url: str | None = f"{hub.endpoint}/api/models/o/a/tree/main?recursive=true&limit=3"
     paged = []
     while url is not None:
-        answer = httpx2.get(url)
+        answer = web.get(url)
         paged += [item["path"] for item in answer.json()]
         url = answer.links.get("next", {}).get("url")
     assert paged == [item.path for item in full]
@@ -150,7 +150,7 @@ def test_paths_info_omits_what_is_not_there(client: HfApi, write_adapter) -> Non
     assert client.get_paths_info("ann/one", []) == []
 
 
-def test_refs_and_commits(client: HfApi, hub: HubServer, write_adapter) -> None:
+def test_refs_and_commits(web: httpx2.Client, client: HfApi, hub: HubServer, write_adapter) -> None:
     folder = write_adapter("ann/one", last_modified="2026-03-01T10:00:00Z")
     refs = client.list_repo_refs("ann/one", include_pull_requests=True)
     assert [(branch.name, branch.ref) for branch in refs.branches] == [("main", "refs/heads/main")]
@@ -161,9 +161,9 @@ def test_refs_and_commits(client: HfApi, hub: HubServer, write_adapter) -> None:
     commits = client.list_repo_commits("ann/one")
     assert [commit.commit_id for commit in commits] == shas[::-1]
     assert commits[0].created_at > commits[-1].created_at
-    answer = httpx2.get(f"{hub.endpoint}/api/models/ann/one/commits/main?limit=3")
+    answer = web.get(f"{hub.endpoint}/api/models/ann/one/commits/main?limit=3")
     assert answer.headers["x-total-count"] == "4"
-    assert httpx2.get(answer.links["next"]["url"]).json()[0]["id"] == shas[0]
+    assert web.get(answer.links["next"]["url"]).json()[0]["id"] == shas[0]
     assert [c.commit_id for c in client.list_repo_commits("ann/one", revision=shas[1])] == shas[1::-1]
 
 
@@ -210,10 +210,10 @@ def test_settings_are_followed_but_are_no_commit(client: HfApi, write_adapter) -
     assert ".hub.json" not in [sibling.rfilename for sibling in after.siblings or []]
 
 
-def test_identity_is_stable_over_restarts_copies_and_renames(registry: Path, write_adapter) -> None:
+def test_identity_is_stable_over_restarts_copies_and_renames(web: httpx2.Client, registry: Path, write_adapter) -> None:
     def identity(repo_id: str) -> tuple[str, str]:
         with running_hub(registry) as hub:
-            raw = httpx2.get(f"{hub.endpoint}/api/models/{repo_id}", follow_redirects=True).json()
+            raw = web.get(f"{hub.endpoint}/api/models/{repo_id}", follow_redirects=True).json()
             return raw["_id"], raw["sha"]
 
     folder = write_adapter("ann/one", created_at="2026-03-01T00:00:00Z")
@@ -234,9 +234,11 @@ def test_identity_is_stable_over_restarts_copies_and_renames(registry: Path, wri
     assert identity("ann/pinned")[0] == pinned
 
 
-def test_former_names_and_other_letters_redirect(client: HfApi, hub: HubServer, write_adapter, write_repo) -> None:
+def test_former_names_and_other_letters_redirect(
+    web: httpx2.Client, client: HfApi, hub: HubServer, write_adapter, write_repo
+) -> None:
     write_repo("org/new-name", {"config.json": "{}"}, renamed_from=["org/old-name", "legacy"])
-    answer = httpx2.get(f"{hub.endpoint}/api/models/org/old-name?blobs=true")
+    answer = web.get(f"{hub.endpoint}/api/models/org/old-name?blobs=true")
     assert (answer.status_code, answer.headers["location"]) == (307, "/api/models/org/new-name?blobs=true")
     assert client.model_info("org/old-name").id == "org/new-name"
     assert client.model_info("legacy").id == "org/new-name"
@@ -244,14 +246,16 @@ def test_former_names_and_other_letters_redirect(client: HfApi, hub: HubServer, 
     assert [info.path for info in client.get_paths_info("org/old-name", ["config.json"])] == ["config.json"]
     assert [item.path for item in client.list_repo_tree("legacy")] == ["config.json"]
     # The name is used again by somebody else: then it is theirs, with an identity of its own.
-    before = httpx2.get(f"{hub.endpoint}/api/models/org/old-name", follow_redirects=True).json()["_id"]
+    before = web.get(f"{hub.endpoint}/api/models/org/old-name", follow_redirects=True).json()["_id"]
     write_adapter("org/old-name", _id="f" * 24)
-    after = httpx2.get(f"{hub.endpoint}/api/models/org/old-name").json()
+    after = web.get(f"{hub.endpoint}/api/models/org/old-name").json()
     assert (after["id"], after["_id"]) == ("org/old-name", "f" * 24)
     assert before != after["_id"]
 
 
-def test_gated_repos_show_their_names_but_not_their_content(hub: HubServer, client: HfApi, write_adapter) -> None:
+def test_gated_repos_show_their_names_but_not_their_content(
+    web: httpx2.Client, tmp_path: Path, hub: HubServer, client: HfApi, write_adapter
+) -> None:
     write_adapter("ann/gated", gated="manual")
     info = client.model_info("ann/gated", files_metadata=True)
     assert info.gated == "manual"
@@ -260,14 +264,13 @@ def test_gated_repos_show_their_names_but_not_their_content(hub: HubServer, clie
         with pytest.raises(GatedRepoError):
             user.list_repo_commits("ann/gated")
         with pytest.raises(GatedRepoError):
-            user.hf_hub_download("ann/gated", "adapter_config.json", local_dir=hub.endpoint[-5:])
+            user.hf_hub_download("ann/gated", "adapter_config.json", cache_dir=tmp_path)
     for token, status in ((None, 401), ("hf_any", 403)):
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        answer = httpx2.get(f"{hub.endpoint}/ann/gated/resolve/main/adapter_config.json", headers=headers)
+        answer = web.get(f"{hub.endpoint}/ann/gated/resolve/main/adapter_config.json", headers=headers)
         assert answer.status_code == status
         assert answer.headers["x-error-code"] == "GatedRepo"
         assert answer.headers["content-type"].startswith("text/plain")
-    assert not Path(hub.endpoint[-5:]).exists() or shutil.rmtree(hub.endpoint[-5:]) is None
 
 
 def test_a_disabled_repo_is_named_but_closed(hub: HubServer, client: HfApi, write_adapter) -> None:
@@ -285,7 +288,9 @@ def test_private_repos_are_not_there_without_a_token(hub: HubServer, client: HfA
     assert HfApi(endpoint=hub.endpoint, token="hf_any").model_info("ann/old-secret").private is True
 
 
-def test_errors_have_the_codes_that_the_client_knows(client: HfApi, hub: HubServer, write_adapter) -> None:
+def test_errors_have_the_codes_that_the_client_knows(
+    web: httpx2.Client, client: HfApi, hub: HubServer, write_adapter
+) -> None:
     write_adapter("ann/one")
     with pytest.raises(RepositoryNotFoundError):
         client.model_info("ann/none")
@@ -294,15 +299,15 @@ def test_errors_have_the_codes_that_the_client_knows(client: HfApi, hub: HubServ
     for revision in ("dev", "refs/pr/1", "0" * 40, "abcdef1", "a\nb: c", "☃"):
         with pytest.raises(RevisionNotFoundError):
             client.model_info("ann/one", revision=revision)
-    answer = httpx2.get(f"{hub.endpoint}/api/models/ann/one/revision/dev")
+    answer = web.get(f"{hub.endpoint}/api/models/ann/one/revision/dev")
     assert answer.json() == {"error": "Invalid rev id: dev"}
     assert answer.headers["x-error-message"] == "Invalid rev id: dev"
     with pytest.raises(HfHubHTTPError) as caught:
         client.whoami(token="hf_any")
     assert caught.value.response.status_code == 401
-    assert httpx2.get(f"{hub.endpoint}/api/agent-harnesses").status_code == 404
-    assert httpx2.post(f"{hub.endpoint}/api/models").status_code == 405
-    assert httpx2.get(f"{hub.endpoint}/").status_code == 404
+    assert web.get(f"{hub.endpoint}/api/agent-harnesses").status_code == 404
+    assert web.post(f"{hub.endpoint}/api/models").status_code == 405
+    assert web.get(f"{hub.endpoint}/").status_code == 404
 
 
 def test_a_deleted_repo_is_gone(client: HfApi, write_adapter) -> None:
