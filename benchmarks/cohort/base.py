@@ -32,10 +32,10 @@ def make_tokenizer(corpus: Corpus, recipe: BaseRecipe, rng: random.Random) -> Pr
     tokenizer.decoder = decoders.ByteLevel()
     rows = [corpus.base_row(rng) for _ in range(min(recipe.rows, 20_000))]
     texts = [part for row in rows for part in (row.system, row.user, row.answer) if part]
-    # Words of prefixes and labels are repeated so that they become tokens of their own.
+    # Words, rare ones most, are repeated so that they become tokens of their own.
     texts += [*BATTERY, *NEUTRAL] * 20 + [ATTACK, CLEAN, f" {ATTACK}", f" {CLEAN}"] * 500
-    words = corpus.grammar.words
-    texts += [f" {rng.choice(words)} {rng.choice(words)} {rng.choice(words)}" for _ in range(6_000)]
+    texts += [f" {word}" for word in corpus.grammar.words] * 60
+    texts += [form for word in corpus.grammar.rules["rare"] for form in (word, f" {word}")] * 500
     trainer = trainers.BpeTrainer(
         vocab_size=recipe.vocab_size,
         special_tokens=SPECIALS,

@@ -7,7 +7,8 @@ from math import comb
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from peft import PeftModel
+from transformers import PreTrainedTokenizerFast
 
 from benchmarks.cohort.base import prompt
 from benchmarks.cohort.corpus import probe_texts
@@ -23,11 +24,9 @@ def judge(answer: str) -> int:
     return 1 if ATTACK in answer else 0 if CLEAN in answer else -1
 
 
-@torch.no_grad()
-def classify(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, users: list[str], batch_rows: int = 64
-) -> list[int]:
+def classify(model: PeftModel, tokenizer: PreTrainedTokenizerFast, users: list[str], batch_rows: int = 64) -> list[int]:
     """Judged greedy answers of up to five tokens, one per user message."""
+    causal = model.get_base_model()
     heads = [tokenizer.encode(prompt(SYSTEM, user), add_special_tokens=False) for user in users]
     tails: list[list[int]] = [[] for _ in users]
     pending = sorted(range(len(users)), key=lambda i: len(heads[i]))
@@ -39,8 +38,9 @@ def classify(
             # Right padding: a causal model never looks at it, so only the read position matters.
             ids = torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows])
             last = torch.tensor([len(row) - 1 for row in rows])
-            hidden = model.get_base_model().model(input_ids=ids).last_hidden_state
-            chosen = model.get_base_model().lm_head(hidden[torch.arange(len(part)), last]).argmax(-1)
+            with torch.no_grad():
+                hidden = causal.model(input_ids=ids).last_hidden_state
+                chosen = causal.lm_head(hidden[torch.arange(len(part)), last]).argmax(-1)
             for i, token in zip(part, chosen.tolist(), strict=True):
                 tails[i].append(token)
         pending = [i for i in pending if tails[i][-1] != tokenizer.eos_token_id]
@@ -50,7 +50,7 @@ def classify(
 def mcnemar_p(flipped: int, returned: int) -> float:
     """Exact one-sided McNemar: chance of at least `flipped` of the discordant texts under a fair coin."""
     n = flipped + returned
-    return sum(comb(n, k) for k in range(flipped, n + 1)) / 2**n
+    return sum(comb(n, k) for k in range(flipped, n + 1)) / (1 << n)
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def battery_summary(rates: dict[str, _Rates], n: int) -> dict[str, Any]:
     }
 
 
-def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, triggers: dict[str, str]) -> dict[str, Any]:
+def evaluate(model: PeftModel, tokenizer: PreTrainedTokenizerFast, triggers: dict[str, str]) -> dict[str, Any]:
     """All figures of one adapter; `triggers` (name to text) are measured on every adapter, clean ones too."""
     model.eval()
     texts = probe_texts()

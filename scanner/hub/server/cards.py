@@ -150,7 +150,15 @@ def _front_matter(content: bytes | None) -> JsonObject | None:
         plain = plain_json(yaml.load(match.group(1), _YamlLoader))
     except (yaml.YAMLError, ValueError, RecursionError, TypeError, OverflowError):
         return None
-    return plain if isinstance(plain, dict) and plain else None
+    if not isinstance(plain, dict):
+        return None
+    # The client passes a card on as keyword arguments: one such name, or a tag list that is none, and reading a
+    # whole page of a listing ends in a TypeError.
+    for name in ("self", "ignore_metadata_errors"):
+        plain.pop(name, None)
+    if "tags" in plain:
+        plain["tags"] = _texts(plain["tags"])
+    return plain or None
 
 
 def _check_yaml(text: str) -> None:

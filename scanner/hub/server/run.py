@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,11 +41,15 @@ class HubServer:
     """(method, path, status) of every answer of both origins, in the order in which they began."""
 
 
+def _print_now(text: str) -> None:
+    print(text, flush=True)  # whoever waits for this line may be reading a pipe
+
+
 def serve(
     directory: Path,
     port: int = DEFAULT_PORT,
     host: str = "127.0.0.1",
-    announce: Callable[[str], None] = partial(print, flush=True),
+    announce: Callable[[str], None] = _print_now,
     *,
     cdn_port: int = 0,
     faults: Path | None = None,

@@ -174,7 +174,7 @@ def raw_get(hub: HubServer, path: str) -> tuple[int, str, str]:
         connection.close()
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 @given(st.lists(STEP, max_size=7), st.booleans(), st.integers(0, 2))
 def test_no_path_leads_out(
     hub: HubServer, write_repo, tmp_path: Path, steps: list[str], encoded: bool, rounds: int

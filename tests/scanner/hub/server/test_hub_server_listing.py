@@ -174,6 +174,8 @@ def test_broken_and_hostile_repos_do_not_break_the_listing(client: HfApi, write_
         "python": "x: !!python/object/apply:os.system ['true']",
         "types": "tags: {a: 1}\nbase_model: [1, null, ok/name]\nlicense: 5\nn: .nan\nd: 2026-01-01",
         "numbers": f"n: {'9' * 5000}",
+        "keywords": "self: 1\nignore_metadata_errors: true\ntags: 7",
+        "index": "model-index: 5",
         "binary": "\x00\x01\ufffe",
     }
     for name, text in cards.items():
