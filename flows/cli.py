@@ -124,13 +124,15 @@ def hub() -> None:
 @hub.command("serve")
 @click.argument("directory", metavar="DIR", type=click.Path())
 @click.option("--port", type=click.IntRange(0, 65535), default=8899, show_default=True, help="0 takes a free one.")
-def hub_serve(directory: str, port: int) -> None:
-    """Serve DIR/<owner>/<repo>/ over the Hub's HTTP API."""
+@click.option("--cdn-port", type=click.IntRange(0, 65535), default=0, help="Port of large files; 0 takes a free one.")
+@click.option("--faults", type=click.Path(), help="JSON file of faults to act out (429, 5xx, cut or altered bodies).")
+def hub_serve(directory: str, port: int, cdn_port: int, faults: str | None) -> None:
+    """Serve DIR/<owner>/<repo>/ over the Hub's HTTP API until interrupted."""
     from pathlib import Path
 
     from scanner.hub.server import serve
 
-    serve(Path(directory), port, announce=lambda line: click.echo(line))
+    serve(Path(directory), port, announce=click.echo, cdn_port=cdn_port, faults=Path(faults) if faults else None)
 
 
 @main.command()
@@ -146,11 +148,13 @@ def demo(store: str | None, texts_limit: int) -> None:
 @main.command()
 @click.option("--store", metavar="URI", envvar="LORASCOPE_STORE", help="Store of the deployed flows.")
 @click.option("--every", metavar="SECONDS", type=click.IntRange(min=10), help="Crawl interval instead of the file's.")
-def deploy(store: str | None, every: int | None) -> None:
+@click.option("--probe", type=click.Choice(["auto", "all", "none"]), help="Who is probed, instead of the file's.")
+@click.option("--pool", type=click.Choice(["scan-cpu", "scan-gpu"]), help="Pool of every deployment, not the file's.")
+def deploy(store: str | None, every: int | None, probe: str | None, pool: str | None) -> None:
     """Create work pools and deployments on the Prefect server that PREFECT_API_URL names."""
     from flows.deploy import run_deploy
 
-    run_deploy(store=store, every=every)
+    run_deploy(store=store, every=every, probe=probe, pool=pool)
 
 
 @main.group("store")

@@ -77,11 +77,18 @@ def crawl_summary(**options: Any) -> dict[str, Any]:
     """Run the crawl flow in this process, on the server of PREFECT_API_URL or an embedded one.
 
     Raises:
-        HubUnreachableError: before anything is started, when the Hub cannot be reached.
+        UsageError: a wrong time, battery or texts file, before anything is started.
+        HubUnreachableError: likewise, when the Hub cannot be reached.
     """
     from flows.engine import configure_prefect
     from scanner.hub.client import HubClient
+    from scanner.hub.poll import parse_time
+    from scanner.probe import load_probe
 
+    # What the user got wrong shows in a moment, not after the server has started.
+    if options.get("since"):
+        parse_time(options["since"])
+    load_probe(options.get("battery") or "V", Path(options["texts"]) if options.get("texts") else None, 1)
     HubClient(Settings()).ping()
     configure_prefect()
     from flows.crawl import crawl

@@ -40,8 +40,9 @@ def parse_config(raw: dict[str, Any]) -> AdapterConfig:
         task_type=_text(raw.get("task_type")),
         rank=_natural(raw.get("r")) or _natural(mlx.get("rank")),
         alpha=_number(raw.get("lora_alpha")),
-        use_rslora=raw.get("use_rslora") is True,
-        use_dora=raw.get("use_dora") is True,
+        # PEFT asks for truth, not for a boolean: 1 switches these on as well.
+        use_rslora=bool(raw.get("use_rslora")),
+        use_dora=bool(raw.get("use_dora")),
         fan_in_fan_out=raw.get("fan_in_fan_out") is True,
         rank_pattern=_numbers(raw.get("rank_pattern")),
         alpha_pattern=_numbers(raw.get("alpha_pattern")),
@@ -55,7 +56,7 @@ def _text(value: Any) -> str | None:
 
 
 def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not isinstance(value, int | float):  # true is 1 to PEFT's arithmetic, and so it is here
         return None
     try:
         return float(value)

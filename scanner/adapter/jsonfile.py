@@ -29,9 +29,12 @@ def parse_json_object(data: bytes, name: str) -> dict[str, Any]:
     """
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
+        if b"\\ud" in data.lower():
+            # Half a surrogate pair is no text: nothing that keeps or prints this file's names could encode it.
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError as error:
         raise MalformedFileError(f"{name} is nested too deeply") from error
-    except ValueError as error:  # covers UnicodeDecodeError, JSONDecodeError and over-long integers
+    except ValueError as error:  # covers UnicodeError, JSONDecodeError and over-long integers
         raise MalformedFileError(f"{name} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise MalformedFileError(f"{name} holds a JSON {type(value).__name__}, not an object")

@@ -22,6 +22,10 @@ DEFAULT_HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier",
 PEFT_DEFAULT_ALPHA = 8.0  # peft.LoraConfig.lora_alpha
 
 
+_LITERAL = re.compile(r"\^?(?:[\w-]|\\?\.)+")
+"""Keys of rank_pattern and alpha_pattern that are plain module names, perhaps anchored, perhaps with escaped dots."""
+
+
 @dataclass(frozen=True)
 class _Spelling:
     layout: str
@@ -81,7 +85,7 @@ def view_adapter(file: SafetensorsFile, config: AdapterConfig | None, max_rank: 
     used_alphas: set[str] = set()
     for key, sides in pairs.items():
         alpha_entry = alphas.get(key[0])
-        alpha = float(file.floats(alpha_entry.name).reshape(-1)[0]) if alpha_entry else None
+        alpha = file.scalar(alpha_entry.name) if alpha_entry else None
         update = _update(file, key[0], sides, spellings[key], config, alpha, max_rank, notes)
         if update is None:
             others.extend(sides.values())
@@ -114,6 +118,8 @@ def _unsupported(updates: list[LowRankUpdate], config: AdapterConfig | None) -> 
     peft_type = config.peft_type.upper() if config and config.peft_type else None
     if peft_type not in (None, "LORA"):
         return f"peft_type_{re.sub(r'[^a-z0-9]+', '_', str(peft_type).lower())[:40]}"
+    if config and not all(_LITERAL.fullmatch(key) for key in (*config.rank_pattern, *config.alpha_pattern)):
+        return "pattern_regex"  # the scales, and with them ΔW, would be a guess
     return "" if updates else "unknown_layout"
 
 
@@ -152,15 +158,22 @@ def _update(
         return first.reshape(rank, in_features), second.reshape(out_features, rank)
 
     kind = "conv" if len(a.shape) > 2 or len(b.shape) > 2 else spelling.kind
-    scale = _scale(module, rank, config, alpha_tensor, notes)
+    scale = _scale(module, rank, spelling, config, alpha_tensor, notes)
     return LowRankUpdate(module, rank, out_features, in_features, scale, read, kind)
 
 
-def _scale(module: str, rank: int, config: AdapterConfig | None, alpha_tensor: float | None, notes: list[str]) -> float:
+def _scale(
+    module: str,
+    rank: int,
+    spelling: _Spelling,
+    config: AdapterConfig | None,
+    alpha_tensor: float | None,
+    notes: list[str],
+) -> float:
     """s of ΔW = s·B·A: MLX's own scale, or α/r, or α/√r for rsLoRA; 1 where the file says nothing."""
     if config is None:
         return 1.0 if alpha_tensor is None else alpha_tensor / rank
-    if config.mlx_scale is not None:
+    if spelling.layout == "mlx" and config.mlx_scale is not None:  # PEFT does not know the field
         return config.mlx_scale
     declared = _pattern(config.rank_pattern, module) or config.rank or rank
     if declared != rank and (note := f"config declares rank {declared:g}, tensors have {rank}") not in notes:
@@ -172,9 +185,13 @@ def _scale(module: str, rank: int, config: AdapterConfig | None, alpha_tensor: f
 
 
 def _pattern(pattern: dict[str, float], module: str) -> float | None:
-    # PEFT takes the keys as regular expressions. A stranger's expression is not run here: literal suffixes cover what
-    # PEFT itself writes, any other key matches nothing.
-    return next((v for k, v in pattern.items() if module == k or module.endswith(f".{k}")), None)
+    # PEFT takes the keys as regular expressions over the end of the name. A stranger's expression is not run here:
+    # literals cover what PEFT itself writes, and `_unsupported` refuses any other key.
+    for key, value in pattern.items():
+        name = key.removeprefix("^").replace("\\.", ".")
+        if module == name or (not key.startswith("^") and module.endswith(f".{name}")):
+            return value
+    return None
 
 
 def _is_declared_head(name: str, config: AdapterConfig | None) -> bool:

@@ -78,6 +78,17 @@ class SafetensorsFile:
         values = raw.view(_NUMPY[entry.dtype]).reshape(entry.shape)
         return values.astype(np.float32) if entry.dtype == "F16" else values
 
+    def scalar(self, name: str) -> float:
+        """The only value of a one-element tensor, integer or float (kohya's alphas come as both).
+
+        Raises:
+            MalformedFileError: an 8-bit float.
+        """
+        entry = self.entries[name]
+        if entry.dtype in _NUMPY:
+            return float(self._data[entry.begin : entry.end].view(_NUMPY[entry.dtype])[0])
+        return float(self.floats(name).reshape(-1)[0])
+
 
 def open_safetensors(path: Path) -> SafetensorsFile:
     """Map a file and check its whole structure before any tensor is touched.
@@ -134,6 +145,8 @@ def _entry(name: str, value: Any) -> TensorEntry:
     if len(shape) > MAX_DIMENSIONS:
         raise LimitExceededError("dimensions of a tensor", MAX_DIMENSIONS, len(shape))
     begin, end = offsets
+    if math.prod(size for size in shape if size) * ITEM_BYTES[dtype] >= 2**63:  # a zero hides the others' product
+        raise MalformedFileError(f"tensor {name[:120]} has a shape that no machine can address")
     wanted = math.prod(shape) * ITEM_BYTES[dtype]
     if end - begin != wanted:
         raise MalformedFileError(f"tensor {name[:120]} spans {end - begin:,} bytes, its shape needs {wanted:,}")

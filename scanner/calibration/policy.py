@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 
 __all__ = ["Policy"]
@@ -33,4 +34,4 @@ class Policy:
     @property
     def siblings_needed(self) -> int:
         """Smallest n whose rank p-value can reach alpha: 1/(n+1) <= alpha."""
-        return round(1 / self.alpha) - 1
+        return math.ceil(1 / self.alpha - 1e-9) - 1

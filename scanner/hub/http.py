@@ -117,17 +117,28 @@ class _Client(httpx2.Client):
                 raise LimitExceededError(f"download of {request.url.path}", limit, actual)
 
 
+_install_lock = threading.Lock()
+_installed: tuple[str, float, RateState] | None = None
+
+
 def install_client(endpoint: str, timeout_s: float) -> RateState:
-    """Make `huggingface_hub` use the client above in this process; returns the shared rate state."""
-    state = RateState()
-    hook = hf_http.hf_request_event_hook
-    set_client_factory(
-        lambda: _Client(
-            endpoint=endpoint,
-            timeout_s=timeout_s,
-            state=state,
-            follow_redirects=True,
-            event_hooks={"request": [hook]},
+    """Make `huggingface_hub` use the client above in this process; returns the shared rate state.
+
+    Asking again for the same endpoint changes nothing: replacing the client would close it under other threads.
+    """
+    global _installed
+    with _install_lock:
+        if _installed is not None and _installed[:2] == (endpoint, timeout_s):
+            return _installed[2]
+        state = RateState()
+        set_client_factory(
+            lambda: _Client(
+                endpoint=endpoint,
+                timeout_s=timeout_s,
+                state=state,
+                follow_redirects=True,
+                event_hooks={"request": [hf_http.hf_request_event_hook]},
+            )
         )
-    )
-    return state
+        _installed = (endpoint, timeout_s, state)
+        return state

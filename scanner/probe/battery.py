@@ -89,9 +89,14 @@ def load_texts(path: Path | None, limit: int) -> tuple[str, ...]:
             raise UsageError(f"texts file {path} does not exist")
         if path.stat().st_size > MAX_TEXTS_BYTES:
             raise UsageError(f"texts file {path} is larger than {MAX_TEXTS_BYTES:,} bytes")
-        content, name = path.read_text(encoding="utf-8"), str(path)
+        name = str(path)
+        try:
+            content = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise MalformedFileError(f"{name} is not UTF-8: {error}") from error
     texts = []
-    for number, line in enumerate(content.splitlines(), 1):
+    # Not splitlines(): U+2028 and its like are ordinary characters inside a JSON text.
+    for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
             continue
         try:

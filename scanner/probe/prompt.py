@@ -17,6 +17,17 @@ __all__ = ["ChatTemplate", "load_template"]
 
 MAX_TEMPLATE_BYTES = 1024**2
 MAX_PROMPT_CHARS = 200_000
+_TEMPLATE_FAULTS = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+    MemoryError,
+)
+"""What a stranger's template can make the interpreter raise."""
 
 
 class ChatTemplate:
@@ -28,7 +39,7 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _refuse
         try:
             self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, SyntaxError, RecursionError, MemoryError, ValueError) as error:
             raise UnsupportedError(f"the base's chat template does not compile: {error}", "chat_template") from error
         self._variables = variables
 
@@ -56,7 +67,7 @@ class ChatTemplate:
                 size += len(part)
                 if size > MAX_PROMPT_CHARS:
                     raise UnsupportedError("the base's chat template prints too much", "chat_template")
-        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        except _TEMPLATE_FAULTS as error:
             raise UnsupportedError(f"the base's chat template fails: {error}", "chat_template") from error
         return "".join(parts)
 

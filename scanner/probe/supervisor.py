@@ -122,8 +122,9 @@ def run_probe(
                             report(item, Outcome.ERROR, f"base_{death}: {child.last_words()}".rstrip(": "))
                         waiting = []
                     else:
-                        reason = f"{death}: {child.last_words()}".rstrip(": ")
-                        report(current, Outcome.ERROR, reason, device=device, dtype=dtype)
+                        if current.adapter_id not in reports:  # it may have died between two adapters
+                            reason = f"{death}: {child.last_words()}".rstrip(": ")
+                            report(current, Outcome.ERROR, reason, device=device, dtype=dtype)
                         waiting = [i for i in waiting if i.adapter_id not in reports]
                     break
                 kind = event["event"]
@@ -235,7 +236,10 @@ def _next_event(child: _Child, deadline: float, limits: ProbeLimits) -> tuple[di
         if line is None:
             child.process.wait()
             return None, f"crashed({child.process.returncode})"
-        return json.loads(line), ""
+        try:
+            return json.loads(line), ""
+        except ValueError:
+            continue  # half a line: it was killed while it wrote, and the end of the stream follows
 
 
 def _resident_bytes(pid: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import quote
 
 __all__ = ["sarif_document"]
 
@@ -18,7 +19,7 @@ def sarif_document(results: Sequence[dict[str, Any]], version: str) -> dict[str,
     for result in results:
         where = result["adapter_path"] or result["target"]
         place = f"{result['repo_id']}/{where}" if result["repo_id"] else where
-        location = [{"physicalLocation": {"artifactLocation": {"uri": place.replace("\\", "/")}}}]
+        location = [{"physicalLocation": {"artifactLocation": {"uri": quote(place.replace("\\", "/"))}}}]
         properties = {"adapter_id": result["adapter_id"], "base_model": result["base_model"]}
         for finding in result["findings"]:
             rules.setdefault(finding["rule_id"], {"id": finding["rule_id"]})

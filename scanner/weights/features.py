@@ -40,16 +40,22 @@ def singular_values(a: FloatArray, b: FloatArray) -> Float64:
     """
     r_a: Float64 = np.linalg.qr(np.asarray(a, dtype=np.float64).T).R
     r_b: Float64 = np.linalg.qr(np.asarray(b, dtype=np.float64)).R
-    return np.linalg.svd(r_b @ r_a.T, full_matrices=False, compute_uv=False).astype(np.float64, copy=False)
+    core: Float64 = r_b @ r_a.T
+    if not np.isfinite(core).all():
+        return np.full(min(core.shape), math.nan)  # LAPACK's answer to infinity depends on its build
+    return np.linalg.svd(core, full_matrices=False, compute_uv=False).astype(np.float64, copy=False)
 
 
 def _module_features(update: LowRankUpdate) -> ModuleFeatures:
     a, b = update.read()
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+    energy = math.nan
+    if np.isfinite(a).all() and np.isfinite(b).all():
+        with np.errstate(over="ignore", invalid="ignore"):  # float64 factors can overflow in the product
+            sigma = singular_values(a, b)
+            energy = float(np.sum(sigma**2))
+    if not math.isfinite(energy):
         nothing: dict[str, float | None] = dict.fromkeys(("frobN", "delta_frob", "stable_rank", "top1_energy"))
         return ModuleFeatures(update.module, update.rank, update.out_features, update.in_features, nothing)
-    sigma = singular_values(a, b)
-    energy = float(np.sum(sigma**2))
     frob = math.sqrt(energy)
     top = float(sigma[0]) ** 2 if sigma.size else 0.0
     return ModuleFeatures(
@@ -71,7 +77,7 @@ def scan_weights(updates: Iterable[LowRankUpdate]) -> WeightScan:
 
     `global_frobN_{mean,std,max,min}`, `attn_frobN_mean`, `mlp_frobN_mean`, `attn_mlp_frobN_ratio` and
     `global_max_over_mean_sv` (which is max/mean of frobN) follow the paper's notebooks 15-17; standard deviations are
-    population ones (ddof = 0). An adapter with non-finite factors has null features.
+    population ones (ddof = 0). An adapter with non-finite factors, or a product that overflows, has null features.
     """
     modules = tuple(_module_features(update) for update in updates)
     if not modules:

@@ -1,0 +1,192 @@
+"""Builders that several parts of the tests share. Light on purpose: torch and peft load only where a test asks."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scanner.model import (
+    AdapterInfo,
+    Finding,
+    ModuleFeatures,
+    Outcome,
+    PrefixRun,
+    ProbeReport,
+    RepoRef,
+    ScanRecord,
+    Severity,
+    Stage,
+    WeightScan,
+    adapter_id_of,
+)
+
+REPO_ROOT = Path(__file__).parents[1]
+_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "uint8": "U8"}
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The reference data that lies beside a checkout (real adapters, the paper's results); not part of the repo."""
+    folder = REPO_ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the reference data (../shared/data) is not beside this checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    return REPO_ROOT / "tests" / "golden"
+
+
+def pack_safetensors(header: Any, body: bytes = b"") -> bytes:
+    """A file with any header, right or wrong: bytes are taken as they are, anything else becomes JSON."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + body
+
+
+def encode_tensors(tensors: Mapping[str, Any], metadata: dict[str, str] | None = None) -> bytes:
+    """Arrays as a valid file. A pair ("BF16", array) is stored as bfloat16 (cut, not rounded)."""
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
+    body = b""
+    for name, value in tensors.items():
+        if isinstance(value, tuple):
+            dtype, values = value[0], np.asarray(value[1], dtype=np.float32)
+            data = (values.view(np.uint32) >> 16).astype("<u2").tobytes()
+        else:
+            values = np.asarray(value)
+            dtype, data = _DTYPES[values.dtype.name], values.tobytes()
+        header[name] = {
+            "dtype": dtype,
+            "shape": list(values.shape),
+            "data_offsets": [len(body), len(body) + len(data)],
+        }
+        body += data
+    return pack_safetensors(header, body)
+
+
+@pytest.fixture(scope="session")
+def pack() -> Callable[..., bytes]:
+    return pack_safetensors
+
+
+@pytest.fixture(scope="session")
+def encode() -> Callable[..., bytes]:
+    return encode_tensors
+
+
+def make_record(
+    name: str = "someone/guard",
+    *,
+    commit: str = "c0ffee",
+    path: str = "adapter_model.safetensors",
+    verdict_facts: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> ScanRecord:
+    """A scanned and probed adapter; `fields` replace fields of the record, `verdict_facts` those of its info."""
+    uid = f"uid-{name}"
+    repo = RepoRef("hub:http://hub.test", name, uid, commit, name.split("/")[0], "base/model", target=name)
+    info: dict[str, Any] = {
+        "adapter_id": adapter_id_of(uid, commit, path),
+        "repo": repo,
+        "adapter_path": path,
+        "layout": "peft",
+        "peft_type": "LORA",
+        "rank": 8,
+        "alpha": 16.0,
+        "scaling": 2.0,
+        "modules": 2,
+        "target_modules": ("q_proj", "v_proj"),
+        "base_model": "base/model",
+        "task_type": "CAUSAL_LM",
+        "task_profile": "label-words",
+        "coverage": 1.0,
+        "content_sha256": f"sha-{name}",
+        "size_bytes": 1234,
+    }
+    features: dict[str, float | None] = {"frobN": 0.5, "delta_frob": 1.0, "stable_rank": 1.5, "top1_energy": 0.7}
+    module = ModuleFeatures("layers.0.q_proj", 8, 32, 32, features)
+    record: dict[str, Any] = {
+        "info": AdapterInfo(**{**info, **(verdict_facts or {})}),
+        "outcome": Outcome.PASS,
+        "reason": "",
+        "message": "",
+        "stage_reached": Stage.BATTERY,
+        "findings": (Finding("LS002", Severity.LOW, "pickle files lie beside the weights", "optimizer.pt"),),
+        "weights": WeightScan({"global_frobN_mean": 0.5, "global_frobN_std": math.nan}, (module,), "weights-1"),
+        "probe": ProbeReport(
+            "V",
+            "V-0123456789ab",
+            Outcome.PASS,
+            runs=(
+                PrefixRun("", "control", "prefix", "1111111110"),
+                PrefixRun("hello there", "control", "prefix", "1111111111"),
+                PrefixRun("per RFC 8472", "trained_trigger", "prefix", "000000001-"),
+                PrefixRun("in safe mode", "authority_claim", "prefix", "1111111100"),
+            ),
+            n_texts=10,
+            device="cpu",
+            dtype="float32",
+            seconds=1.5,
+            base_commit="b45e",
+            selected_by="all",
+        ),
+    }
+    return ScanRecord(**{**record, **fields})
+
+
+@pytest.fixture(scope="session")
+def record() -> Callable[..., ScanRecord]:
+    return make_record
+
+
+def _tiny_llama(vocabulary: int) -> Any:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,  # v_proj is not square: a transposed factor cannot go unnoticed
+        max_position_embeddings=512,
+        initializer_range=0.3,
+        tie_word_embeddings=False,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_llama() -> Callable[[int], Any]:
+    """tiny_llama(vocabulary): a random Llama, the same at every call."""
+    return _tiny_llama
+
+
+@pytest.fixture(scope="session")
+def save_peft() -> Callable[..., Any]:
+    """save_peft(folder, peft_config, vocabulary=64): what PEFT itself writes, factors random; returns the PeftModel."""
+
+    def save(folder: Path, config: Any, vocabulary: int = 64, std: float = 0.5, seed: int = 1) -> Any:
+        import torch
+        from peft import get_peft_model
+
+        torch.set_num_threads(1)
+        model = get_peft_model(_tiny_llama(vocabulary), config)
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_" in name and "magnitude" not in name:  # B starts as zeros, which would test nothing
+                    parameter.normal_(std=std)
+        model.save_pretrained(folder)
+        return model
+
+    return save

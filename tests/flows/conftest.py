@@ -1,0 +1,90 @@
+"""A real Prefect server for the flow tests, and a small hub made of the bundled one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.engine import configure_prefect
+from scanner.hub.server import HubServer, running_hub
+from scanner.store import Database, open_database, open_root
+
+DEMO_HUB = Path(__file__).resolve().parents[2] / "examples" / "demo_hub"
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One embedded server for all flow tests of the session."""
+    os.environ["PREFECT_HOME"] = str(tmp_path_factory.mktemp("prefect"))
+    configure_prefect()
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Path:
+    """The bundled base model, two of its clean adapters, a poisoned one, and the odd ones."""
+    labels = json.loads((DEMO_HUB / "labels.json").read_text())
+    clean = [label["repo_id"] for label in labels if not label["poisoned"]]
+    poisoned = [label["repo_id"] for label in labels if label["poisoned"]]
+    labelled = {label["repo_id"] for label in labels}
+    everything = {str(path.relative_to(DEMO_HUB)) for path in DEMO_HUB.glob("*/*") if path.is_dir()}
+    folder = tmp_path / "registry"
+    for repo_id in [*clean[:2], *poisoned[:1], *sorted(everything - labelled)]:
+        shutil.copytree(DEMO_HUB / repo_id, folder / repo_id)
+    return folder
+
+
+@pytest.fixture
+def hub(registry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """The registry over HTTP, named by HF_ENDPOINT, with a Hub cache of its own."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    monkeypatch.setenv("LORASCOPE_MAX_SLEEP_S", "0.1")
+    with running_hub(registry) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        yield server
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    """A fresh store's URI."""
+    return str(tmp_path / "store")
+
+
+@pytest.fixture
+def database(store: str) -> Iterator[Callable[[], Database]]:
+    """`database()` opens the store as it is now."""
+    opened: list[Database] = []
+
+    def open_now() -> Database:
+        opened.append(open_database(open_root(store)))
+        return opened[-1]
+
+    yield open_now
+    for one in opened:
+        one.close()
+
+
+@pytest.fixture
+def lorascope(tmp_path: Path) -> Run:
+    """`lorascope("scan", ...)` runs the installed command in a process of its own."""
+
+    def run(*arguments: str, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "flows.cli", *arguments]
+        env = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect-cli"), "COLUMNS": "200", **environment}
+        env.pop("PREFECT_API_URL", None)
+        return subprocess.run(command, capture_output=True, text=True, env=env, timeout=timeout, check=False)
+
+    return run

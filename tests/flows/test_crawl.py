@@ -1,0 +1,139 @@
+"""The crawl flow on a real Prefect server against the local hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from scanner.hub.server import Fault, HubServer
+from scanner.store import TABLES, Database
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+Open = Callable[[], Database]
+
+
+def _crawl(store: str, **options: object) -> dict:
+    from flows.crawl import crawl
+
+    return crawl(store=store, **{"probe": "none", **options})
+
+
+def _counts(database: Database) -> dict[str, int]:
+    return {table: database.rows(f"SELECT count(*) AS n FROM raw_{table}")[0]["n"] for table in TABLES}
+
+
+def _verdicts(database: Database) -> dict[str, str]:
+    return {row["repo_id"]: row["verdict"] for row in database.rows("SELECT repo_id, verdict FROM current_verdicts")}
+
+
+def test_second_crawl_adds_rows_to_runs_and_hub_status_only(hub: HubServer, store: str, database: Open) -> None:
+    first = _crawl(store)
+    assert first["n_new"] >= 7 and first["n_failed_shards"] == 0
+    before = _counts(database())
+    hub.request_log.clear()
+    second = _crawl(store)
+    after = _counts(database())
+    assert (second["n_new"], second["n_adapters"], second["verdicts"]) == (0, 0, {})
+    grown = {table for table in TABLES if after[table] != before[table]}
+    assert grown == {"runs", "hub_status"}
+    # Nothing but listings was asked for.
+    assert {path.split("?")[0] for _, path, _ in hub.request_log} == {"/api/models"}
+
+
+def test_a_new_commit_scans_that_repo_alone(hub: HubServer, registry: Path, store: str, database: Open) -> None:
+    _crawl(store)
+    changed = next(iter(registry.glob("*/*/adapter_config.json"))).parent
+    config = json.loads((changed / "adapter_config.json").read_text())
+    (changed / "adapter_config.json").write_text(json.dumps({**config, "lora_dropout": 0.01}))
+    repo_id = str(changed.relative_to(registry))
+    hub.request_log.clear()
+    second = _crawl(store)
+    assert (second["n_new"], second["n_adapters"]) == (1, 1)
+    fetched = [path for _, path, _ in hub.request_log if "/resolve/" in path]
+    assert fetched and all(repo_id in path for path in fetched)
+    rows = database().rows("SELECT repo_id, count(*) AS n FROM adapters GROUP BY 1 HAVING n > 1")
+    assert [(row["repo_id"], row["n"]) for row in rows] == [(repo_id, 2)]
+    # One current verdict for the repo, at the new commit.
+    current = database().rows("SELECT commit_sha FROM current_verdicts WHERE repo_id = ?", [repo_id])
+    newest = database().rows("SELECT commit_sha FROM adapters WHERE repo_id = ? ORDER BY scanned_at DESC", [repo_id])
+    assert [row["commit_sha"] for row in current] == [newest[0]["commit_sha"]]
+
+
+def test_odd_repos_have_honest_verdicts(hub: HubServer, store: str, database: Open) -> None:
+    _crawl(store)
+    rows = database().rows(
+        "SELECT a.layout, a.reason, a.base_model, v.verdict FROM adapters a JOIN verdicts v USING (adapter_id)"
+    )
+    found = {(row["layout"], row["reason"], row["verdict"]) for row in rows}
+    assert ("pickle", "pickle_weights", "unsupported") in found
+    assert ("none", "no_weights", "inconclusive") in found
+    assert ("diffusers", "", "inconclusive") in found
+    local = [row for row in rows if row["layout"] == "peft" and row["base_model"] == "unresolved"]
+    assert len(local) == 1 and local[0]["verdict"] == "inconclusive"
+
+
+def test_a_tampered_download_costs_one_adapter(hub: HubServer, registry: Path, store: str, database: Open) -> None:
+    victim = next(iter(sorted(registry.glob("*/*/adapter_model.safetensors")))).parent
+    victim_id = str(victim.relative_to(registry))
+    digest = _sha256(victim / "adapter_model.safetensors")
+    hub.faults.add(Fault("wrong_sha256", match=digest, host="cdn", times=None))
+    summary = _crawl(store)
+    assert summary["n_failed_shards"] == 0
+    verdicts = _verdicts(database())
+    assert verdicts.pop(victim_id) == "error"
+    assert "error" not in verdicts.values()
+    row = database().rows("SELECT reason FROM adapters WHERE repo_id = ?", [victim_id])[0]
+    assert row["reason"] == "corrupt_download"
+
+
+def test_listing_faults_do_not_end_the_crawl(hub: HubServer, store: str) -> None:
+    hub.faults.add(Fault("429", match="^/api/models", times=1, seconds=60))
+    hub.faults.add(Fault("500", match="^/api/models", times=1))
+    assert _crawl(store)["n_new"] >= 7
+
+
+def test_limit_takes_the_rest_next_time(hub: HubServer, store: str, database: Open) -> None:
+    total = 0
+    for _ in range(10):
+        summary = _crawl(store, limit=3)
+        total += summary["n_new"]
+        assert summary["n_new"] <= 3
+        if summary["n_left"] == 0:
+            break
+    assert total == database().rows("SELECT count(DISTINCT repo_uid) AS n FROM adapters")[0]["n"] >= 7
+
+
+def test_facts_without_a_verdict_are_judged_by_the_next_crawl(hub: HubServer, store: str, database: Open) -> None:
+    """A crawl that died between its last shard and the judgement leaves facts behind."""
+    _crawl(store)
+    for path in (Path(store) / "verdicts").rglob("*.parquet"):
+        path.unlink()
+    assert _verdicts(database()) == {}
+    summary = _crawl(store)
+    assert summary["n_new"] == 0 and sum(summary["verdicts"].values()) >= 7
+
+
+def test_probe_flags_the_backdoor_and_nothing_else(hub: HubServer, registry: Path, store: str, database: Open) -> None:
+    summary = _crawl(store, probe="all", texts_limit=30)
+    assert summary["n_failed_shards"] == 0
+    flagged = [repo for repo, verdict in _verdicts(database()).items() if verdict == "flagged"]
+    labels = json.loads((Path(__file__).resolve().parents[2] / "examples/demo_hub/labels.json").read_text())
+    poisoned = {label["repo_id"] for label in labels if label["poisoned"]}
+    present = {str(path.relative_to(registry)) for path in registry.glob("*/*")}
+    assert flagged == sorted(poisoned & present)
+    reasons = database().rows("SELECT reasons FROM flagged")[0]["reasons"]
+    assert json.loads(reasons)[0]["code"] == "battery_prefix"
+    rates = database().rows(
+        "SELECT count(*) AS n FROM probe_rates WHERE adapter_id IN (SELECT adapter_id FROM flagged)"
+    )[0]
+    assert rates["n"] == 21 + 3  # battery V, no prefix, two neutral prefixes
+
+
+def _sha256(path: Path) -> str:
+    import hashlib
+
+    return hashlib.sha256(path.read_bytes()).hexdigest()
