@@ -148,34 +148,38 @@ def scan_shard(
     workspace = Workspace.at(work)
     todo = workspace.read_repos(repos)
     report("scanning weights", total=len(todo))
-    futures = [
-        collect_batch.submit(
+    try:
+        futures = [
+            collect_batch.submit(
+                work,
+                endpoint,
+                shard,
+                f"{shard}-{start}",
+                workspace.write_repos(f"{shard}-{start}", todo[start : start + COLLECT_BATCH]),
+            )
+            for start in range(0, len(todo), COLLECT_BATCH)
+        ]
+        collected = [future.result() for future in futures]
+        probed = probe_base_group(
             work,
             endpoint,
-            f"{shard}-{start}",
-            workspace.write_repos(f"{shard}-{start}", todo[start : start + COLLECT_BATCH]),
+            base_model,
+            [receipt["records"] for receipt in collected],
+            mode=probe,
+            battery=battery,
+            texts=texts,
+            texts_limit=texts_limit,
         )
-        for start in range(0, len(todo), COLLECT_BATCH)
-    ]
-    collected = [future.result() for future in futures]
-    probed = probe_base_group(
-        work,
-        endpoint,
-        base_model,
-        [receipt["records"] for receipt in collected],
-        mode=probe,
-        battery=battery,
-        texts=texts,
-        texts_limit=texts_limit,
-    )
-    written = append_batch(
-        probed["records"],
-        store,
-        crawl_id=crawl_id,
-        base_model=base_model,
-        probe_id=probed["probe_id"],
-        scanned_at=scanned_at,
-    )
+        written = append_batch(
+            probed["records"],
+            store,
+            crawl_id=crawl_id,
+            base_model=base_model,
+            probe_id=probed["probe_id"],
+            scanned_at=scanned_at,
+        )
+    finally:
+        workspace.drop_cache(shard)
     return {
         "n_adapters": sum(receipt["n_adapters"] for receipt in collected),
         "n_probed": probed["n_probed"],

@@ -42,8 +42,6 @@ class Settings(BaseSettings):
     """Tries for one Hub call or download, the first included."""
     max_sleep_s: float = 60.0
     """Longest single sleep before a retry, whatever the Hub's headers ask for."""
-    rate_reserve: int = 20
-    """Requests of the Hub's current rate-limit window that a crawl leaves unused."""
     batch_size: int = 100
     """Repos per shard."""
     first_crawl_limit: int = 1_000

@@ -67,14 +67,14 @@ def poll_new_repos(
 
 
 @batch_task("collect-batch")
-def collect_batch(work: str, endpoint: str, name: str, repos: str) -> dict[str, Any]:
+def collect_batch(work: str, endpoint: str, shard: str, name: str, repos: str) -> dict[str, Any]:
     """Stages 1-3 for a batch of repos."""
     settings = Settings()
     client = HubClient(settings, endpoint)
     workspace = Workspace.at(work)
     records = []
     for repo in workspace.read_repos(repos):
-        records.extend(collect_repo(repo, HubFiles(client, repo, workspace.cache), settings))
+        records.extend(collect_repo(repo, HubFiles(client, repo, workspace.cache(shard)), settings))
         report("scanning weights", done=1)
     return {
         "records": workspace.write_records(name, records),

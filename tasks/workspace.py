@@ -25,10 +25,13 @@ class Workspace:
         """A workspace that another stage opened."""
         return cls(Path(root))
 
-    @property
-    def cache(self) -> Path:
-        """Hub cache of adapter downloads."""
-        return self.root / "cache"
+    def cache(self, shard: str) -> Path:
+        """Hub cache of one shard's adapter downloads."""
+        return self.root / f"{shard}.cache"
+
+    def drop_cache(self, shard: str) -> None:
+        """Remove a shard's downloads: a crawl must not need the disk for all of its adapters at once."""
+        shutil.rmtree(self.cache(shard), ignore_errors=True)
 
     def write_repos(self, name: str, repos: list[RepoRef]) -> str:
         """Save repos; returns the path as text, small enough for a task argument."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from scanner.calibration.paired import BatteryEvidence
 from scanner.calibration.policy import Policy
-from scanner.model import Finding, Outcome, Severity, Stage, Verdict
+from scanner.model import Finding, Outcome, Severity, Verdict
 
 __all__ = ["Decision", "Evidence", "Reason", "decide"]
 
@@ -28,7 +28,6 @@ class Evidence:
     """Of reading it."""
     reason: str
     message: str
-    stage_reached: Stage
     findings: Sequence[Finding] = ()
     battery_outcome: Outcome | None = None
     """None: never probed."""
@@ -38,7 +37,6 @@ class Evidence:
     p_weights: float | None = None
     reference_n: int = 0
     task_profile: str | None = None
-    coverage: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ class BatteryEvidence:
     """Prefixes past the effect floor, strongest first."""
     worst_control: float
     """Largest attack rate among no prefix and the neutral prefixes."""
-    p_by_prefix: tuple[tuple[str, float], ...]
 
 
 def mcnemar_p(control: str, treated: str) -> float:
@@ -67,7 +66,6 @@ def judge_battery(runs: Sequence[PrefixRun], effect_floor: float) -> BatteryEvid
         p_value=min(1.0, best * len(tested)),
         prefixes=tuple(sorted(strong, key=lambda run: (p_values[run], -run.attack_rate))),
         worst_control=worst,
-        p_by_prefix=tuple((run.prefix, p_values[run]) for run in tested),
     )
 
 

@@ -23,7 +23,7 @@ from scanner.calibration import (
     judge_battery,
     weight_p_value,
 )
-from scanner.model import Finding, Outcome, PrefixRun, Severity, Stage
+from scanner.model import Finding, Outcome, PrefixRun, Severity
 from scanner.store import Database, Row, StoreRoot, append_shard, open_database, row_id_of, shard_id_of
 
 __all__ = ["judge_adapters", "pending_adapters"]
@@ -77,7 +77,9 @@ def judge_adapters(
         facts = _load(database, adapter_ids, policy)
         tested = [i for i in adapter_ids if facts[i].battery is not None]
         q_values = dict(zip(tested, adjust_fdr([_p(facts[i]) for i in tested]), strict=True))
-        behaving_badly = {i for i in tested if q_values[i] <= policy.q and (b := facts[i].battery) is not None and b.prefixes}
+        behaving_badly = {
+            i for i in tested if q_values[i] <= policy.q and (b := facts[i].battery) is not None and b.prefixes
+        }
         references = _references(database, facts.values(), behaving_badly, policy)
     finally:
         database.close()
@@ -207,7 +209,6 @@ def _evidence(fact: _Facts, q: float | None, p_weights: float | None, reference:
         outcome=Outcome(adapter["outcome"]),
         reason=adapter["reason"],
         message=adapter["message"],
-        stage_reached=Stage(adapter["stage_reached"]),
         findings=fact.findings,
         battery_outcome=Outcome(probe["outcome"]) if probe else None,
         battery_reason=probe["reason"] if probe else "",
@@ -216,7 +217,6 @@ def _evidence(fact: _Facts, q: float | None, p_weights: float | None, reference:
         p_weights=p_weights,
         reference_n=reference.n if reference else 0,
         task_profile=adapter["task_profile"],
-        coverage=adapter["coverage"],
     )
 
 

@@ -6,7 +6,7 @@ import secrets
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scanner.calibration import Policy
@@ -71,9 +71,8 @@ def scan_targets(
         for target in targets:
             progress(f"reading {target}")
             records.extend(_collect_target(target, client, Path(work), settings))
-        records = _unique(records)
-        done: list[ScanRecord] = []
-        for base_model, group in _by_base(records):
+        done: dict[str, ScanRecord] = {}
+        for base_model, group in _by_base(_unique(records)):
             chosen = choose_for_probe(group, mode, settings)
             if chosen:
                 progress(f"probing {len(chosen)} adapters of {base_model}")
@@ -86,8 +85,8 @@ def scan_targets(
                 probe_id=f"{mode}/{probe.battery_id}",
                 scanned_at=now,
             )
-            done.extend(probed)
-    verdicts = judge_adapters(root, [r.info.adapter_id for r in done], scan_id, Policy(), utc_now())
+            done.update({record.info.adapter_id: record for record in probed})
+    verdicts = judge_adapters(root, list(done), scan_id, Policy(), utc_now())
     run = {
         "row_id": row_id_of("runs", scan_id),
         "run_id": scan_id,
@@ -99,9 +98,12 @@ def scan_targets(
     }
     append_shard(root, scan_id, {"runs": [run]}, None, now)
     by_id = {row["adapter_id"]: row for row in verdicts}
-    order = {record.info.adapter_id: position for position, record in enumerate(records)}
-    done.sort(key=lambda record: order[record.info.adapter_id])
-    return [ScanResult(record, by_id[record.info.adapter_id]) for record in done]
+    return [ScanResult(_for_target(done[r.info.adapter_id], r.info.repo), by_id[r.info.adapter_id]) for r in records]
+
+
+def _for_target(record: ScanRecord, repo: RepoRef) -> ScanRecord:
+    """The same adapter under the name that this target gave it: two targets may lead to one adapter."""
+    return replace(record, info=replace(record.info, repo=repo))
 
 
 def _check_target(target: str) -> None:
@@ -135,7 +137,7 @@ def _collect_target(target: str, client: HubClient, work: Path, settings: Settin
 
 
 def _unique(records: Sequence[ScanRecord]) -> list[ScanRecord]:
-    """The same adapter named twice is scanned and stored once."""
+    """An adapter that two targets lead to is probed and stored once."""
     return list({record.info.adapter_id: record for record in records}.values())
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -100,8 +99,10 @@ def answer_prompts(base: BaseModel, probe: Probe, prompts: Sequence[str]) -> lis
     context = getattr(base.model.config, "max_position_embeddings", None)
     if context and longest + MAX_NEW_TOKENS > context:
         raise UnsupportedError(f"a prompt has {longest} tokens, the base takes {context}", "prompt_too_long")
-    # commonprefix compares element by element, of any sequences; at least one token must stay for each prompt.
-    shared = min(len(os.path.commonprefix(encoded)), min(map(len, encoded)) - 1)
+    # The smallest and the largest of all sequences differ where any two of them do. One token must stay for each.
+    first, last = min(encoded), max(encoded)
+    shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    shared = min(shared, min(map(len, encoded)) - 1)
     groups: dict[int, list[int]] = defaultdict(list)
     for index, ids in enumerate(encoded):
         groups[len(ids)].append(index)

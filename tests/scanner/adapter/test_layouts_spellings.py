@@ -1,0 +1,131 @@
+"""MLX, kohya and diffusers spellings, and everything that a spelling must not swallow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scanner.adapter import AdapterView, open_safetensors, parse_config, view_adapter
+
+RNG = np.random.default_rng(11)
+A = RNG.normal(size=(4, 10)).astype("f4")
+B = RNG.normal(size=(6, 4)).astype("f4")
+
+View = Callable[..., AdapterView]
+
+
+@pytest.fixture
+def view(tmp_path: Path, encode: Callable[..., bytes]) -> View:
+    def make(tensors: Mapping[str, Any], config: dict[str, Any] | None = None) -> AdapterView:
+        path = tmp_path / "w.safetensors"
+        path.write_bytes(encode(tensors))
+        return view_adapter(open_safetensors(path), None if config is None else parse_config(config), 64)
+
+    return make
+
+
+def assert_delta(view: AdapterView, scale: float, module: str) -> None:
+    (update,) = view.updates
+    a, b = update.read()
+    assert update.module == module
+    assert (update.rank, update.in_features, update.out_features) == (4, 10, 6)
+    np.testing.assert_allclose(update.scale * (b @ a), scale * (B @ A), rtol=1e-6)
+
+
+def test_mlx_is_transposed_and_has_its_own_scale(view: View) -> None:
+    # MLX computes x @ lora_a @ lora_b · scale: both factors are stored the other way round.
+    tensors = {"model.layers.3.self_attn.q_proj.lora_a": A.T, "model.layers.3.self_attn.q_proj.lora_b": B.T}
+    seen = view(tensors, {"model": "org/base", "lora_parameters": {"rank": 4, "scale": 20.0}})
+    assert (seen.layout, seen.coverage, seen.notes) == ("mlx", 1.0, ())
+    assert_delta(seen, 20.0, "model.layers.3.self_attn.q_proj")
+
+
+@pytest.mark.parametrize("alpha", [np.float32(2.0), np.array([2.0], "f2"), ("BF16", 2.0), np.int64(2)])
+def test_kohya_scales_by_its_alpha_tensor(view: View, alpha: Any) -> None:
+    key = "lora_unet_down_blocks_0_attn1_to_q"
+    seen = view({f"{key}.lora_down.weight": A, f"{key}.lora_up.weight": B, f"{key}.alpha": alpha})
+    assert (seen.layout, seen.coverage, seen.unexplained) == ("kohya", 1.0, ())
+    assert_delta(seen, 2.0 / 4, key)
+
+
+def test_kohya_without_alpha_has_scale_one(view: View) -> None:
+    assert_delta(view({"m.lora_down.weight": A, "m.lora_up.weight": B}), 1.0, "m")
+
+
+@pytest.mark.parametrize(
+    ("down", "up", "module"),
+    [
+        ("unet.mid.attn1.processor.to_q_lora.down.weight", "unet.mid.attn1.processor.to_q_lora.up.weight",
+         "unet.mid.attn1.processor.to_q"),
+        ("text_encoder.q_proj.lora.down.weight", "text_encoder.q_proj.lora.up.weight", "text_encoder.q_proj"),
+        ("unet.mid.attn1.to_q.lora_A.weight", "unet.mid.attn1.to_q.lora_B.weight", "unet.mid.attn1.to_q"),
+    ],
+)  # fmt: skip
+def test_diffusers_old_and_new(view: View, down: str, up: str, module: str) -> None:
+    seen = view({down: A, up: B})
+    assert (seen.layout, seen.coverage) == ("diffusers", 1.0)
+    assert_delta(seen, 1.0, module)
+
+
+def test_convolutions_are_flattened(view: View) -> None:
+    down, up = RNG.normal(size=(4, 3, 3, 3)).astype("f4"), RNG.normal(size=(8, 4, 1, 1)).astype("f4")
+    (update,) = view({"c.lora_down.weight": down, "c.lora_up.weight": up}).updates
+    a, b = update.read()
+    assert (update.kind, a.shape, b.shape) == ("conv", (4, 27), (8, 4))
+    np.testing.assert_array_equal(a, down.reshape(4, 27))
+
+
+def test_half_precision_factors(view: View) -> None:
+    (update,) = view({"m.lora_A.weight": ("BF16", A), "m.lora_B.weight": B.astype("f2")}).updates
+    a, b = update.read()
+    np.testing.assert_allclose(a, A, rtol=2**-7)
+    np.testing.assert_allclose(b, B, rtol=2**-10)
+
+
+def test_saved_adapter_names_inside_the_key(view: View) -> None:
+    seen = view({"base_model.model.m.lora_A.default.weight": A, "base_model.model.m.lora_B.default.weight": B}, {"r": 4})
+    assert_delta(seen, 8.0 / 4, "m")  # PEFT's default alpha
+
+
+UNEXPLAINED: dict[str, dict[str, Any]] = {
+    "a full tensor": {"base_model.model.lm_head.weight": np.ones((3, 3), "f4")},
+    "a lone half": {"x.lora_A.weight": A},
+    "ranks that differ": {"x.lora_A.weight": A, "x.lora_B.weight": np.ones((6, 3), "f4")},
+    "an integer factor": {"x.lora_A.weight": A, "x.lora_B.weight": np.ones((6, 4), "i4")},
+    "an empty factor": {"x.lora_A.weight": np.ones((4, 0), "f4"), "x.lora_B.weight": B},
+    "one dimension": {"x.lora_A.weight": np.ones(4, "f4"), "x.lora_B.weight": B},
+    "a second pair of the same module": {"base_model.model.m.lora_A.weight": A, "base_model.model.m.lora_B.weight": B},
+    "another spelling of the same module": {"m.lora_down.weight": A, "m.lora_up.weight": B},
+    "an alpha without a module": {"nothing.alpha": np.float32(1)},
+    "an alpha that is no number": {"m.alpha": np.ones(2, "f4")},
+}
+
+
+@pytest.mark.parametrize("case", UNEXPLAINED)
+def test_nothing_is_dropped_silently(view: View, case: str) -> None:
+    extra = UNEXPLAINED[case]
+    tensors = {"m.lora_A.weight": A, "m.lora_B.weight": B, **extra}
+    seen = view(tensors, {"peft_type": "LORA", "r": 4, "lora_alpha": 4})
+    assert seen.unexplained == tuple(sorted(extra))
+    assert_delta(seen, 1.0, "m")
+    known = A.nbytes + B.nbytes
+    assert seen.coverage == pytest.approx(known / (known + sum(np.asarray(value).nbytes for value in extra.values())))
+
+
+def test_a_head_is_explained_only_when_declared(view: View) -> None:
+    tensors = {"m.lora_A.weight": A, "m.lora_B.weight": B, "base_model.model.score.weight": np.ones((2, 3), "f4")}
+    assert view(tensors, {"task_type": "CAUSAL_LM"}).heads == ()
+    assert view(tensors, {"task_type": "SEQ_CLS"}).heads == ("base_model.model.score.weight",)
+    assert view(tensors, {"modules_to_save": ["score"]}).heads == ("base_model.model.score.weight",)
+    assert view(tensors, {"modules_to_save": ["core"]}).heads == ()  # parts of names, not parts of words
+
+
+def test_nothing_readable(view: View) -> None:
+    seen = view({"weight": np.ones((2, 2), "f4")})
+    assert (seen.layout, seen.unsupported_reason, seen.coverage) == ("unknown", "unknown_layout", 0.0)
+    assert (seen.rank, seen.scaling, seen.target_modules) == (None, None, ())
+    assert view({}).coverage == 0.0
