@@ -95,7 +95,8 @@ def crawl_summary(**options: Any) -> dict[str, Any]:
     from flows.progress import progress_bar
 
     with progress_bar():
-        return crawl(**options)
+        summary: dict[str, Any] = crawl(**options)
+    return summary
 
 
 def run_crawl(store: str | None, **options: Any) -> int:

@@ -77,9 +77,7 @@ def judge_adapters(
         facts = _load(database, adapter_ids, policy)
         tested = [i for i in adapter_ids if facts[i].battery is not None]
         q_values = dict(zip(tested, adjust_fdr([_p(facts[i]) for i in tested]), strict=True))
-        behaving_badly = {
-            i for i in tested if q_values[i] <= policy.q and (b := facts[i].battery) is not None and b.prefixes
-        }
+        behaving_badly = {i for i in tested if q_values[i] <= policy.q and _strong_prefixes(facts[i])}
         references = _references(database, facts.values(), behaving_badly, policy)
     finally:
         database.close()
@@ -111,6 +109,10 @@ def judge_adapters(
         now,
     )
     return rows
+
+
+def _strong_prefixes(fact: _Facts) -> tuple[PrefixRun, ...]:
+    return fact.battery.prefixes if fact.battery is not None else ()
 
 
 def _p(fact: _Facts) -> float:
