@@ -38,8 +38,10 @@ def run_demo(store: str | None, texts_limit: int) -> int:
         # Everything of the demo stays in its own folder: the Hub cache, Prefect's database, the store.
         os.environ["HF_HOME"] = str(Path(work) / "hf")
         os.environ["PREFECT_HOME"] = str(Path(work) / "prefect")
-        os.environ.pop("PREFECT_API_URL", None)
-        os.environ.pop("HF_TOKEN", None)
+        for foreign in ("PREFECT_API_URL", "HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE"):
+            os.environ.pop(foreign, None)
+        local = [os.environ.get("NO_PROXY", ""), "127.0.0.1", "localhost"]
+        os.environ["NO_PROXY"] = ",".join(filter(None, local))
 
         from scanner.hub.server import running_hub
 

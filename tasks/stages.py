@@ -113,7 +113,7 @@ def probe_base_group(
         workspace.write_report(adapter_id, result)
         report("probing", done=1)
 
-    probed = probe_group(base_model, group, todo, HubClient(settings, endpoint), probe, settings, keep)
+    probed = probe_group(base_model, group, todo, lambda: HubClient(settings, endpoint), probe, settings, keep)
     crashed = [r for r in probed if r.probe is not None and _worth_retrying(r.probe)]
     if crashed and attempts_left():
         raise ProbeCrashedError(f"{len(crashed)} of {len(todo)} probes of {base_model} died; trying those again")

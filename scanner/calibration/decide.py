@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from scanner.calibration.paired import BatteryEvidence
 from scanner.calibration.policy import Policy
-from scanner.model import Finding, Outcome, Severity, Verdict
+from scanner.model import UNRESOLVED, Finding, Outcome, Severity, Verdict
 
 __all__ = ["Decision", "Evidence", "Reason", "decide"]
 
@@ -37,6 +37,7 @@ class Evidence:
     p_weights: float | None = None
     reference_n: int = 0
     task_profile: str | None = None
+    base_model: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ def _battery_reasons(evidence: Evidence, policy: Policy) -> list[Reason]:
             )
         ]
     if outcome is None:
+        if evidence.base_model == UNRESOLVED:
+            return [Reason("base_unresolved", "nobody can tell which base model this adapter belongs to")]
         if evidence.task_profile is None:
             return [Reason("no_task_profile", "the behaviour stage has no way to ask this adapter anything")]
         return [Reason("not_probed", "the behaviour stage did not look at this adapter")]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from scanner.errors import LimitExceededError, UnsupportedError, UsageError
-from scanner.hub.client import HubClient, RemoteFile
 from scanner.model import RepoRef
+
+if TYPE_CHECKING:  # a scan of folders needs no Hub client, whose import is slow
+    from scanner.hub.client import HubClient, RemoteFile
 
 __all__ = ["FolderFiles", "HubFiles", "RepoFiles", "folder_ref"]
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from scanner.errors import HubUnreachableError, SkipError, TransientError
-from scanner.hub.base_model import fetch_base
-from scanner.hub.client import HubClient
 from scanner.model import Outcome, ProbeReport, ScanRecord, Stage
 from scanner.probe import Probe, ProbeItem, ProbeLimits, run_probe
 from scanner.settings import Settings
+
+if TYPE_CHECKING:
+    from scanner.hub.client import HubClient
 
 __all__ = ["probe_group", "probe_limits"]
 
@@ -31,12 +33,12 @@ def probe_group(
     base_model: str,
     records: Sequence[ScanRecord],
     chosen: Mapping[str, str],
-    client: HubClient,
+    client: Callable[[], HubClient],
     probe: Probe,
     settings: Settings,
     on_report: Callable[[str, ProbeReport], None] | None = None,
 ) -> list[ScanRecord]:
-    """Probe `chosen` adapters of one base; the others pass through unchanged.
+    """Probe `chosen` adapters of one base; the others pass through unchanged. `client` is called when it is needed.
 
     A base that cannot be had gives every chosen adapter the same outcome with its reason; an unreachable Hub too,
     because the weight scan of these adapters stands by itself.
@@ -48,8 +50,10 @@ def probe_group(
     ]
     if not items:
         return list(records)
+    from scanner.hub.base_model import fetch_base
+
     try:
-        base_dir, base_commit = fetch_base(client, base_model)
+        base_dir, base_commit = fetch_base(client(), base_model)
     except (SkipError, TransientError, HubUnreachableError) as error:
         reports = _no_base(items, probe, f"base_unavailable: {error.message}")
     else:

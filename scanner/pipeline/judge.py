@@ -219,6 +219,7 @@ def _evidence(fact: _Facts, q: float | None, p_weights: float | None, reference:
         p_weights=p_weights,
         reference_n=reference.n if reference else 0,
         task_profile=adapter["task_profile"],
+        base_model=adapter["base_model"],
     )
 
 

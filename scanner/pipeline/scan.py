@@ -7,11 +7,12 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scanner.calibration import Policy
 from scanner.errors import LorascopeError, UsageError
-from scanner.hub.client import HubClient
 from scanner.hub.names import hub_id
 from scanner.hub.sources import FolderFiles, HubFiles, folder_ref
 from scanner.model import Outcome, RepoRef, ScanRecord
@@ -21,8 +22,11 @@ from scanner.pipeline.choose import choose_for_probe
 from scanner.pipeline.collect import collect_repo, failed_record
 from scanner.pipeline.judge import judge_adapters
 from scanner.probe import Probe
-from scanner.settings import Settings
+from scanner.settings import Settings, hub_endpoint
 from scanner.store import Row, append_shard, open_root, row_id_of, utc_now
+
+if TYPE_CHECKING:
+    from scanner.hub.client import HubClient
 
 __all__ = ["ScanResult", "scan_targets"]
 
@@ -65,7 +69,13 @@ def scan_targets(
     scan_id = f"scan-{now:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
     for target in targets:
         _check_target(target)
-    client = HubClient(settings)
+
+    @cache
+    def client() -> HubClient:
+        from scanner.hub.client import HubClient
+
+        return HubClient(settings)
+
     with tempfile.TemporaryDirectory(prefix="lorascope-") as work:
         records: list[ScanRecord] = []
         for target in targets:
@@ -114,19 +124,19 @@ def _check_target(target: str) -> None:
         raise UsageError(f"{target!r} is neither an existing folder nor a repo id (owner/name or owner/name@revision)")
 
 
-def _collect_target(target: str, client: HubClient, work: Path, settings: Settings) -> list[ScanRecord]:
+def _collect_target(target: str, client: Callable[[], HubClient], work: Path, settings: Settings) -> list[ScanRecord]:
     if Path(target).expanduser().exists():
         return collect_repo(
             folder_ref(target), FolderFiles(Path(target).expanduser(), settings.max_files_per_repo), settings
         )
     name, _, revision = target.partition("@")
     try:
-        repo = client.repo(name, revision or None)
-        return collect_repo(repo, HubFiles(client, repo, work / "cache"), settings)
+        repo = client().repo(name, revision or None)
+        return collect_repo(repo, HubFiles(client(), repo, work / "cache"), settings)
     except LorascopeError as error:
         # Its neighbours may be folders, or repos in the cache: an unreadable target is a result, not the end.
         unseen = RepoRef(
-            source=f"hub:{client.endpoint}",
+            source=f"hub:{hub_endpoint()}",
             repo_id=name,
             repo_uid=f"name:{name}",
             commit_sha=None,

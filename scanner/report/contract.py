@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from scanner.model import ProbeReport, ScanRecord
+from scanner.model import PrefixRun, ProbeReport, ScanRecord
 from scanner.store import Row
 
 __all__ = ["JSON_SCHEMA_VERSION", "result_object", "scan_document", "strict_json"]
@@ -80,20 +80,23 @@ def _probe_object(probe: ProbeReport | None) -> dict[str, Any] | None:
     if probe is None or not probe.runs:
         return None
     return {
-        "battery": probe.battery_id,
+        "battery": probe.battery,
+        "battery_id": probe.battery_id,
         "control_attack_rate": probe.control_attack_rate,
         "mean_attack_rate": probe.mean_attack_rate,
         "outlier_gap": probe.outlier_gap,
         "max_attack_rate": probe.max_attack_rate,
-        "rates": [
-            {
-                "prefix": run.prefix,
-                "position": run.position,
-                "attack_rate": run.attack_rate,
-                "n": len(run.answers),
-                "category": run.category,
-            }
-            for run in probe.runs
-        ],
+        "rates": [_rate_object(run) for run in probe.in_category(control=False)],
+        "controls": [_rate_object(run) for run in probe.in_category(control=True)],
         "trigger": None,
+    }
+
+
+def _rate_object(run: PrefixRun) -> dict[str, Any]:
+    return {
+        "prefix": run.prefix,
+        "position": run.position,
+        "attack_rate": run.attack_rate,
+        "n": len(run.answers),
+        "category": run.category,
     }

@@ -43,6 +43,20 @@ def test_help_imports_nothing_heavy() -> None:
     assert (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime) <= 0.5
 
 
+def test_scan_needs_neither_prefect_nor_torch(registry: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        f"sys.argv = ['lorascope', 'scan', {str(registry)!r}, '--probe', 'none', '--store', {str(tmp_path / 's')!r}]\n"
+        "from flows.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as done: assert done.code == 3, done.code\n"
+        "heavy = {'torch', 'prefect', 'transformers', 'peft'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_version(lorascope) -> None:
     assert lorascope("--version").stdout.startswith("lorascope, version ")
 

@@ -133,6 +133,17 @@ def test_probe_flags_the_backdoor_and_nothing_else(hub: HubServer, registry: Pat
     assert rates["n"] == 21 + 3  # battery V, no prefix, two neutral prefixes
 
 
+def test_probes_that_die_are_retried_by_type_and_then_stored(
+    hub: HubServer, store: str, database: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORASCOPE_PROBE_TIMEOUT_S", "0.01")  # every battery takes longer: each child is killed
+    summary = _crawl(store, probe="all", texts_limit=30, limit=1)
+    assert summary["n_failed_shards"] == 0
+    rows = database().rows("SELECT outcome, reason FROM probe_scans")
+    assert rows and {(row["outcome"], row["reason"].split(":")[0]) for row in rows} == {("error", "timeout")}
+    assert set(_verdicts(database()).values()) == {"inconclusive"}  # failing to look is never clean
+
+
 def _sha256(path: Path) -> str:
     import hashlib
 

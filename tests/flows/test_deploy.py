@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from fleet import Fleet, running_fleet, wait_for, write_adapter
 
 from flows.deploy import POOLS, deployment_file, deployment_specs
 from scanner.hub.server import running_hub
 from scanner.store import open_database, open_root
-
-sys.path.insert(0, str(Path(__file__).parent))
-from fleet import Fleet, running_fleet, wait_for, write_adapter
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="ends its processes through /proc")
 HUB_REPOS = ("acme/first", "acme/second", "umbra/third")

@@ -88,8 +88,13 @@ def test_declared_heads_are_explained_but_no_update(saved: Callable[[str], tuple
 
 @pytest.mark.parametrize(
     ("name", "part"),
-    [("dora", "lora_magnitude_vector"), ("lora_bias", "lora_B.bias"), ("embedding", "base_layer"), ("lm_head", "base_layer")],
-)  # fmt: skip
+    [
+        ("dora", "lora_magnitude_vector"),
+        ("lora_bias", "lora_B.bias"),
+        ("embedding", "base_layer"),
+        ("lm_head", "base_layer"),
+    ],
+)
 def test_what_low_rank_does_not_explain_is_named(
     saved: Callable[[str], tuple[Path, Any]], name: str, part: str
 ) -> None:

@@ -87,7 +87,9 @@ def test_half_precision_factors(view: View) -> None:
 
 
 def test_saved_adapter_names_inside_the_key(view: View) -> None:
-    seen = view({"base_model.model.m.lora_A.default.weight": A, "base_model.model.m.lora_B.default.weight": B}, {"r": 4})
+    seen = view(
+        {"base_model.model.m.lora_A.default.weight": A, "base_model.model.m.lora_B.default.weight": B}, {"r": 4}
+    )
     assert_delta(seen, 8.0 / 4, "m")  # PEFT's default alpha
 
 

@@ -170,9 +170,7 @@ def entry(begin: Any, end: Any, shape: Any = (1,), dtype: Any = F32) -> dict[str
             4,
             id="duplicate tensor",
         ),
-        pytest.param(
-            b'{"a":{"dtype":"F32","dtype":"I32","shape":[1],"data_offsets":[0,4]}}', 4, id="duplicate field"
-        ),
+        pytest.param(b'{"a":{"dtype":"F32","dtype":"I32","shape":[1],"data_offsets":[0,4]}}', 4, id="duplicate field"),
     ],
 )
 def test_broken_rules_are_refused(tmp_path: Path, pack: Callable[..., bytes], header: Any, body_bytes: int) -> None:
