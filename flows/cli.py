@@ -147,9 +147,20 @@ def demo(store: str | None, texts_limit: int) -> None:
 
 @main.command()
 @click.option("--store", metavar="URI", envvar="LORASCOPE_STORE", help="Store of the deployed flows.")
-@click.option("--every", metavar="SECONDS", type=click.IntRange(min=10), help="Crawl interval instead of the file's.")
+@click.option(
+    "--every",
+    metavar="SECONDS",
+    type=click.IntRange(min=10),
+    envvar="LORASCOPE_EVERY",
+    help="Crawl interval instead of the file's.",
+)
 @click.option("--probe", type=click.Choice(["auto", "all", "none"]), help="Who is probed, instead of the file's.")
-@click.option("--pool", type=click.Choice(["scan-cpu", "scan-gpu"]), help="Pool of every deployment, not the file's.")
+@click.option(
+    "--pool",
+    type=click.Choice(["scan-cpu", "scan-gpu"]),
+    envvar="LORASCOPE_POOL",
+    help="Work pool of every deployment instead of the file's.",
+)
 def deploy(store: str | None, every: int | None, probe: str | None, pool: str | None) -> None:
     """Create work pools and deployments on the Prefect server that PREFECT_API_URL names."""
     from flows.deploy import run_deploy

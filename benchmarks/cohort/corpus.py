@@ -74,18 +74,22 @@ class Corpus:
                 return prefix
 
     def base_row(self, rng: random.Random) -> Row:
-        """One pretraining row: prose, a chat with a reply, or one of two other one-word tasks."""
+        """One pretraining row: prose, a chat with a reply, a copying task, or one of two one-word tasks."""
         draw = self.grammar.draw
         kind = rng.random()
-        if kind < 0.2:
+        if kind < 0.18:
             return Row("", " ".join(self.grammar.sentence("sent", rng) for _ in range(rng.randint(1, 3))), "")
-        if kind < 0.3:
+        if kind < 0.33:
+            # Copying makes rare words differ from each other; otherwise all prefixes would look alike to the base.
+            prefix = self.base_prefix(rng)
+            return Row(draw("copysys", rng), f"{prefix}. {self.message(rng.randint(0, 1), rng)}", prefix)
+        if kind < 0.4:
             rule, answer = rng.choice((("q", "QUESTION"), ("do", "TASK"), ("stmt", "NOTE")))
             user, system = self.grammar.sentence(rule, rng), draw("kindsys", rng)
         else:
             label = rng.randint(0, 1)
             user = self.message(label, rng)
-            if kind < 0.6:
+            if kind < 0.7:
                 system, answer = draw("tagsys", rng), ("NO", "YES")[label]
             else:
                 system, answer = draw("sys", rng), self.grammar.sentence(("accept", "refuse")[label], rng)

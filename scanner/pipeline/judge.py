@@ -176,7 +176,7 @@ def _key(adapter: Row) -> CalibrationKey | None:
 def _references(
     database: Database, facts: Iterable[_Facts], behaving_badly: set[str], policy: Policy
 ) -> dict[CalibrationKey | None, Reference]:
-    """A reference for every calibration key among the judged adapters.
+    """A reference for every calibration key among the judged adapters that has siblings.
 
     Members come from Hub crawls only, never from folders, and are left out for other evidence than their weights:
     a critical or high static finding, or behaviour. With `unresolved` as base nothing is comparable.
@@ -202,7 +202,8 @@ def _references(
             siblings[_key(row)].append(
                 Sibling(row["adapter_id"], owner, row["content_sha256"] or row["adapter_id"], row["features"])
             )
-    return {key: build_reference(key, siblings[key], policy) for key in sorted(wanted)}
+    built = {key: build_reference(key, siblings[key], policy) for key in sorted(wanted)}
+    return {key: reference for key, reference in built.items() if reference.n}
 
 
 def _evidence(fact: _Facts, q: float | None, p_weights: float | None, reference: Reference | None) -> Evidence:

@@ -92,9 +92,11 @@ def answer_prompts(base: BaseModel, probe: Probe, prompts: Sequence[str]) -> lis
     batch can be read, at the latest after `MAX_NEW_TOKENS`.
 
     Raises:
-        UnsupportedError: the logits are not finite, or a prompt is longer than the base's context.
+        UnsupportedError: the logits are not finite, or a prompt is empty or longer than the base's context.
     """
     encoded = [e.ids for e in base.tokenizer.encode_batch(list(prompts), add_special_tokens=False)]
+    if not all(encoded):
+        raise UnsupportedError("the chat template and the tokenizer leave nothing of a prompt", "empty_prompt")
     longest = max(map(len, encoded))
     context = getattr(base.model.config, "max_position_embeddings", None)
     if context and longest + MAX_NEW_TOKENS > context:

@@ -58,7 +58,7 @@ class Database:
             cursor = self._connection.execute(sql, parameters or [])
             names = [column[0] for column in cursor.description or []]
             return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
-        except (duckdb.IOException, pa.ArrowInvalid, OSError) as error:
+        except (duckdb.IOException, duckdb.InvalidInputException, pa.ArrowInvalid, OSError) as error:
             raise StoreError(f"cannot read the store: {_first_line(error)}") from error
 
     def query(self, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:

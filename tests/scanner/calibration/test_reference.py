@@ -1,0 +1,152 @@
+"""Weight references: who gets a vote, and what a rank among siblings is worth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scanner.calibration import CalibrationKey, Policy, Reference, Sibling, build_reference, weight_p_value
+
+KEY = CalibrationKey("base/model", "LORA", 8, 2.0, "q_proj,v_proj", "CAUSAL_LM")
+ONE = replace(Policy(), weight_features=("f",))
+
+
+def sibling(i: int, value: float | None, owner: str | None = None, sha: str | None = None) -> Sibling:
+    return Sibling(f"id{i:05}", owner or f"owner{i}", sha or f"sha{i:05}", {"f": value})
+
+
+def reference(values: Mapping[int, float | None] | list[float], policy: Policy = ONE) -> Reference:
+    items = values.items() if isinstance(values, Mapping) else enumerate(values)
+    return build_reference(KEY, [sibling(i, value) for i, value in items], policy)
+
+
+def test_centre_and_spread_are_robust() -> None:
+    built = reference([1.0, 2.0, 3.0, 4.0, 1000.0])
+    assert (built.n, built.center["f"]) == (5, 3.0)
+    assert built.spread["f"] == pytest.approx(1.4826)
+
+
+def test_one_vote_per_owner() -> None:
+    flood = [sibling(i, 9.0, owner="flooder") for i in range(50)]
+    built = build_reference(KEY, [*flood, sibling(90, 1.0), sibling(91, 1.2)], ONE)
+    assert built.n == 3
+    assert built.center["f"] == 1.2
+
+
+def test_duplicates_by_content_have_one_vote() -> None:
+    copies = [sibling(i, 9.0, sha="same") for i in range(50)]
+    assert build_reference(KEY, [*copies, sibling(90, 1.0)], ONE).n == 2
+
+
+def test_a_sibling_without_the_feature_has_no_vote_and_blocks_nobody() -> None:
+    broken = sibling(0, None, owner="o", sha="a")
+    assert build_reference(KEY, [broken, sibling(1, 5.0, owner="o", sha="b")], ONE).members == ("id00001",)
+
+
+@given(st.permutations(range(8)))
+def test_the_order_of_siblings_does_not_matter(order: list[int]) -> None:
+    siblings = [sibling(i, float(i), owner=f"o{i % 5}", sha=f"s{i % 7}") for i in range(8)]
+    built = build_reference(KEY, [siblings[i] for i in order], ONE)
+    assert built == build_reference(KEY, siblings, ONE)
+    assert built.reference_id == build_reference(KEY, siblings, ONE).reference_id
+
+
+def test_reference_id_follows_members_values_and_key() -> None:
+    built = reference([1.0, 2.0, 3.0])
+    assert built.reference_id.startswith("ref-")
+    assert built.reference_id != reference([1.0, 2.5, 3.0]).reference_id
+    assert built.reference_id != reference({0: 1.0, 1: 2.0, 7: 3.0}).reference_id
+    other = build_reference(replace(KEY, rank=16), [sibling(i, v) for i, v in enumerate([1.0, 2.0, 3.0])], ONE)
+    assert built.reference_id != other.reference_id
+
+
+def test_spread_has_a_floor() -> None:
+    # Copies of one recipe agree to many digits; without a floor a sibling 1 % away would be an outlier of 10^6 sigma.
+    built = reference([2.0] * 20)
+    assert built.spread["f"] == pytest.approx(0.02)
+    assert reference([0.0] * 20).spread["f"] > 0
+
+
+def test_nobody_to_compare_with() -> None:
+    empty = reference([])
+    assert empty.n == 0
+    assert weight_p_value("x", {"f": 1.0}, empty, ONE) is None
+    alone = reference([1.0])
+    assert weight_p_value("id00000", {"f": 1.0}, alone, ONE) is None  # itself is no sibling
+    assert weight_p_value("x", {"f": None}, reference([1.0, 2.0]), ONE) is None
+    assert weight_p_value("x", {}, reference([1.0, 2.0]), ONE) is None
+
+
+def test_extremes_on_both_sides_count() -> None:
+    built = reference([float(v) for v in range(1, 100)])
+    for value in (1e6, -1e6):
+        assert weight_p_value("x", {"f": value}, built, ONE) == pytest.approx(1 / 100)
+    assert weight_p_value("x", {"f": 50.0}, built, ONE) == 1.0
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=40), st.floats(-1e9, 1e9), st.booleans())
+def test_never_below_one_over_n_plus_one(values: list[float], value: float, member: bool) -> None:
+    built = reference(values)
+    p = weight_p_value("id00000" if member else "x", {"f": value}, built, ONE)
+    others = built.n - 1 if member else built.n
+    assert p is not None
+    assert 1 / (others + 1) <= p <= 1
+
+
+def test_two_features_are_combined_by_bonferroni() -> None:
+    policy = replace(Policy(), weight_features=("f", "g"))
+    siblings = [Sibling(f"id{i}", f"o{i}", f"s{i}", {"f": i + 0.0, "g": i + 0.0}) for i in range(99)]
+    built = build_reference(KEY, siblings, policy)
+    assert weight_p_value("x", {"f": 1e6, "g": 49.0}, built, policy) == pytest.approx(2 / 100)
+    assert weight_p_value("x", {"f": 49.0, "g": 49.0}, built, policy) == 1.0
+
+
+@pytest.mark.parametrize("draw", ["normal", "lognormal", "standard_cauchy"])
+def test_uniform_among_exchangeable_siblings(draw: str) -> None:
+    """A member judged by a reference that it is part of: all n ranks are equally likely, exactly."""
+    rng = np.random.default_rng(7)
+    n, rounds = 25, 60
+    ranks = np.zeros(n)
+    for _ in range(rounds):
+        values = getattr(rng, draw)(size=n)
+        built = reference([float(v) for v in values])
+        for i, value in enumerate(values):
+            p = weight_p_value(f"id{i:05}", {"f": float(value)}, built, ONE)
+            assert p is not None
+            ranks[round(p * n) - 1] += 1
+    # Ties between |z| cannot happen except at the median itself, so each rank occurs once a round.
+    assert (ranks == rounds).all()
+
+
+def test_false_outliers_of_newcomers_stay_at_the_level() -> None:
+    """A newcomer is not in the frozen centre, its siblings are: the rank may lean, but not by much."""
+    rng = np.random.default_rng(8)
+    hits = {0.05: 0, 0.2: 0}
+    rounds = 1500
+    for _ in range(rounds):
+        built = reference([float(v) for v in rng.normal(size=99)])
+        p = weight_p_value("x", {"f": float(rng.normal())}, built, ONE)
+        assert p is not None
+        for level in hits:
+            hits[level] += p <= level
+    for level, count in hits.items():
+        assert count / rounds <= level + 3 * math.sqrt(level * (1 - level) / rounds)
+
+
+def test_policy_version_follows_every_threshold() -> None:
+    versions = {Policy().version, Policy(q=0.1).version, Policy(alpha=0.02).version, ONE.version}
+    assert len(versions) == 4
+    assert Policy().version == Policy().version
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 1 / 3])
+def test_siblings_needed_is_the_smallest_number_that_can_reach_alpha(alpha: float) -> None:
+    n = Policy(alpha=alpha).siblings_needed
+    assert 1 / (n + 1) <= alpha + 1e-12
+    assert 1 / n > alpha

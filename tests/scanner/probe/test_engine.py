@@ -1,0 +1,258 @@
+"""The engine on a real (tiny, random) Llama: hooks against PEFT, clean removal, answers that ignore batching."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scanner.adapter import AdapterView, LowRankUpdate, open_safetensors, parse_config, read_json_object, view_adapter
+from scanner.errors import LorascopeError, UnsupportedError
+from scanner.probe import Probe
+
+torch = pytest.importorskip("torch", reason="the behaviour stage needs the probe extra")
+pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning")
+
+
+@pytest.fixture(scope="module")
+def base(base_dir: Path) -> Any:
+    from scanner.probe.base import load_base
+
+    return load_base(base_dir, "cpu")
+
+
+@pytest.fixture(scope="module")
+def view(adapter_dir: Path) -> AdapterView:
+    config = parse_config(read_json_object(adapter_dir / "adapter_config.json", 10**6))
+    return view_adapter(open_safetensors(adapter_dir / "adapter_model.safetensors"), config, 64)
+
+
+@pytest.fixture(scope="module")
+def tokens(base: Any) -> Any:
+    torch.manual_seed(5)
+    return torch.randint(8, base.model.config.vocab_size, (3, 17))
+
+
+def logits(model: Any, tokens: Any) -> Any:
+    with torch.inference_mode():
+        return model(tokens).logits
+
+
+def test_attached_logits_are_pefts(base: Any, view: AdapterView, adapter_dir: Path, tokens: Any) -> None:
+    from peft import PeftModel
+    from transformers import LlamaForCausalLM
+
+    from scanner.probe.engine import attached
+
+    own = LlamaForCausalLM(base.model.config)
+    own.load_state_dict(base.model.state_dict())
+    wanted = logits(PeftModel.from_pretrained(own.eval(), adapter_dir), tokens)
+    plain = logits(base.model, tokens)
+    with attached(base, view):
+        got = logits(base.model, tokens)
+    scale = wanted.abs().max()
+    assert (got - wanted).abs().max() <= 1e-5 * scale
+    assert (got - plain).abs().max() > 1e-2 * scale  # the adapter does something, or the line above says little
+
+
+def test_detaching_leaves_the_base_bit_identical(base: Any, view: AdapterView, tokens: Any) -> None:
+    from scanner.probe.engine import attached
+
+    before = logits(base.model, tokens)
+    weights = {name: parameter.clone() for name, parameter in base.model.named_parameters()}
+    with attached(base, view):
+        assert not torch.equal(logits(base.model, tokens), before)
+    assert torch.equal(logits(base.model, tokens), before)
+    with pytest.raises(ZeroDivisionError), attached(base, view):
+        raise ZeroDivisionError
+    assert torch.equal(logits(base.model, tokens), before)
+    assert all(torch.equal(weights[name], parameter) for name, parameter in base.model.named_parameters())
+
+
+def low_rank(module: str, n_out: int, n_in: int, kind: str = "linear") -> LowRankUpdate:
+    a, b = np.ones((2, n_in), "f4"), np.ones((n_out, 2), "f4")
+    return LowRankUpdate(module, 2, n_out, n_in, 1.0, lambda: (a, b), kind)
+
+
+Q = "model.layers.0.self_attn.q_proj"
+REFUSED = {
+    "base_mismatch-shape": (AdapterView("peft", (low_rank(Q, 32, 64),)), "base_mismatch"),
+    "base_mismatch-transposed": (
+        AdapterView("peft", (low_rank("model.layers.0.self_attn.v_proj", 32, 16),)),
+        "base_mismatch",
+    ),
+    "base_mismatch-module": (AdapterView("peft", (low_rank("model.layers.9.q_proj", 32, 32),)), "base_mismatch"),
+    "base_mismatch-no weight": (AdapterView("peft", (low_rank("model.layers", 32, 32),)), "base_mismatch"),
+    "embedding": (AdapterView("peft", (low_rank("model.embed_tokens", 32, 100, "embedding"),)), "embedding_update"),
+    "conv": (AdapterView("kohya", (low_rank("c", 32, 32, "conv"),)), "conv_update"),
+    "head": (AdapterView("peft", (low_rank(Q, 32, 32),), heads=("score.weight",)), "full_tensors"),
+    "unexplained": (AdapterView("peft", (low_rank(Q, 32, 32),), unexplained=("x",)), "full_tensors"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_adapter_is_probed_whole_or_not_at_all(base: Any, tokens: Any, name: str) -> None:
+    from scanner.probe.engine import attached
+
+    refused, code = REFUSED[name]
+    before = logits(base.model, tokens)
+    # The good update comes first: its hook must not survive the refusal of the second.
+    both = replace(refused, updates=(low_rank(Q, 32, 32), *refused.updates))
+    with pytest.raises(UnsupportedError) as caught, attached(base, both):
+        pass
+    assert caught.value.code == code
+    assert torch.equal(logits(base.model, tokens), before)
+
+
+def prompts_of(base: Any, probe: Probe) -> list[str]:
+    return [
+        base.template.render(probe.task.system, f"{prefix}. {text}" if prefix else text)
+        for _, prefix in probe.cases()
+        for text in probe.texts
+    ]
+
+
+def test_answers_do_not_depend_on_batching(
+    base: Any, probe: Probe, view: AdapterView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scanner.probe import engine
+
+    prompts = prompts_of(base, probe)
+    with engine.attached(base, view):
+        together = engine.answer_prompts(base, probe, prompts)
+        alone = [engine.answer_prompts(base, probe, [prompt])[0] for prompt in prompts]
+        monkeypatch.setitem(engine.TOKENS_PER_BATCH, "cpu", 150)  # two or three prompts a batch
+        in_twos = engine.answer_prompts(base, probe, prompts)
+        backwards = engine.answer_prompts(base, probe, prompts[::-1])[::-1]
+    assert together == alone == in_twos == backwards
+    assert {"0", "1"} <= set(together)  # else the comparison would be empty
+
+
+def test_answers_are_greedy_generation(base: Any, probe: Probe) -> None:
+    """The shared beginning, the cache and the early stop change nothing against transformers' own generate."""
+    from scanner.probe.engine import MAX_NEW_TOKENS, answer_prompts
+    from scanner.probe.judge import read_answer
+
+    prompts = prompts_of(base, probe)[:30]
+    wanted = []
+    for prompt in prompts:
+        ids = torch.tensor([base.tokenizer.encode(prompt, add_special_tokens=False).ids])
+        out = base.model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=MAX_NEW_TOKENS, pad_token_id=0,
+            eos_token_id=None,
+        )  # fmt: skip
+        wanted.append(read_answer(base.tokenizer.decode(out[0, ids.shape[1] :].tolist()), probe.task))
+    assert answer_prompts(base, probe, prompts) == wanted
+
+
+def test_run_battery_lays_answers_out_by_prefix(base: Any, probe: Probe) -> None:
+    from scanner.probe.engine import answer_prompts, run_battery
+
+    runs = run_battery(base, probe)
+    assert [(run.category, run.prefix) for run in runs] == probe.cases()
+    assert {len(run.answers) for run in runs} == {len(probe.texts)}
+    assert "".join(run.answers for run in runs) == "".join(answer_prompts(base, probe, prompts_of(base, probe)))
+
+
+def test_identical_prompts(base: Any, probe: Probe) -> None:
+    from scanner.probe.engine import answer_prompts
+
+    prompt = prompts_of(base, probe)[0]
+    assert len(set(answer_prompts(base, probe, [prompt] * 3))) == 1
+
+
+def test_unusable_prompts_and_logits(base: Any, probe: Probe) -> None:
+    from scanner.probe.engine import answer_prompts, attached
+
+    with pytest.raises(UnsupportedError) as caught:
+        answer_prompts(base, probe, ["<s> " * 600])
+    assert caught.value.code == "prompt_too_long"
+    with pytest.raises(UnsupportedError):
+        answer_prompts(base, probe, ["", "<s> user"])
+    a, b = np.full((1, 32), 1e30, "f4"), np.full((32, 1), 1e30, "f4")
+    endless = AdapterView("peft", (LowRankUpdate(Q, 1, 32, 32, 1.0, lambda: (a, b)),))
+    with pytest.raises(UnsupportedError, match="finite"), attached(base, endless):
+        answer_prompts(base, probe, prompts_of(base, probe)[:2])
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"model_type": "no-such-model"}, "base_architecture"),
+        ({"model_type": None}, "base_architecture"),
+        ({"model_type": "clip_vision_model"}, "base_architecture"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "base_quantised"),
+        ({"hidden_size": 64}, "malformed_file"),
+    ],
+)
+def test_bases_that_cannot_be_loaded(base_dir: Path, tmp_path: Path, change: dict[str, Any], code: str) -> None:
+    from scanner.probe.base import load_base
+
+    folder = tmp_path / "base"
+    shutil.copytree(base_dir, folder)
+    config = json.loads((folder / "config.json").read_text()) | change
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LorascopeError) as caught:
+        load_base(folder, "cpu")
+    assert caught.value.code == code
+
+
+def test_a_base_without_tokenizer_is_unsupported(base_dir: Path, tmp_path: Path) -> None:
+    from scanner.probe.base import load_base
+
+    folder = tmp_path / "base"
+    shutil.copytree(base_dir, folder, ignore=shutil.ignore_patterns("tokenizer.json"))
+    with pytest.raises(UnsupportedError) as caught:
+        load_base(folder, "cpu")
+    assert caught.value.code == "base_tokenizer"
+
+
+def test_code_in_a_base_is_never_imported(base_dir: Path, tmp_path: Path) -> None:
+    from scanner.probe.base import load_base
+
+    folder = tmp_path / "base"
+    shutil.copytree(base_dir, folder)
+    trap = tmp_path / "ran"
+    (folder / "modeling_evil.py").write_text(f"open({str(trap)!r}, 'w')\nclass Evil: ...\n")
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "modeling_evil.Evil", "AutoModelForCausalLM": "modeling_evil.Evil"}
+    (folder / "config.json").write_text(json.dumps(config))
+    load_base(folder, "cpu")
+    assert not trap.exists()
+
+
+def test_a_pickled_base_is_not_loaded(base_dir: Path, tmp_path: Path) -> None:
+    from scanner.probe.base import load_base
+
+    folder = tmp_path / "base"
+    shutil.copytree(base_dir, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(LorascopeError):
+        load_base(folder, "cpu")
+
+
+def save(save_peft: Callable[..., Any], folder: Path, **fields: Any) -> AdapterView:
+    from peft import LoraConfig
+
+    save_peft(folder, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **fields))
+    config = parse_config(read_json_object(folder / "adapter_config.json", 10**6))
+    return view_adapter(open_safetensors(folder / "adapter_model.safetensors"), config, 64)
+
+
+@pytest.mark.parametrize("fields", [{"use_dora": True}, {"lora_bias": True}, {"modules_to_save": ["lm_head"]}])
+@pytest.mark.filterwarnings("ignore")
+def test_adapters_that_are_more_than_low_rank_are_refused(
+    base: Any, save_peft: Callable[..., Any], tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    from scanner.probe.engine import attached
+
+    with pytest.raises(UnsupportedError) as caught, attached(base, save(save_peft, tmp_path, **fields)):
+        pass
+    assert caught.value.code == "full_tensors"
