@@ -1,0 +1,90 @@
+"""Tables for people: a stranger's text stays text."""
+
+from __future__ import annotations
+
+import io
+import json
+import unicodedata
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from scanner.report.tables import plain, print_rows, print_verdicts
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain text, ünïcode, 漢字, 🙂", "plain text, ünïcode, 漢字, 🙂"),
+        ("\x1b[31mred\x1b[0m", "?[31mred?[0m"),
+        ("title\x1b]0;pwned\x07", "title?]0;pwned?"),
+        ("a\nb\rc\td\0e\x7f\x9b1m", "a?b?c?d?e??1m"),
+        ("\u202egnp.exe\u202c", "?gnp.exe?"),  # right-to-left override
+        ("\u2066a\u2069\u200b\u200f\ufeff", "?a????"),
+        ("\ud800 \ue000", "? ?"),
+        (None, ""),
+        (1.5, "1.5"),
+    ],
+)
+def test_plain(text: Any, shown: str) -> None:
+    assert plain(text) == shown
+
+
+@given(st.text(st.characters()), st.integers(2, 50))
+def test_plain_has_no_control_characters_and_a_length(text: str, limit: int) -> None:
+    shown = plain(text, limit)
+    assert len(shown) <= limit
+    assert not {"Cc", "Cf", "Cs", "Co"} & {unicodedata.category(character) for character in shown}
+
+
+def printed(show: Any, *args: Any, **options: Any) -> str:
+    sink = io.StringIO()
+    show(Console(file=sink, width=400, force_terminal=True, color_system=None), *args, **options)
+    return sink.getvalue()
+
+
+def row(verdict: str, repo: str | None, **more: Any) -> dict[str, Any]:
+    return {
+        "verdict": verdict,
+        "repo_id": repo,
+        "repo_uid": f"folder:/x/{verdict}",
+        "adapter_path": "adapter_model.safetensors",
+        "base_model": "base/model",
+        "reasons": json.dumps([{"code": "code", "message": f"why {verdict}"}]),
+        **more,
+    }
+
+
+def test_worst_first_and_folders_by_path() -> None:
+    verdicts = ["inconclusive", "clean", "review", "unsupported", "error", "flagged"]
+    text = printed(print_verdicts, [row(verdict, None) for verdict in verdicts])
+    places = [text.index(f"/x/{verdict}") for verdict in verdicts]
+    assert places == sorted(places, reverse=True)
+    assert "why flagged" in text
+    assert "why clean" not in text
+
+
+def test_markup_and_escapes_of_strangers_are_shown_not_obeyed() -> None:
+    hostile = "[bold]x[/bold][link=http://evil.test]y[/link]\x1b[2J\u202e"
+    text = printed(print_verdicts, [row("review", hostile, base_model=hostile, adapter_path=f"{hostile}.bin")])
+    assert "[bold]x[/bold][link=http://evil.test]y" in text
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    text = printed(print_rows, [hostile], [[hostile], [None]])
+    assert "[bold]" in text
+    assert "\x1b" not in text
+
+
+def test_numbers() -> None:
+    text = printed(
+        print_verdicts, [row("flagged", "a/b", max_attack_rate=0.951, mean_attack_rate=None, q_value=1.2e-9)]
+    )
+    assert "0.95" in text
+    assert "1.2e-09" in text
+
+
+def test_nothing_to_show() -> None:
+    assert "verdict" in printed(print_verdicts, [])
