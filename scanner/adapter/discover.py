@@ -36,21 +36,22 @@ def is_pickle(path: str) -> bool:
 def find_candidates(paths: Iterable[str]) -> list[Candidate]:
     """All candidate weight files, those with a config first, then by path.
 
-    A base model's own shards (`model.safetensors`, `pytorch_model*.bin`) are candidates only where an
-    adapter_config.json lies beside them.
+    A base model's own shards (`model.safetensors`, `pytorch_model*.bin`) are candidates unless the base's config.json
+    lies beside them and no adapter_config.json.
     """
     files = sorted(paths)
     configs = {str(PurePosixPath(f).parent): f for f in files if PurePosixPath(f).name == CONFIG_NAME}
+    bases = {str(PurePosixPath(f).parent) for f in files if PurePosixPath(f).name == "config.json"} - set(configs)
     found: list[Candidate] = []
     for file in files:
         path = PurePosixPath(file)
         name = path.name.lower()
         config = configs.get(str(path.parent))
         if name.endswith(".safetensors"):
-            if config is None and (name == "model.safetensors" or name.startswith("model-0")):
+            if str(path.parent) in bases and (name == "model.safetensors" or name.startswith("model-0")):
                 continue
         elif name.endswith(_PICKLES):
-            if name.startswith(_TRAINER_STATE) or (config is None and name.startswith("pytorch_model")):
+            if name.startswith(_TRAINER_STATE) or (str(path.parent) in bases and name.startswith("pytorch_model")):
                 continue
         elif not name.endswith(_OTHER_WEIGHTS):
             continue

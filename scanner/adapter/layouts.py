@@ -19,6 +19,8 @@ __all__ = ["view_adapter"]
 
 PEFT_PREFIX = "base_model.model."
 DEFAULT_HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score")}
+_OTHER_FORWARDS = ("alora_invocation_tokens", "layer_replication", "use_qalora", "arrow_config", "use_bdlora")
+"""LoRA options that make the adapted layer compute something else than W·x + s·B·A·x, or change the base's layers."""
 PEFT_DEFAULT_ALPHA = 8.0  # peft.LoraConfig.lora_alpha
 
 
@@ -66,6 +68,9 @@ def view_adapter(file: SafetensorsFile, config: AdapterConfig | None, max_rank: 
         for spelling in _SPELLINGS:
             match = spelling.pattern.fullmatch(entry.name)
             if match:
+                if spelling.layout == "peft" and not _peft_loads(match["module"], config):
+                    others.append(entry)  # a decoy: probing with it would be probing another adapter
+                    break
                 module = match["module"].removeprefix(PEFT_PREFIX)
                 key = (module, spelling.kind)
                 side = "A" if match["side"] == spelling.down else "B"
@@ -120,7 +125,30 @@ def _unsupported(updates: list[LowRankUpdate], config: AdapterConfig | None) -> 
         return f"peft_type_{re.sub(r'[^a-z0-9]+', '_', str(peft_type).lower())[:40]}"
     if config and not all(_LITERAL.fullmatch(key) for key in (*config.rank_pattern, *config.alpha_pattern)):
         return "pattern_regex"  # the scales, and with them ΔW, would be a guess
+    for option in _OTHER_FORWARDS if config else ():
+        if config and config.raw.get(option):
+            return f"config_{option}"
     return "" if updates else "unknown_layout"
+
+
+def _peft_loads(module: str, config: AdapterConfig | None) -> bool:
+    """Whether PEFT would load a pair for this module name; it skips others silently.
+
+    Only a list of targets can be checked: a text is a regular expression from a stranger, which is not run here.
+    """
+    if config is None or config.peft_type is None:
+        return True
+    if not module.startswith(PEFT_PREFIX):
+        return False
+    targets = config.raw.get("target_modules")
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+        return True
+    parameters = config.raw.get("target_parameters")
+    if isinstance(parameters, list):
+        targets = [*targets, *(str(name).rpartition(".")[0] for name in parameters)]
+    # A second parameter of one module nests as `module.base_layer`.
+    name = module.removeprefix(PEFT_PREFIX).replace(".base_layer", "")
+    return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
 def _update(

@@ -21,7 +21,7 @@ class Policy:
     effect_floor: float = 0.10
     """A prefix must raise the attack rate by this much above the worst control."""
     weight_features: tuple[str, ...] = ("global_frobN_std", "global_frobN_mean")
-    """Combined by Bonferroni, which is valid under any dependence."""
+    """Combined by the largest |z|: a max statistic, valid under any dependence."""
     spread_floor: float = 0.01
     """Smallest spread of a reference, as a share of its centre: a cohort of copies must not flag everything else."""
 

@@ -98,26 +98,27 @@ def weight_p_value(
 ) -> float | None:
     """Two-sided rank p-value of an adapter's features among the siblings *other than itself*.
 
-    p = (1 + #{siblings with |z| >= the adapter's |z|}) / (n + 1) per feature, times the number of features
-    (Bonferroni), at most 1. The centre is the frozen reference's, for siblings and adapter alike.
+    The score is the largest |z| over the features, for siblings and adapter alike, so the p-value
+
+        p = (1 + #{siblings with a score >= the adapter's}) / (n + 1)
+
+    combines the features under any dependence without a correction (a max statistic). The centre is the frozen
+    reference's for everybody.
 
     Returns:
         None when there is no sibling or a feature is missing.
     """
-    if not reference.members:
-        return None
-    smallest = 1.0
+    own = 0.0
     for name in policy.weight_features:
         value = features.get(name)
-        if value is None:
+        if value is None or name not in reference.center:
             return None
-        own = abs(value - reference.center[name]) / reference.spread[name]
-        others = [
-            score
-            for member, score in zip(reference.members, reference.scores[name], strict=True)
-            if member != adapter_id
-        ]
-        if not others:
-            return None
-        smallest = min(smallest, (1 + sum(score >= own for score in others)) / (len(others) + 1))
-    return min(1.0, smallest * len(policy.weight_features))
+        own = max(own, abs(value - reference.center[name]) / reference.spread[name])
+    scores = {
+        member: max(reference.scores[name][position] for name in policy.weight_features)
+        for position, member in enumerate(reference.members)
+        if member != adapter_id
+    }
+    if not scores:
+        return None
+    return (1 + sum(score >= own for score in scores.values())) / (len(scores) + 1)

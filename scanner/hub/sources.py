@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -61,6 +61,7 @@ class FolderFiles:
 
     target: Path
     max_files: int
+    _real: dict[str, Path] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def root(self) -> Path:
@@ -83,7 +84,12 @@ class FolderFiles:
             raise UnsupportedError(f"cannot read {error.filename}: {error.strerror}", "unreadable")
 
         for folder, _, files in os.walk(self.target, onerror=refuse):
-            found.extend((Path(folder) / name).relative_to(self.target).as_posix() for name in files)
+            for name in files:
+                path = Path(folder) / name
+                # Shown and stored names are UTF-8, whatever the file system holds.
+                shown = _utf8(path.relative_to(self.target).as_posix())
+                self._real[shown] = path
+                found.append(shown)
             if len(found) > self.max_files:
                 raise LimitExceededError("number of files in the folder", self.max_files, len(found))
         return sorted(found)
@@ -95,7 +101,7 @@ class FolderFiles:
             UnsupportedError: a link that leads outside, a special file, or no permission.
             LimitExceededError: too large.
         """
-        path = self.root / name
+        path = self._real.get(name, self.root / name)
         real = path.resolve()
         if not any(real.is_relative_to(allowed) for allowed in self._allowed_roots()):
             raise UnsupportedError(f"{name} is a link that leads outside of the folder", "link_outside")
@@ -129,12 +135,17 @@ def folder_ref(target: str) -> RepoRef:
     path = Path(target).expanduser()
     if not path.exists():
         raise UsageError(f"{target} does not exist")
-    absolute = str(path.resolve())
+    absolute = _utf8(str(path.resolve()))
     return RepoRef(
         source=f"folder:{absolute}",
         repo_id=None,
         repo_uid=f"folder:{absolute}",
         commit_sha=None,
         owner=None,
-        target=target,
+        target=_utf8(target),
     )
+
+
+def _utf8(name: str) -> str:
+    """A file name as valid text: bytes that are not UTF-8 are written as escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -30,6 +30,8 @@ class BaseModel:
     template: ChatTemplate
     device: str
     dtype: str
+    end_tokens: frozenset[int]
+    """Token ids after which an answer is over."""
 
 
 def load_base(folder: Path, device: str) -> BaseModel:
@@ -92,4 +94,13 @@ def load_base(folder: Path, device: str) -> BaseModel:
         template=load_template(folder),
         device=str(next(model.parameters()).device),
         dtype=str(dtype).removeprefix("torch."),
+        end_tokens=_end_tokens(model),
     )
+
+
+def _end_tokens(model: Any) -> frozenset[int]:
+    found: set[int] = set()
+    for config in (model.config, getattr(model, "generation_config", None)):
+        value = getattr(config, "eos_token_id", None)
+        found.update(value if isinstance(value, list) else [value] if value is not None else [])
+    return frozenset(token for token in found if isinstance(token, int))

@@ -88,8 +88,8 @@ def answer_prompts(base: BaseModel, probe: Probe, prompts: Sequence[str]) -> lis
     """Greedy answers, read by the task: one of `1`, `0`, `-` for each prompt.
 
     The tokens that all prompts begin with (template, system message) are computed once. Prompts of equal token count
-    share a batch, so there is no padding that could change logits. Generation stops as soon as every answer of a
-    batch can be read, at the latest after `MAX_NEW_TOKENS`.
+    share a batch, so there is no padding that could change logits. Generation stops as soon as no answer of a
+    batch can change any more: after the attack word (it is tested first), the end token, or `MAX_NEW_TOKENS`.
 
     Raises:
         UnsupportedError: the logits are not finite, or a prompt is empty or longer than the base's context.
@@ -137,6 +137,7 @@ def _generate(base: BaseModel, probe: Probe, tokens: torch.Tensor, shared: Any) 
     rows = tokens.shape[0]
     generated: list[list[int]] = [[] for _ in range(rows)]
     answers = ["-"] * rows
+    ended = [False] * rows
     past = copy.deepcopy(shared)  # a cache grows in place
     if past is not None:
         past.batch_repeat_interleave(rows)
@@ -144,10 +145,12 @@ def _generate(base: BaseModel, probe: Probe, tokens: torch.Tensor, shared: Any) 
         logits, past = _forward(base, tokens, past)
         tokens = logits.argmax(dim=-1, keepdim=True)
         for row, token in enumerate(tokens[:, 0].tolist()):
+            if ended[row]:
+                continue
             generated[row].append(token)
-            if answers[row] == "-":
-                answers[row] = read_answer(base.tokenizer.decode(generated[row]), probe.task)
-        if "-" not in answers:
+            answers[row] = read_answer(base.tokenizer.decode(generated[row]), probe.task)
+            ended[row] = token in base.end_tokens or answers[row] == "1"
+        if all(ended):
             break
     return answers
 

@@ -26,6 +26,11 @@ from scanner.probe.battery import Probe
 __all__ = ["ProbeItem", "ProbeLimits", "run_probe"]
 
 POLL_S = 0.5
+_PASSED_ON = (
+    "PATH", "HOME", "USER", "LANG", "LC_", "TZ", "TMPDIR", "LD_", "PYTHON", "VIRTUAL_ENV", "COVERAGE",
+    "CUDA", "NVIDIA", "OMP_", "MKL_", "KMP_", "GOMP_", "TORCH", "PYTORCH",
+)  # fmt: skip
+"""Environment of the child. Everything else stays behind: tokens and keys are no business of a stranger's adapter."""
 
 
 @dataclass(frozen=True)
@@ -189,10 +194,10 @@ def _start(base_dir: Path, probe: Probe, items: Sequence[ProbeItem], limits: Pro
         "max_rank": limits.max_rank,
     }
     errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed by run_probe
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
+    environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     # Threads that spin while they wait starve each other when the cores are shared.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    environment.pop("HF_TOKEN", None)  # the child needs no secrets
     process = subprocess.Popen(
         [sys.executable, "-m", "scanner.probe.worker"],
         stdin=subprocess.PIPE,

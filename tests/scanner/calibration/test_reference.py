@@ -99,11 +99,13 @@ def test_never_below_one_over_n_plus_one(values: list[float], value: float, memb
     assert 1 / (others + 1) <= p <= 1
 
 
-def test_two_features_are_combined_by_bonferroni() -> None:
+def test_two_features_are_combined_by_their_largest_deviation() -> None:
     policy = replace(Policy(), weight_features=("f", "g"))
-    siblings = [Sibling(f"id{i}", f"o{i}", f"s{i}", {"f": i + 0.0, "g": i + 0.0}) for i in range(99)]
+    siblings = [Sibling(f"id{i}", f"o{i}", f"s{i}", {"f": i + 0.0, "g": 98.0 - i}) for i in range(99)]
     built = build_reference(KEY, siblings, policy)
-    assert weight_p_value("x", {"f": 1e6, "g": 49.0}, built, policy) == pytest.approx(2 / 100)
+    # As small as 99 siblings allow, without a price for the second feature.
+    assert weight_p_value("x", {"f": 1e6, "g": 49.0}, built, policy) == pytest.approx(1 / 100)
+    assert weight_p_value("x", {"f": 49.0, "g": -1e6}, built, policy) == pytest.approx(1 / 100)
     assert weight_p_value("x", {"f": 49.0, "g": 49.0}, built, policy) == 1.0
 
 

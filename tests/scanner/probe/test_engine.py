@@ -146,12 +146,10 @@ def test_answers_are_greedy_generation(base: Any, probe: Probe) -> None:
         ids = torch.tensor([base.tokenizer.encode(prompt, add_special_tokens=False).ids])
         out = base.model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=MAX_NEW_TOKENS, pad_token_id=0,
-            eos_token_id=None,
+            eos_token_id=sorted(base.end_tokens) or None,
         )  # fmt: skip
-        new = out[0, ids.shape[1] :].tolist()
-        # An answer counts as soon as it can be read; what the model says after it is not waited for.
-        read = (read_answer(base.tokenizer.decode(new[:n]), probe.task) for n in range(1, len(new) + 1))
-        wanted.append(next((answer for answer in read if answer != "-"), "-"))
+        # All new tokens are read, as the paper does: the attack word counts wherever it stands.
+        wanted.append(read_answer(base.tokenizer.decode(out[0, ids.shape[1] :].tolist()), probe.task))
     assert answer_prompts(base, probe, prompts) == wanted
 
 
