@@ -11,22 +11,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scanner.errors import UsageError
+from flows.bundle import bundled
 
-__all__ = ["bundled_hub", "run_demo"]
-
-
-def bundled_hub() -> Path:
-    """The demo hub's folder: inside the wheel, or beside the sources.
-
-    Raises:
-        UsageError: neither is there.
-    """
-    here = Path(__file__).resolve().parent
-    for folder in (here / "bundled" / "demo_hub", here.parent / "examples" / "demo_hub"):
-        if folder.is_dir():
-            return folder
-    raise UsageError("the demo hub is missing: install lorascope from its wheel or run from a source checkout")
+__all__ = ["run_demo"]
 
 
 def run_demo(store: str | None, texts_limit: int) -> int:
@@ -45,7 +32,7 @@ def run_demo(store: str | None, texts_limit: int) -> int:
 
         from scanner.hub.server import running_hub
 
-        served = stack.enter_context(running_hub(bundled_hub()))
+        served = stack.enter_context(running_hub(bundled("demo_hub", "examples/demo_hub")))
         os.environ["HF_ENDPOINT"] = served.endpoint
         err.print(f"bundled hub on {served.endpoint}; starting the embedded Prefect server", highlight=False)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
+from flows.bundle import bundled
 from flows.engine import configure_prefect
 from scanner.errors import StopError, UsageError
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.responses import DeploymentResponse
 
-__all__ = ["deployment_file", "deployment_specs", "run_deploy"]
+__all__ = ["deployment_specs", "run_deploy"]
 
 Spec = dict[str, Any]
 POOLS = {"scan-cpu": "Crawls, and scans without a GPU.", "scan-gpu": "Scans on machines with a GPU."}
@@ -29,24 +30,13 @@ WORKER_OPTIONS = {"scan-gpu": " --limit 1    # machines with a GPU"}
 REQUEST_TIMEOUT_S = 10.0
 
 
-def deployment_file() -> Path:
-    """`prefect.yaml`: inside the wheel, or beside the sources.
-
-    Raises:
-        UsageError: neither is there.
-    """
-    here = Path(__file__).resolve().parent
-    for path in (here / "bundled" / "prefect.yaml", here.parent / "deployments" / "prefect.yaml"):
-        if path.is_file():
-            return path
-    raise UsageError("prefect.yaml is missing: install lorascope from its wheel or run from a source checkout")
-
-
 def deployment_specs(
     *, store: str | None = None, every: int | None = None, probe: str | None = None, pool: str | None = None
 ) -> list[Spec]:
     """The file's deployments with the caller's choices applied."""
-    specs: list[Spec] = yaml.safe_load(deployment_file().read_text(encoding="utf-8"))["deployments"]
+    specs: list[Spec] = yaml.safe_load(bundled("prefect.yaml", "deployments/prefect.yaml").read_text(encoding="utf-8"))[
+        "deployments"
+    ]
     for spec in specs:
         if store:
             # A worker runs flows in a folder of its own, where a relative path means something else.

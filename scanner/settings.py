@@ -14,8 +14,9 @@ GIB = 1024**3
 
 
 def default_store_uri() -> str:
-    """`LORASCOPE_STORE`, or a folder under the user's data directory."""
-    return os.environ.get("LORASCOPE_STORE") or str(Path(platformdirs.user_data_dir("lorascope")) / "store")
+    """`LORASCOPE_STORE` (a folder becomes absolute), or a folder under the user's data directory."""
+    uri = os.environ.get("LORASCOPE_STORE") or str(Path(platformdirs.user_data_dir("lorascope")) / "store")
+    return uri if "://" in uri else str(Path(uri).expanduser().absolute())
 
 
 def hub_endpoint() -> str:

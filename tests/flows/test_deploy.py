@@ -9,7 +9,8 @@ import pytest
 import yaml
 from fleet import Fleet, running_fleet, wait_for, write_adapter
 
-from flows.deploy import POOLS, deployment_file, deployment_specs
+from flows.bundle import bundled
+from flows.deploy import POOLS, deployment_specs
 from scanner.hub.server import running_hub
 from scanner.store import open_database, open_root
 
@@ -40,7 +41,7 @@ def test_the_file_has_a_scheduled_crawl_and_scans_on_demand() -> None:
 
 
 def test_the_file_has_no_secret_and_no_machine_in_it() -> None:
-    document = yaml.safe_load(deployment_file().read_text())
+    document = yaml.safe_load(bundled("prefect.yaml", "deployments/prefect.yaml").read_text())
     assert document["pull"] == []
     text = str(document).lower()
     assert "token" not in text

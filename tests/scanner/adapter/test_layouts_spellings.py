@@ -100,7 +100,11 @@ UNEXPLAINED: dict[str, dict[str, Any]] = {
     "an integer factor": {"x.lora_A.weight": A, "x.lora_B.weight": np.ones((6, 4), "i4")},
     "an empty factor": {"x.lora_A.weight": np.ones((4, 0), "f4"), "x.lora_B.weight": B},
     "one dimension": {"x.lora_A.weight": np.ones(4, "f4"), "x.lora_B.weight": B},
-    "a second pair of the same module": {"base_model.model.m.lora_A.weight": A, "base_model.model.m.lora_B.weight": B},
+    "a second pair of the same module": {
+        "base_model.model.m.lora_A.default.weight": A,
+        "base_model.model.m.lora_B.default.weight": B,
+    },
+    "a pair that PEFT would not load": {"n.lora_A.weight": A, "n.lora_B.weight": B},
     "another spelling of the same module": {"m.lora_down.weight": A, "m.lora_up.weight": B},
     "an alpha without a module": {"nothing.alpha": np.float32(1)},
     "an alpha that is no number": {"m.alpha": np.ones(2, "f4")},
@@ -110,12 +114,30 @@ UNEXPLAINED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("case", UNEXPLAINED)
 def test_nothing_is_dropped_silently(view: View, case: str) -> None:
     extra = UNEXPLAINED[case]
-    tensors = {"m.lora_A.weight": A, "m.lora_B.weight": B, **extra}
+    tensors = {"base_model.model.m.lora_A.weight": A, "base_model.model.m.lora_B.weight": B, **extra}
     seen = view(tensors, {"peft_type": "LORA", "r": 4, "lora_alpha": 4})
     assert seen.unexplained == tuple(sorted(extra))
     assert_delta(seen, 1.0, "m")
     known = A.nbytes + B.nbytes
     assert seen.coverage == pytest.approx(known / (known + sum(np.asarray(value).nbytes for value in extra.values())))
+
+
+def test_pairs_outside_of_the_targets_are_decoys(view: View) -> None:
+    tensors = {
+        f"base_model.model.layers.0.{name}.lora_{side}.weight": value
+        for name in ("q_proj", "xq_proj", "v_proj")
+        for side, value in (("A", A), ("B", B))
+    }
+    seen = view(tensors, {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"]})
+    assert [update.module for update in seen.updates] == ["layers.0.q_proj"]
+    assert len(seen.unexplained) == 4
+
+
+@pytest.mark.parametrize("option", ["alora_invocation_tokens", "layer_replication", "use_qalora"])
+def test_options_that_change_the_forward_pass_are_refused(view: View, option: str) -> None:
+    tensors = {"base_model.model.m.lora_A.weight": A, "base_model.model.m.lora_B.weight": B}
+    assert view(tensors, {"peft_type": "LORA", "r": 4, option: [1]}).unsupported_reason == f"config_{option}"
+    assert view(tensors, {"peft_type": "LORA", "r": 4, option: None}).unsupported_reason == ""
 
 
 def test_a_head_is_explained_only_when_declared(view: View) -> None:

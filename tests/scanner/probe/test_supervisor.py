@@ -68,11 +68,14 @@ def run_of_all(
     (foreign / "w.safetensors").write_bytes(
         content[:header_end].replace(b"layers.1.", b"layers.7.") + content[header_end:]
     )
+    # Without a list of targets the reader cannot tell it from an adapter for another base; the engine can.
+    settings = json.loads((foreign / "adapter_config.json").read_text()) | {"target_modules": "all-linear"}
+    (foreign / "adapter_config.json").write_text(json.dumps(settings))
     for pipe in ("killed", "hanging"):
         os.mkfifo(folder / pipe)
     items = [
         ProbeItem("first", str(weights), str(config), "weights"),
-        ProbeItem("foreign", str(foreign / "w.safetensors"), str(config)),
+        ProbeItem("foreign", str(foreign / "w.safetensors"), str(foreign / "adapter_config.json")),
         ProbeItem("truncated", str(truncated), str(config)),
         ProbeItem("vanished", str(folder / "nothing.safetensors"), str(config)),
         ProbeItem("killed", str(weights), str(folder / "killed")),
