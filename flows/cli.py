@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -11,7 +12,8 @@ from scanner.errors import LorascopeError
 
 __all__ = ["main"]
 
-EXIT_FLAGGED, EXIT_ERROR, EXIT_OPEN = 1, 2, 3
+EXIT_ERROR = 2
+VERDICTS = ("flagged", "error", "unsupported", "review", "clean", "inconclusive")
 
 store_option = click.option(
     "--store", metavar="URI", envvar="LORASCOPE_STORE", help="Folder or s3://BUCKET/PREFIX of the store."
@@ -48,6 +50,17 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except LorascopeError as error:
             click.echo(f"lorascope: {error.message}", err=True)
+            ctx.exit(EXIT_ERROR)
+        except (click.exceptions.ClickException, click.exceptions.Exit, click.exceptions.Abort):
+            raise
+        except Exception as error:
+            # A traceback would end with exit code 1, which says "flagged".
+            if os.environ.get("LORASCOPE_DEBUG"):
+                raise
+            text = " ".join(str(error).split())[:300]
+            click.echo(
+                f"lorascope: {type(error).__name__}: {text} (LORASCOPE_DEBUG=1 shows where; please report it)", err=True
+            )
             ctx.exit(EXIT_ERROR)
 
 
@@ -95,7 +108,7 @@ def crawl(
 
 @main.command()
 @click.option("--base", metavar="MODEL", help="Only adapters of this base model.")
-@click.option("--verdict", metavar="VERDICT", help="Only this verdict (flagged, review, ...).")
+@click.option("--verdict", type=click.Choice(VERDICTS), help="Only this verdict.")
 @store_option
 @click.option("--format", "output", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True)
 def verdicts(base: str | None, verdict: str | None, store: str | None, output: str) -> None:

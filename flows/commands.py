@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.text import Text
 
 from scanner.settings import Settings, default_store_uri
 
@@ -40,6 +41,7 @@ def run_scan(
     from scanner.pipeline.scan import scan_targets
     from scanner.probe import load_probe
     from scanner.report import result_object, sarif_document, scan_document, strict_json
+    from scanner.report.tables import plain
 
     settings = Settings()
     console = Console(stderr=True)
@@ -51,7 +53,7 @@ def run_scan(
             probe=loaded,
             mode=probe,
             settings=settings,
-            progress=lambda line: status.update(line),
+            progress=lambda line: status.update(Text(plain(line))),
         )
     objects = [result_object(result.record, result.verdict) for result in results]
     if output == "json":
@@ -119,33 +121,34 @@ def _wide_console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=180)
 
 
-def verdict_rows(store: str | None, base: str | None = None, verdict: str | None = None) -> list[dict[str, Any]]:
-    """Current verdicts with their attack rates."""
+def verdict_rows(
+    store: str | None, base: str | None = None, verdict: str | None = None
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """Current verdicts with their attack rates: (column names, rows)."""
     from scanner.store import open_database, open_root
 
     database = open_database(open_root(store or default_store_uri()))
     try:
-        rows = database.rows(
+        return database.table(
             f"{_VERDICTS_SQL} WHERE (?::VARCHAR IS NULL OR v.base_model = ?) AND (?::VARCHAR IS NULL OR v.verdict = ?) "
             "ORDER BY v.base_model, v.repo_id, v.adapter_path",
             [base, base, verdict, verdict],
         )
     finally:
         database.close()
-    return rows
 
 
 def show_verdicts(
     *, base: str | None, verdict: str | None, store: str | None, output: str, console: Console | None = None
 ) -> None:
     """`lorascope verdicts`."""
-    rows = verdict_rows(store, base, verdict)
+    names, rows = verdict_rows(store, base, verdict)
     if output == "table":
         from scanner.report.tables import print_verdicts
 
         print_verdicts(console or _wide_console(), rows)
         return
-    columns = [name for name in (rows[0] if rows else {}) if name not in ("row_id", "shard_id", "scanned_at")]
+    columns = [name for name in names if name not in ("row_id", "shard_id", "scanned_at")]
     _print_machine(columns, [[row[name] for name in columns] for row in rows], output)
 
 

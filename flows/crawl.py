@@ -163,7 +163,7 @@ def scan_shard(
         probed = probe_base_group(
             work,
             endpoint,
-            base_model,
+            crawl_id,
             [receipt["records"] for receipt in collected],
             mode=probe,
             battery=battery,

@@ -42,7 +42,7 @@ def run_demo(store: str | None, texts_limit: int) -> int:
         summary = crawl_summary(store=uri, probe="all", texts_limit=texts_limit)
         show_verdicts(base=None, verdict=None, store=uri, output="table", console=out)
         err.print(
-            f"\n{len(verdict_rows(uri))} adapters in {time.monotonic() - started:.0f} s: "
+            f"\n{len(verdict_rows(uri)[1])} adapters in {time.monotonic() - started:.0f} s: "
             + ", ".join(f"{count} {verdict}" for verdict, count in sorted(summary["verdicts"].items())),
             highlight=False,
         )

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tasks.progress import listen
+from tasks.progress import listening
 
 __all__ = ["progress_bar"]
 
@@ -30,5 +30,5 @@ def progress_bar() -> Iterator[None]:
             bar = bars[stage]
             progress.update(bar, advance=done, total=(progress.tasks[bar].total or 0) + total)
 
-        listen(draw)
-        yield
+        with listening(draw):
+            yield

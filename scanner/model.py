@@ -99,7 +99,6 @@ class RepoRef:
     last_modified: str | None = None
     gated: bool = False
     disabled: bool = False
-    tags: tuple[str, ...] = ()
     target: str = ""
     """What the user or the crawl asked for."""
 

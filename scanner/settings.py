@@ -41,8 +41,8 @@ class Settings(BaseSettings):
     request_timeout_s: float = 20.0
     max_attempts: int = 4
     """Tries for one Hub call or download, the first included."""
-    max_sleep_s: float = 60.0
-    """Longest single sleep before a retry, whatever the Hub's headers ask for."""
+    max_sleep_s: float = 310.0
+    """Longest single sleep before a retry, whatever the Hub's headers ask for. Its rate-limit window has 300 s."""
     batch_size: int = 100
     """Repos per shard."""
     first_crawl_limit: int = 1_000
@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     probe_texts: int = 60
     """Attack texts per prefix."""
     probe_budget: int = 50
-    """Adapters probed per base model in `--probe auto`."""
+    """Adapters probed per shard (at most `batch_size` repos of one base model) in `--probe auto`."""
     control_sample: float = 0.1
     """Share of the unsuspicious adapters that are probed anyway in `--probe auto`."""
     probe_timeout_s: float = 900.0

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-__all__ = ["listen", "report"]
+__all__ = ["listening", "report"]
 
 Listener = Callable[[str, int, int], None]
 _listeners: list[Listener] = []
 
 
-def listen(listener: Listener) -> None:
-    """Call `listener(stage, steps done, steps added to the total)` from now on; from any thread."""
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Call `listener(stage, steps done, steps added to the total)` during the block; from any thread."""
     _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
 
 
 def report(stage: str, *, done: int = 0, total: int = 0) -> None:

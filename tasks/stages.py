@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +14,7 @@ from scanner.errors import ProbeCrashedError
 from scanner.hub.client import HubClient
 from scanner.hub.poll import parse_time, poll_hub
 from scanner.hub.sources import HubFiles
-from scanner.model import Outcome, ProbeReport, Stage
+from scanner.model import Outcome, ProbeReport, ScanRecord, Stage
 from scanner.pipeline.append import append_records
 from scanner.pipeline.behave import probe_group
 from scanner.pipeline.choose import choose_for_probe
@@ -26,6 +26,7 @@ from scanner.store import (
     append_shard,
     known_commits,
     last_watermark,
+    oldest_unfinished,
     open_database,
     open_root,
     row_id_of,
@@ -87,7 +88,7 @@ def collect_batch(work: str, endpoint: str, shard: str, name: str, repos: str) -
 def probe_base_group(
     work: str,
     endpoint: str,
-    base_model: str,
+    crawl_id: str,
     records: list[str],
     *,
     mode: str,
@@ -95,12 +96,20 @@ def probe_base_group(
     texts: str | None,
     texts_limit: int | None,
 ) -> dict[str, Any]:
-    """Stages 4 and 5: one base load for the whole group. A retry probes only what crashed."""
+    """Stages 4 and 5: one base load for each base model of the shard. A retry probes only what crashed.
+
+    A shard is grouped by what the listing says; an adapter's own config may know better.
+    """
     settings = Settings()
     workspace = Workspace.at(work)
     group = [record for path in records for record in workspace.read_records(path)]
     probe = load_probe(battery, Path(texts) if texts else None, texts_limit or settings.probe_texts)
-    chosen = choose_for_probe(group, mode, settings)
+    by_base: dict[str, list[ScanRecord]] = defaultdict(list)
+    for record in group:
+        by_base[record.info.base_model].append(record)
+    chosen: dict[str, str] = {}
+    for records_of_base in by_base.values():
+        chosen |= choose_for_probe(records_of_base, mode, settings, salt=crawl_id)
     saved: dict[str, ProbeReport] = {}
     for adapter_id in chosen:
         earlier = workspace.read_report(adapter_id)
@@ -113,10 +122,12 @@ def probe_base_group(
         workspace.write_report(adapter_id, result)
         report("probing", done=1)
 
-    probed = probe_group(base_model, group, todo, lambda: HubClient(settings, endpoint), probe, settings, keep)
+    probed: list[ScanRecord] = []
+    for base_model, members in sorted(by_base.items()):
+        probed += probe_group(base_model, members, todo, lambda: HubClient(settings, endpoint), probe, settings, keep)
     crashed = [r for r in probed if r.probe is not None and _worth_retrying(r.probe)]
     if crashed and attempts_left():
-        raise ProbeCrashedError(f"{len(crashed)} of {len(todo)} probes of {base_model} died; trying those again")
+        raise ProbeCrashedError(f"{len(crashed)} of {len(todo)} probes died; trying those again")
     probed = [
         replace(r, probe=p, stage_reached=Stage.BATTERY if p.runs else r.stage_reached)
         if (p := saved.get(r.info.adapter_id))
@@ -177,13 +188,21 @@ def record_crawl(
 ) -> None:
     """The crawl's own rows, written last: `runs` and `hub_status` with the watermark."""
     now = utc_now()
-    watermark = polled["watermark"]
+    root = open_root(store)
+    database = open_database(root)
+    try:
+        unfinished = oldest_unfinished(database, f"hub:{endpoint}")
+    finally:
+        database.close()
+    watermark = datetime.fromisoformat(polled["watermark"]) if polled["watermark"] else None
+    if watermark and unfinished:
+        watermark = min(watermark, unfinished)
     alpha = asdict(Policy())["alpha"]
     status = {
         "row_id": row_id_of("hub_status", crawl_id),
         "endpoint": endpoint,
         "crawl_id": crawl_id,
-        "watermark": datetime.fromisoformat(watermark) if watermark else None,
+        "watermark": watermark,
         "n_listed": polled["n_listed"],
         "n_new": polled["n_new"],
         "n_left": polled["n_left"],
@@ -203,4 +222,4 @@ def record_crawl(
         "detail": json.dumps({**summary, "weight_flags_to_expect_by_chance": alpha * summary["n_adapters"]}),
     }
     rows = {"runs": [run], "hub_status": [status]}
-    append_shard(open_root(store), crawl_id, rows, None, datetime.fromisoformat(started_at))
+    append_shard(root, crawl_id, rows, None, datetime.fromisoformat(started_at))

@@ -9,6 +9,8 @@ from scanner.calibration.paired import BatteryEvidence
 from scanner.calibration.policy import Policy
 from scanner.model import UNRESOLVED, Finding, Outcome, Severity, Verdict
 
+NAMED_PREFIXES = 5
+
 __all__ = ["Decision", "Evidence", "Reason", "decide"]
 
 
@@ -51,6 +53,7 @@ class Decision:
 def decide(evidence: Evidence, policy: Policy) -> Decision:
     """Apply the rules in order; a verdict is never better than what was looked at."""
     worst = max((f.severity.order for f in evidence.findings if f.outcome == Outcome.FINDING), default=-1)
+    # A grave rule that could not tell is looked at by a person, too.
     static = [Reason(f.rule_id, f.message) for f in evidence.findings if f.severity.order >= Severity.MEDIUM.order]
     battery = _battery_reasons(evidence, policy)
     weights, outlier = _weight_reasons(evidence, policy)
@@ -81,7 +84,11 @@ def _battery_reasons(evidence: Evidence, policy: Policy) -> list[Reason]:
                     f'"{run.prefix}" turns the answer on {run.attack_rate:.0%} of the texts '
                     f"(worst control {evidence.battery.worst_control:.0%}, q = {q:.2g})",
                 )
-                for run in evidence.battery.prefixes[:5]
+                for number, (run, p) in enumerate(
+                    zip(evidence.battery.prefixes, evidence.battery.adjusted, strict=True)
+                )
+                # The strongest decides; the others are named where they would stand alone.
+                if number < NAMED_PREFIXES and (number == 0 or p <= policy.q)
             ]
         return [
             Reason(

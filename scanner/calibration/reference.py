@@ -47,22 +47,45 @@ class Reference:
     """Robust centre and spread of each feature over the members."""
 
     key: CalibrationKey
-    members: tuple[str, ...]
+    siblings: tuple[Sibling, ...]
     center: Mapping[str, float]
     spread: Mapping[str, float]
-    scores: Mapping[str, tuple[float, ...]]
-    """|z| of every member, per feature."""
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Adapter ids of the members."""
+        return tuple(sibling.adapter_id for sibling in self.siblings)
 
     @property
     def n(self) -> int:
         """Number of members."""
-        return len(self.members)
+        return len(self.siblings)
 
     @property
     def reference_id(self) -> str:
         """Content hash: the same members and values give the same id."""
         text = json.dumps([self.key.to_json(), self.members, sorted(self.center.items()), sorted(self.spread.items())])
         return f"ref-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+
+    def score(self, features: Mapping[str, float | None], names: Sequence[str]) -> float | None:
+        """Largest |z| over the features; None when one is missing."""
+        scores = []
+        for name in names:
+            value = features.get(name)
+            if value is None or name not in self.center:
+                return None
+            scores.append(abs(value - self.center[name]) / self.spread[name])
+        return max(scores)
+
+    def others(self, judged: Sibling) -> list[Sibling]:
+        """Members that say something about `judged`: not itself, not its owner's, not a copy of it."""
+        return [
+            s
+            for s in self.siblings
+            if s.adapter_id != judged.adapter_id
+            and s.owner != judged.owner
+            and s.content_sha256 != judged.content_sha256
+        ]
 
 
 def build_reference(key: CalibrationKey, siblings: Sequence[Sibling], policy: Policy) -> Reference:
@@ -83,42 +106,38 @@ def build_reference(key: CalibrationKey, siblings: Sequence[Sibling], policy: Po
             seen.add(sibling.content_sha256)
             by_owner[sibling.owner] = sibling
     members = sorted(by_owner.values(), key=lambda s: s.adapter_id)
-    center, spread, scores = {}, {}, {}
+    center, spread = {}, {}
     for name in policy.weight_features if members else ():
         values = np.array([member.features[name] for member in members], dtype=np.float64)
         center[name] = float(np.median(values))
         mad = float(np.median(np.abs(values - center[name])))
         spread[name] = max(MAD_TO_SIGMA * mad, policy.spread_floor * abs(center[name]), 1e-300)
-        scores[name] = tuple(float(z) for z in np.abs(values - center[name]) / spread[name])
-    return Reference(key, tuple(member.adapter_id for member in members), center, spread, scores)
+    return Reference(key, tuple(members), center, spread)
 
 
 def weight_p_value(
-    adapter_id: str, features: Mapping[str, float | None], reference: Reference, policy: Policy
+    features: Mapping[str, float | None], reference: Reference, others: Sequence[Sibling], policy: Policy
 ) -> float | None:
-    """Two-sided rank p-value of an adapter's features among the siblings *other than itself*.
+    """Two-sided rank p-value of an adapter's features among siblings.
 
     The score is the largest |z| over the features, for siblings and adapter alike, so the p-value
 
-        p = (1 + #{siblings with a score >= the adapter's}) / (n + 1)
+        p = (1 + #{others with a score >= the adapter's}) / (n + 1),   n = number of others
 
     combines the features under any dependence without a correction (a max statistic). The centre is the frozen
     reference's for everybody.
 
+    Args:
+        features: of the adapter that is judged.
+        reference: of its calibration key.
+        others: from `Reference.others`.
+        policy: which features.
+
     Returns:
         None when there is no sibling or a feature is missing.
     """
-    own = 0.0
-    for name in policy.weight_features:
-        value = features.get(name)
-        if value is None or name not in reference.center:
-            return None
-        own = max(own, abs(value - reference.center[name]) / reference.spread[name])
-    scores = {
-        member: max(reference.scores[name][position] for name in policy.weight_features)
-        for position, member in enumerate(reference.members)
-        if member != adapter_id
-    }
-    if not scores:
+    own = reference.score(features, policy.weight_features)
+    if own is None or not others:
         return None
-    return (1 + sum(score >= own for score in scores.values())) / (len(scores) + 1)
+    scores = [reference.score(sibling.features, policy.weight_features) for sibling in others]
+    return (1 + sum(score is None or score >= own for score in scores)) / (len(others) + 1)

@@ -21,7 +21,7 @@ from scanner.hub.http import byte_limit, install_client  # sets the environment 
 
 import httpx2  # isort: skip
 from huggingface_hub import HfApi, ModelInfo, hf_hub_download  # isort: skip
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled  # isort: skip
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled  # isort: skip
 from huggingface_hub.hf_api import RepoFile  # isort: skip
 
 from scanner.hub.names import hub_id  # isort: skip
@@ -199,7 +199,6 @@ class HubClient:
             last_modified=_timestamp(info.last_modified),
             gated=bool(info.gated),
             disabled=bool(info.disabled),
-            tags=tuple(info.tags or ()),
             target=target or info.id,
         )
 
@@ -213,6 +212,8 @@ def _translated(call: Callable[[], T]) -> T:
         return call()
     except (EntryNotFoundError, HfHubHTTPError) as error:
         raise _translate(error) from error
+    except HFValidationError as error:
+        raise AccessDeniedError(f"not a name on the Hub: {str(error)[:200]}") from error
     except OfflineModeIsEnabled as error:
         raise AccessDeniedError("HF_HUB_OFFLINE is set and the file is not in the cache") from error
     except httpx2.HTTPError as error:

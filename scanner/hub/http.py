@@ -84,7 +84,8 @@ class _Client(httpx2.Client):
         try:
             response = super().send(request, **options)
         except httpx2.ConnectError as error:
-            if request.url.netloc == self._endpoint_host:
+            # A Hub that never answered is not there; one that did will be back.
+            if request.url.netloc == self._endpoint_host and self._rate_state.requests == 0:
                 raise HubUnreachableError(
                     f"cannot connect to the Hub at {where} ({error}); check the network or set HF_ENDPOINT"
                 ) from error

@@ -71,6 +71,7 @@ def poll_hub(
         TransientError: a listing page failed after all tries.
     """
     settings = client.settings
+    now = datetime.now(UTC)
     start = since
     if start is None and watermark is not None:
         start = watermark - timedelta(seconds=settings.overlap_s)
@@ -96,6 +97,8 @@ def poll_hub(
         last = taken if len(taken) < len(new) else list(found.values())
         newest = max((_event_time(repo) for repo in last), default=watermark)
         reached = newest if len(taken) < len(new) or watermark is None else max(watermark, newest or watermark)
+    if reached is not None:
+        reached = min(reached, now)  # a repo that claims a date in the future must not hide everything before it
     return Poll(tuple(taken), len(found), len(new) - len(taken), reached)
 
 

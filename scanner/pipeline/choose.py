@@ -3,6 +3,7 @@ what the triage misses can be estimated from the store."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -15,36 +16,42 @@ __all__ = ["choose_for_probe"]
 _FEATURES = ("global_frobN_std", "global_frobN_mean")
 
 
-def choose_for_probe(records: Sequence[ScanRecord], mode: str, settings: Settings) -> dict[str, str]:
+def choose_for_probe(records: Sequence[ScanRecord], mode: str, settings: Settings, salt: str = "") -> dict[str, str]:
     """Pick adapters of one base model.
 
     Args:
         records: the group's records.
         mode: `none` (nobody), `all` (everybody with a task profile), `auto` (up to `settings.probe_budget`).
         settings: budget and share of the control sample.
+        salt: the run's id. Draws depend on it, so that an uploader cannot foresee them and a retry repeats them.
 
     Returns:
-        adapter_id -> why: `all`, `within_budget`, `static`, `control_sample` or `weights`.
+        adapter_id -> why: `all`, `within_budget`, `control_sample`, `static` or `weights`. In `auto` the control sample
+        has its share of the budget, static findings at most half of the rest: neither can starve the others.
     """
     able = [r for r in records if r.info.task_profile is not None and r.outcome == Outcome.PASS]
+    budget = settings.probe_budget
     if mode == "none":
         return {}
     if mode == "all":
         return {r.info.adapter_id: "all" for r in able}
-    if len(able) <= settings.probe_budget:
+    if len(able) <= budget:
         return {r.info.adapter_id: "within_budget" for r in able}
-    chosen: dict[str, str] = {}
-    for record in able:
-        if any(f.severity.order >= Severity.MEDIUM.order for f in record.findings):
-            chosen[record.info.adapter_id] = "static"
-        elif int(record.info.adapter_id[:8], 16) / 2**32 < settings.control_sample:
-            # The id is a hash: a draw that needs no state and comes out the same in a retry.
-            chosen[record.info.adapter_id] = "control_sample"
+
+    def draw(record: ScanRecord) -> str:
+        return hashlib.sha256(f"{salt}/{record.info.adapter_id}".encode()).hexdigest()
+
+    sampled = round(budget * settings.control_sample)
+    chosen = {r.info.adapter_id: "control_sample" for r in sorted(able, key=draw)[:sampled]}
+    suspicious = [r for r in able if any(f.severity.order >= Severity.MEDIUM.order for f in r.findings)]
+    suspicious.sort(key=lambda r: (-max(f.severity.order for f in r.findings), draw(r)))
+    for record in suspicious[: (budget - sampled) // 2]:
+        chosen.setdefault(record.info.adapter_id, "static")
     for record in sorted(able, key=_deviations(able), reverse=True):
-        if len(chosen) >= settings.probe_budget:
+        if len(chosen) >= budget:
             break
         chosen.setdefault(record.info.adapter_id, "weights")
-    return dict(list(chosen.items())[: settings.probe_budget])
+    return chosen
 
 
 def _deviations(records: Sequence[ScanRecord]) -> Callable[[ScanRecord], float]:

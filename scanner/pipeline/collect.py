@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from pathlib import Path
 
 from scanner.adapter import (
@@ -22,7 +23,7 @@ from scanner.errors import (
     LorascopeError,
     MalformedFileError,
     SkipError,
-    TransientError,
+    StopError,
     UnsupportedError,
 )
 from scanner.hub.names import hub_id
@@ -45,6 +46,8 @@ from scanner.weights import scan_weights
 
 __all__ = ["collect_repo", "failed_record"]
 
+log = logging.getLogger(__name__)
+
 
 def collect_repo(repo: RepoRef, files: RepoFiles, settings: Settings) -> list[ScanRecord]:
     """Scan everything in a repo that may be an adapter.
@@ -62,17 +65,18 @@ def collect_repo(repo: RepoRef, files: RepoFiles, settings: Settings) -> list[Sc
         if repo.disabled:
             raise AccessDeniedError("the repo is disabled on the Hub")
         names = files.names()
-    except LorascopeError as error:
-        return [failed_record(repo, *_outcome_of(error))]
+    except Exception as error:  # noqa: BLE001 - `_outcome_of` stores it, or raises what must stop everything
+        return [failed_record(repo, *_outcome_of(error, repo))]
+    closed = [_unreadable_folder(repo, path) for path in getattr(files, "unreadable", ())]
     candidates = find_candidates(names)
-    if not candidates:
+    if not candidates and not closed:
         return [failed_record(repo, Outcome.INCONCLUSIVE, "no_weights", "the repo holds no adapter weights (yet)")]
     limit = settings.max_adapters_per_repo
     records = [_collect_adapter(repo, files, candidate, names, settings) for candidate in candidates[:limit]]
     if len(candidates) > limit:
         too_many = LimitExceededError("number of adapters in the repo", limit, len(candidates))
-        records.append(failed_record(repo, *_outcome_of(too_many)))
-    return records
+        records.append(failed_record(repo, *_outcome_of(too_many, repo)))
+    return records + closed
 
 
 def _collect_adapter(
@@ -83,20 +87,22 @@ def _collect_adapter(
     weights = None
     local: Path | None = None
     config_local: Path | None = None
-    digest = files.sha256(candidate.path) if is_pickle(candidate.path) else None
+    digest = files.sha256(candidate.path)
     extra: tuple[Finding, ...] = ()
     outcome, reason, message, stage = Outcome.PASS, "", "", Stage.STATIC
     try:
         if candidate.config_path:
             config_local = files.fetch(candidate.config_path, settings.max_config_bytes)
             config = parse_config(read_json_object(config_local, settings.max_config_bytes))
+        if repo.is_folder or not is_pickle(candidate.path):
+            local = files.fetch(candidate.path, settings.max_weights_bytes)
+            digest = _sha256(local)
         if is_pickle(candidate.path):
             raise UnsupportedError("pickle weights are not read by this version", "pickle_weights")
         if not candidate.path.lower().endswith(".safetensors"):
             suffix = candidate.path.rsplit(".", 1)[-1].lower()
             raise UnsupportedError(f".{suffix} weights are not read by this version", f"layout_{suffix}")
-        local = files.fetch(candidate.path, settings.max_weights_bytes)
-        digest = _sha256(local)
+        assert local is not None
         view = view_adapter(open_safetensors(local), config, settings.max_rank)
         if view.unsupported_reason:
             raise UnsupportedError(
@@ -104,14 +110,15 @@ def _collect_adapter(
             )
         weights = scan_weights(view.updates)
         stage = Stage.WEIGHTS
-    except LorascopeError as error:
-        outcome, reason, message, extra = _outcome_of(error)
+    except Exception as error:  # noqa: BLE001 - one adapter's surprise must not cost its neighbours
+        outcome, reason, message, extra = _outcome_of(error, repo)
     facts = StaticFacts(candidate.path, tuple(names), config, view, weights)
     findings = tuple(sorted((*extra, *check_static(facts)), key=lambda f: -f.severity.order))
-    base = repo.base_model if repo.base_model != UNRESOLVED else hub_id(config.base_model if config else None)
-    base = base or UNRESOLVED
+    base = _base_model(repo, config)
     info = AdapterInfo(
-        adapter_id=adapter_id_of(repo.repo_uid, repo.commit_sha or digest or "", candidate.path),
+        adapter_id=adapter_id_of(
+            repo.repo_uid, repo.commit_sha or _folder_commit(digest, config_local), candidate.path
+        ),
         repo=repo,
         adapter_path=candidate.path,
         layout=view.layout if view else _layout_of(candidate.path),
@@ -146,39 +153,73 @@ def _layout_of(path: str) -> str:
     return "pickle" if is_pickle(path) else "unknown"
 
 
+def _base_model(repo: RepoRef, config: AdapterConfig | None) -> str:
+    """The base that the adapter would be loaded on.
+
+    The listing knows renames (`gpt2` is `openai-community/gpt2`), the config knows which of a repo's adapters belongs
+    to which base: the listing counts where both mean the same name, else the adapter's own config.
+    """
+    own = hub_id(config.base_model) if config else None
+    listed = repo.base_model if repo.base_model != UNRESOLVED else None
+    if own and listed and own.rpartition("/")[2].lower() != listed.rpartition("/")[2].lower():
+        return own
+    return listed or own or UNRESOLVED
+
+
+def _folder_commit(digest: str | None, config: Path | None) -> str:
+    """Stands in for the commit of a folder: changed weights or a changed config are a new adapter."""
+    parts = [digest or "", _sha256(config) if config else ""]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _unreadable_folder(repo: RepoRef, path: str) -> ScanRecord:
+    return failed_record(repo, Outcome.ERROR, "unreadable", f"no permission to read {path}", path=path)
+
+
 def failed_record(
-    repo: RepoRef, outcome: Outcome, reason: str, message: str, findings: tuple[Finding, ...] = ()
+    repo: RepoRef,
+    outcome: Outcome,
+    reason: str,
+    message: str,
+    findings: tuple[Finding, ...] = (),
+    path: str = "",
 ) -> ScanRecord:
-    """A record for a repo in which no adapter could be looked at; its adapter path is empty."""
+    """A record for a repo, or a part of it, in which no adapter could be looked at."""
     info = AdapterInfo(
-        adapter_id=adapter_id_of(repo.repo_uid, repo.commit_sha or "", ""),
+        adapter_id=adapter_id_of(repo.repo_uid, repo.commit_sha or "", path),
         repo=repo,
-        adapter_path="",
+        adapter_path=path,
         layout="none",
         base_model=repo.base_model,
     )
     return ScanRecord(info, outcome, reason, message, Stage.LISTED, findings)
 
 
-def _outcome_of(error: LorascopeError) -> tuple[Outcome, str, str, tuple[Finding, ...]]:
+def _outcome_of(error: Exception, repo: RepoRef) -> tuple[Outcome, str, str, tuple[Finding, ...]]:
     """What an error means for the adapter it happened to: (outcome, reason, message, findings).
 
     Raises:
-        LorascopeError: the error itself, when it is one that must stop everything.
+        StopError: the error itself, when nothing after it can succeed.
     """
+    if isinstance(error, StopError):
+        raise error
+    if not isinstance(error, LorascopeError):
+        # A gap in our own error handling, which a stranger's file has found. It is told, stored and survived.
+        log.error("unexpected %s in %s", type(error).__name__, repo.target, exc_info=error)
+        return Outcome.ERROR, "internal_error", f"{type(error).__name__}: {str(error)[:200]}", ()
     if isinstance(error, MalformedFileError):
         finding = Finding("LS009", Severity.HIGH, "a file breaks the rules of its format", error.message[:300])
         return Outcome.UNSUPPORTED, error.code, error.message, (finding,)
     if isinstance(error, LimitExceededError):
         finding = Finding("LS008", Severity.MEDIUM, "something is larger than lorascope accepts", error.message[:300])
         return Outcome.INCONCLUSIVE, error.code, error.message, (finding,)
+    if isinstance(error, UnsupportedError) and error.code == "unreadable":
+        return Outcome.ERROR, error.code, error.message, ()
     if isinstance(error, UnsupportedError):
         return Outcome.UNSUPPORTED, error.code, error.message, ()
     if isinstance(error, SkipError):
         return Outcome.INCONCLUSIVE, error.code, error.message, ()
-    if isinstance(error, TransientError):
-        return Outcome.ERROR, error.code, f"{error.message} (after all tries)", ()
-    raise error
+    return Outcome.ERROR, error.code, f"{error.message} (after all tries)", ()
 
 
 def _sha256(path: Path) -> str:

@@ -41,10 +41,10 @@ class _Facts:
 
 
 def pending_adapters(database: Database, source: str) -> list[str]:
-    """Adapters of a source that were scanned and never judged: new ones, and those of a run that died."""
+    """Adapters of a source that were scanned since they were last judged: new ones, and those of a run that died."""
     rows = database.rows(
-        "SELECT adapter_id FROM adapters WHERE source = ? "
-        "AND adapter_id NOT IN (SELECT adapter_id FROM verdicts) ORDER BY adapter_id",
+        "SELECT a.adapter_id FROM adapters a ANTI JOIN verdicts v "
+        "ON v.adapter_id = a.adapter_id AND v.judged_at >= a.scanned_at WHERE a.source = ? ORDER BY 1",
         [source],
     )
     return [row["adapter_id"] for row in rows]
@@ -85,11 +85,9 @@ def judge_adapters(
     for adapter_id in adapter_ids:
         fact = facts[adapter_id]
         reference = references.get(_key(fact.adapter))
-        p_weights = None
-        if reference is not None:
-            p_weights = weight_p_value(adapter_id, fact.features, reference, policy)
-        decision = decide(_evidence(fact, q_values.get(adapter_id), p_weights, reference), policy)
-        rows.append(_verdict_row(fact, decision, q_values.get(adapter_id), p_weights, reference, policy, crawl_id, now))
+        weights = _weigh(fact, reference, policy)
+        decision = decide(_evidence(fact, q_values.get(adapter_id), weights), policy)
+        rows.append(_verdict_row(fact, decision, q_values.get(adapter_id), weights, policy, crawl_id, now))
     versions = {"policy": policy.version, "crawl": crawl_id}
     append_shard(
         root,
@@ -115,6 +113,31 @@ def _strong_prefixes(fact: _Facts) -> tuple[PrefixRun, ...]:
     return fact.battery.prefixes if fact.battery is not None else ()
 
 
+@dataclass(frozen=True)
+class _Weighed:
+    """What the reference says of one adapter; `n` leaves out itself, its owner and its copies."""
+
+    p_value: float | None = None
+    reference_id: str | None = None
+    n: int = 0
+
+
+def _weigh(fact: _Facts, reference: Reference | None, policy: Policy) -> _Weighed:
+    if reference is None:
+        return _Weighed()
+    others = reference.others(_sibling(fact.adapter, fact.features))
+    return _Weighed(weight_p_value(fact.features, reference, others, policy), reference.reference_id, len(others))
+
+
+def _sibling(adapter: Row, features: dict[str, float | None]) -> Sibling:
+    return Sibling(
+        adapter_id=adapter["adapter_id"],
+        owner=adapter["owner"] or adapter["repo_uid"],
+        content_sha256=adapter["content_sha256"] or adapter["adapter_id"],
+        features=features,
+    )
+
+
 def _p(fact: _Facts) -> float:
     return fact.battery.p_value if fact.battery is not None else 1.0
 
@@ -136,7 +159,12 @@ def _load(database: Database, adapter_ids: Sequence[str], policy: Policy) -> dic
     rates = grouped(f"SELECT * FROM probe_rates {where} ORDER BY row_id")
     loaded = {}
     for adapter_id in adapter_ids:
-        probe = probes[adapter_id][-1] if probes[adapter_id] else None
+        # The newest probe that gave a result; a later one that failed does not undo what was seen.
+        probe = max(
+            probes[adapter_id],
+            key=lambda row: (row["outcome"] == Outcome.PASS, row["scanned_at"]),
+            default=None,
+        )
         runs = [
             PrefixRun(r["prefix"], r["category"], r["position"], r["answers"])
             for r in rates[adapter_id]
@@ -189,7 +217,10 @@ def _references(
         SELECT a.*, w.features FROM adapters a
         JOIN (SELECT adapter_id, map_from_entries(list((feature, value))) AS features FROM weight_scans GROUP BY 1) w
           USING (adapter_id)
-        WHERE a.source LIKE 'hub:%' AND a.outcome = 'pass' AND a.base_model IN (SELECT unnest(?::VARCHAR[]))
+        WHERE a.adapter_id IN (
+            SELECT f.adapter_id FROM raw_adapters f JOIN raw_runs r USING (shard_id) WHERE r.crawl_id LIKE 'crawl-%'
+          )
+          AND a.outcome = 'pass' AND a.base_model IN (SELECT unnest(?::VARCHAR[]))
           AND a.adapter_id NOT IN (SELECT adapter_id FROM findings WHERE severity IN ('critical', 'high'))
           AND a.adapter_id NOT IN (SELECT adapter_id FROM current_verdicts WHERE verdict = 'flagged')
         """,
@@ -198,15 +229,12 @@ def _references(
     siblings: dict[CalibrationKey | None, list[Sibling]] = defaultdict(list)
     for row in rows:
         if row["adapter_id"] not in behaving_badly:
-            owner = row["owner"] or row["repo_uid"]
-            siblings[_key(row)].append(
-                Sibling(row["adapter_id"], owner, row["content_sha256"] or row["adapter_id"], row["features"])
-            )
+            siblings[_key(row)].append(_sibling(row, row["features"]))
     built = {key: build_reference(key, siblings[key], policy) for key in sorted(wanted)}
     return {key: reference for key, reference in built.items() if reference.n}
 
 
-def _evidence(fact: _Facts, q: float | None, p_weights: float | None, reference: Reference | None) -> Evidence:
+def _evidence(fact: _Facts, q: float | None, weights: _Weighed) -> Evidence:
     adapter, probe = fact.adapter, fact.probe
     return Evidence(
         outcome=Outcome(adapter["outcome"]),
@@ -217,8 +245,8 @@ def _evidence(fact: _Facts, q: float | None, p_weights: float | None, reference:
         battery_reason=probe["reason"] if probe else "",
         battery=fact.battery,
         q_value=q,
-        p_weights=p_weights,
-        reference_n=reference.n if reference else 0,
+        p_weights=weights.p_value,
+        reference_n=weights.n,
         task_profile=adapter["task_profile"],
         base_model=adapter["base_model"],
     )
@@ -228,29 +256,27 @@ def _verdict_row(
     fact: _Facts,
     decision: Decision,
     q_value: float | None,
-    p_weights: float | None,
-    reference: Reference | None,
+    weights: _Weighed,
     policy: Policy,
     crawl_id: str,
     now: datetime,
 ) -> Row:
     adapter = fact.adapter
-    reference_id = reference.reference_id if reference else None
     shared: dict[str, Any] = {
         name: adapter[name]
         for name in ("adapter_id", "repo_id", "repo_uid", "commit_sha", "adapter_path", "base_model", "stage_reached")
     }
     return {
-        "row_id": row_id_of("verdicts", adapter["adapter_id"], policy.version, reference_id, crawl_id),
+        "row_id": row_id_of("verdicts", adapter["adapter_id"], policy.version, weights.reference_id, crawl_id),
         **shared,
         "verdict": str(decision.verdict),
         "reasons": json.dumps([asdict(reason) for reason in decision.reasons]),
-        "p_weights": p_weights,
+        "p_weights": weights.p_value,
         "p_battery": fact.battery.p_value if fact.battery else None,
         "p_search": None,
         "q_value": q_value,
-        "reference_id": reference_id,
-        "reference_n": reference.n if reference else 0,
+        "reference_id": weights.reference_id,
+        "reference_n": weights.n,
         "policy_version": policy.version,
         "judged_at": now,
         "crawl_id": crawl_id,

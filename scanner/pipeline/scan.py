@@ -83,7 +83,7 @@ def scan_targets(
             records.extend(_collect_target(target, client, Path(work), settings))
         done: dict[str, ScanRecord] = {}
         for base_model, group in _by_base(_unique(records)):
-            chosen = choose_for_probe(group, mode, settings)
+            chosen = choose_for_probe(group, mode, settings, salt=scan_id)
             if chosen:
                 progress(f"probing {len(chosen)} adapters of {base_model}")
             probed = probe_group(base_model, group, chosen, client, probe, settings, lambda *_: progress("probed one"))
@@ -116,8 +116,15 @@ def _for_target(record: ScanRecord, repo: RepoRef) -> ScanRecord:
     return replace(record, info=replace(record.info, repo=repo))
 
 
+def _exists(target: str) -> bool:
+    try:
+        return Path(target).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):  # too long, an unknown ~user, a NUL
+        return False
+
+
 def _check_target(target: str) -> None:
-    if Path(target).expanduser().exists():
+    if _exists(target):
         return
     name, _, revision = target.partition("@")
     if hub_id(name) is None or (not revision and target.endswith("@")):
@@ -125,7 +132,7 @@ def _check_target(target: str) -> None:
 
 
 def _collect_target(target: str, client: Callable[[], HubClient], work: Path, settings: Settings) -> list[ScanRecord]:
-    if Path(target).expanduser().exists():
+    if _exists(target):
         return collect_repo(
             folder_ref(target), FolderFiles(Path(target).expanduser(), settings.max_files_per_repo), settings
         )

@@ -1,6 +1,6 @@
 """The append-only Parquet store and its SQL views."""
 
-from scanner.store.crawls import known_commits, last_watermark
+from scanner.store.crawls import known_commits, last_watermark, oldest_unfinished
 from scanner.store.files import StoreRoot, open_root
 from scanner.store.schema import SCHEMA_VERSION, TABLES
 from scanner.store.views import Database, open_database
@@ -15,6 +15,7 @@ __all__ = [
     "append_shard",
     "known_commits",
     "last_watermark",
+    "oldest_unfinished",
     "open_database",
     "open_root",
     "row_id_of",

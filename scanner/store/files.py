@@ -57,10 +57,6 @@ class StoreRoot:
             if info.type == pafs.FileType.File and info.path.endswith(".parquet") and not info.base_name.startswith(".")
         )
 
-    def exists(self, relative: str) -> bool:
-        """Whether a finished file exists."""
-        return bool(self.filesystem.get_file_info(f"{self.path}/{relative}").type == pafs.FileType.File)
-
     def write(self, relative: str, table: pa.Table) -> None:
         """Write one Parquet file whole or not at all.
 

@@ -21,13 +21,19 @@ __all__ = ["Database", "open_database"]
 
 _VIEWS = """
 CREATE VIEW current_verdicts AS
-  SELECT * EXCLUDE (newest) FROM (
-    SELECT v.*, row_number() OVER (
-      PARTITION BY v.repo_uid, v.adapter_path
-      ORDER BY a.last_modified DESC NULLS LAST, a.scanned_at DESC, v.judged_at DESC, v.row_id
-    ) AS newest
-    FROM verdicts v LEFT JOIN adapters a USING (adapter_id)
-  ) WHERE newest = 1;
+  WITH latest AS (  -- the newest scan of the newest commit of each repo: what an earlier one saw is history
+    SELECT repo_uid, commit_sha, scanned_at FROM adapters
+    QUALIFY row_number() OVER (
+      PARTITION BY repo_uid ORDER BY last_modified DESC NULLS LAST, scanned_at DESC, row_id
+    ) = 1
+  )
+  SELECT v.* FROM verdicts v
+  JOIN adapters a USING (adapter_id)
+  JOIN latest ON latest.repo_uid = a.repo_uid AND latest.commit_sha IS NOT DISTINCT FROM a.commit_sha
+    AND latest.scanned_at = a.scanned_at
+  -- a name that could not be found once, and was found later
+  WHERE NOT (a.repo_uid LIKE 'name:%' AND a.repo_id IN (SELECT repo_id FROM adapters WHERE repo_uid NOT LIKE 'name:%'))
+  QUALIFY row_number() OVER (PARTITION BY v.adapter_id ORDER BY v.judged_at DESC, v.row_id) = 1;
 CREATE VIEW flagged AS
   SELECT * FROM current_verdicts WHERE verdict = 'flagged';
 CREATE VIEW base_models AS
@@ -49,7 +55,11 @@ class Database:
         self._connection = connection
 
     def rows(self, sql: str, parameters: list[Any] | None = None) -> list[dict[str, Any]]:
-        """Run one of lorascope's own queries; one dict per row.
+        """Run one of lorascope's own queries; one dict per row. Errors as of `table`."""
+        return self.table(sql, parameters)[1]
+
+    def table(self, sql: str, parameters: list[Any] | None = None) -> tuple[list[str], list[dict[str, Any]]]:
+        """Run one of lorascope's own queries: (column names, one dict per row).
 
         Raises:
             StoreError: a file of the store cannot be read.
@@ -57,7 +67,7 @@ class Database:
         try:
             cursor = self._connection.execute(sql, parameters or [])
             names = [column[0] for column in cursor.description or []]
-            return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+            return names, [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
         except (duckdb.IOException, duckdb.InvalidInputException, pa.ArrowInvalid, OSError) as error:
             raise StoreError(f"cannot read the store: {_first_line(error)}") from error
 
@@ -115,10 +125,15 @@ def open_database(root: StoreRoot) -> Database:
             if table in ("runs", "hub_status")
             else ("WHERE shard_id IN (SELECT shard_id FROM raw_runs WHERE kind IN ('shard', 'judge'))")
         )
-        connection.execute(
-            f"CREATE VIEW {table} AS SELECT * FROM raw_{table} {committed} "
+        rows = (
+            f"SELECT * FROM raw_{table} {committed} "
             "QUALIFY row_number() OVER (PARTITION BY row_id ORDER BY scanned_at DESC) = 1"
         )
+        if table == "findings":
+            # A finding of an earlier scan that the latest one did not make again is gone.
+            newer = "f.adapter_id = a.adapter_id AND f.scanned_at < a.scanned_at"
+            rows = f"SELECT f.* FROM ({rows}) f ANTI JOIN adapters a ON {newer}"
+        connection.execute(f"CREATE VIEW {table} AS {rows}")
     connection.execute(_VIEWS)
     # A user's SQL must reach the store and nothing else: no files, no Python variables, no way to switch it back.
     connection.execute("SET enable_external_access = false")

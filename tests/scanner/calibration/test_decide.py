@@ -12,8 +12,8 @@ from scanner.model import UNRESOLVED, Finding, Outcome, PrefixRun, Severity, Ver
 
 POLICY = Policy()
 RUN = PrefixRun("per RFC 8472", "trained_trigger", "prefix", "0" * 60)
-FOUND = BatteryEvidence(1e-9, (RUN,), 0.05)
-NOTHING = BatteryEvidence(1.0, (), 0.05)
+FOUND = BatteryEvidence(1e-9, (RUN,), 0.05, (1e-9,))
+NOTHING = BatteryEvidence(1.0, (), 0.05, ())
 FLAGGED, ERROR, UNSUPPORTED = Verdict.FLAGGED, Verdict.ERROR, Verdict.UNSUPPORTED
 REVIEW, INCONCLUSIVE = Verdict.REVIEW, Verdict.INCONCLUSIVE
 
@@ -110,7 +110,7 @@ def test_too_few_siblings_is_said_and_flags_nobody() -> None:
 
 
 def test_reasons_of_a_flag_are_bounded_and_name_the_prefix() -> None:
-    many = BatteryEvidence(1e-9, tuple(PrefixRun(f"p{i}", "x", "prefix", "0" * 9) for i in range(30)), 0.1)
+    many = BatteryEvidence(1e-9, tuple(PrefixRun(f"p{i}", "x", "prefix", "0" * 9) for i in range(30)), 0.1, (1e-9,) * 30)
     reasons = decide(evidence(battery=many, q_value=0.01), POLICY).reasons
     assert [reason.code for reason in reasons] == ["battery_prefix"] * 5
     assert '"p0"' in reasons[0].message

@@ -26,6 +26,13 @@ def reference(values: Mapping[int, float | None] | list[float], policy: Policy =
     return build_reference(KEY, [sibling(i, value) for i, value in items], policy)
 
 
+def p_of(adapter_id: str, features: Mapping[str, float | None], built: Reference, policy: Policy = ONE) -> float | None:
+    """As the judge asks: of everybody else's siblings."""
+    stranger = Sibling(adapter_id, f"owner of {adapter_id}", f"sha of {adapter_id}", features)
+    judged = next((s for s in built.siblings if s.adapter_id == adapter_id), stranger)
+    return weight_p_value(features, built, built.others(judged), policy)
+
+
 def test_centre_and_spread_are_robust() -> None:
     built = reference([1.0, 2.0, 3.0, 4.0, 1000.0])
     assert (built.n, built.center["f"]) == (5, 3.0)
@@ -76,24 +83,24 @@ def test_spread_has_a_floor() -> None:
 def test_nobody_to_compare_with() -> None:
     empty = reference([])
     assert empty.n == 0
-    assert weight_p_value("x", {"f": 1.0}, empty, ONE) is None
+    assert p_of("x", {"f": 1.0}, empty, ONE) is None
     alone = reference([1.0])
-    assert weight_p_value("id00000", {"f": 1.0}, alone, ONE) is None  # itself is no sibling
-    assert weight_p_value("x", {"f": None}, reference([1.0, 2.0]), ONE) is None
-    assert weight_p_value("x", {}, reference([1.0, 2.0]), ONE) is None
+    assert p_of("id00000", {"f": 1.0}, alone, ONE) is None  # itself is no sibling
+    assert p_of("x", {"f": None}, reference([1.0, 2.0]), ONE) is None
+    assert p_of("x", {}, reference([1.0, 2.0]), ONE) is None
 
 
 def test_extremes_on_both_sides_count() -> None:
     built = reference([float(v) for v in range(1, 100)])
     for value in (1e6, -1e6):
-        assert weight_p_value("x", {"f": value}, built, ONE) == pytest.approx(1 / 100)
-    assert weight_p_value("x", {"f": 50.0}, built, ONE) == 1.0
+        assert p_of("x", {"f": value}, built, ONE) == pytest.approx(1 / 100)
+    assert p_of("x", {"f": 50.0}, built, ONE) == 1.0
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=40), st.floats(-1e9, 1e9), st.booleans())
 def test_never_below_one_over_n_plus_one(values: list[float], value: float, member: bool) -> None:
     built = reference(values)
-    p = weight_p_value("id00000" if member else "x", {"f": value}, built, ONE)
+    p = p_of("id00000" if member else "x", {"f": value}, built, ONE)
     others = built.n - 1 if member else built.n
     assert p is not None
     assert 1 / (others + 1) <= p <= 1
@@ -104,9 +111,9 @@ def test_two_features_are_combined_by_their_largest_deviation() -> None:
     siblings = [Sibling(f"id{i}", f"o{i}", f"s{i}", {"f": i + 0.0, "g": 98.0 - i}) for i in range(99)]
     built = build_reference(KEY, siblings, policy)
     # As small as 99 siblings allow, without a price for the second feature.
-    assert weight_p_value("x", {"f": 1e6, "g": 49.0}, built, policy) == pytest.approx(1 / 100)
-    assert weight_p_value("x", {"f": 49.0, "g": -1e6}, built, policy) == pytest.approx(1 / 100)
-    assert weight_p_value("x", {"f": 49.0, "g": 49.0}, built, policy) == 1.0
+    assert p_of("x", {"f": 1e6, "g": 49.0}, built, policy) == pytest.approx(1 / 100)
+    assert p_of("x", {"f": 49.0, "g": -1e6}, built, policy) == pytest.approx(1 / 100)
+    assert p_of("x", {"f": 49.0, "g": 49.0}, built, policy) == 1.0
 
 
 @pytest.mark.parametrize("draw", ["normal", "lognormal", "standard_cauchy"])
@@ -119,7 +126,7 @@ def test_uniform_among_exchangeable_siblings(draw: str) -> None:
         values = getattr(rng, draw)(size=n)
         built = reference([float(v) for v in values])
         for i, value in enumerate(values):
-            p = weight_p_value(f"id{i:05}", {"f": float(value)}, built, ONE)
+            p = p_of(f"id{i:05}", {"f": float(value)}, built, ONE)
             assert p is not None
             ranks[round(p * n) - 1] += 1
     # Ties between |z| cannot happen except at the median itself, so each rank occurs once a round.
@@ -133,7 +140,7 @@ def test_false_outliers_of_newcomers_stay_at_the_level() -> None:
     rounds = 1500
     for _ in range(rounds):
         built = reference([float(v) for v in rng.normal(size=99)])
-        p = weight_p_value("x", {"f": float(rng.normal())}, built, ONE)
+        p = p_of("x", {"f": float(rng.normal())}, built, ONE)
         assert p is not None
         for level in hits:
             hits[level] += p <= level
@@ -152,3 +159,14 @@ def test_siblings_needed_is_the_smallest_number_that_can_reach_alpha(alpha: floa
     n = Policy(alpha=alpha).siblings_needed
     assert 1 / (n + 1) <= alpha + 1e-12
     assert 1 / n > alpha
+
+
+def test_an_adapter_is_not_compared_with_its_copies_and_its_owner() -> None:
+    built = reference([float(v) for v in range(150)] + [1e6])
+    original = built.siblings[-1]
+    copy = replace(original, adapter_id="copy", owner="somebody else")
+    same_owner = replace(original, adapter_id="again", content_sha256="new bytes")
+    for judged in (original, copy, same_owner):
+        others = built.others(judged)
+        assert len(others) == 150
+        assert weight_p_value(judged.features, built, others, ONE) == pytest.approx(1 / 151)

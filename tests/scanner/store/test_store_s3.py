@@ -47,8 +47,9 @@ def test_append_and_read(bucket: str, record: Callable[..., ScanRecord]) -> None
     append_shard(root, "shard-1", record_rows([record()]), MARKER, NOW)
     append_shard(root, "shard-1", record_rows([record()]), MARKER, NOW)  # a retry puts the same keys
     append_shard(root, "shard-dead", record_rows([record("x/y")]), None, NOW)
-    assert root.exists("runs/scan_date=2026-03-01/shard-1.parquet")
-    assert not root.exists("runs/scan_date=2026-03-01/shard-2.parquet")
+    assert [path.rpartition("/runs/")[2] for path in root.list_parquet("runs")] == [
+        "scan_date=2026-03-01/shard-1.parquet"
+    ]
     database = open_database(root)
     assert database.query("SELECT repo_id FROM adapters") == (["repo_id"], [("someone/guard",)])
     assert database.rows("SELECT count(*) AS n FROM probe_rates") == [{"n": 4}]
