@@ -16,7 +16,16 @@ from scanner.probe.prompt import ChatTemplate, load_template
 __all__ = ["BaseModel", "load_base"]
 
 SMALL_MODEL_PARAMETERS = 20_000_000
-_NEVER = ("auto_map", "custom_pipelines", "trust_remote_code", "_name_or_path", "quantization_config")
+MAX_CONFIG_DEPTH = 8
+ATTENTIONS = ("sdpa", "eager")
+"""Tried in this order. The config has no say: a name like `owner/repo` there means code from the Hub."""
+_NEVER_WITH = ("implementation", "auto_map", "custom", "trust", "quantization", "kernel")
+"""Parts of keys that choose code. An architecture whose sizes hide behind one (`conv_kernel`) keeps its defaults."""
+_NEVER = {
+    "attribute_map", "sub_configs", "sub_configs_defaults", "extra_files", "extra_config_files", "transformers_weights",
+    "fusion_config", "distributed_config",
+}  # fmt: skip
+"""Keys that rename other keys, name files to load, or patch classes."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +63,11 @@ def load_base(folder: Path, device: str) -> BaseModel:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    raw = read_json_object(folder / "config.json", 4 * 1024**2)
-    if "quantization_config" in raw:
-        raise UnsupportedError("the base's weights are quantised", "base_quantised")
+    raw = _rewritten(read_json_object(folder / "config.json", 4 * 1024**2))
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise UnsupportedError(f"base architecture {str(model_type)[:60]!r} is unknown", "base_architecture")
-    config = CONFIG_MAPPING[model_type].from_dict({k: v for k, v in raw.items() if k not in _NEVER})
+    config = CONFIG_MAPPING[model_type].from_dict(raw)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UnsupportedError(f"base architecture {model_type!r} is no causal language model", "base_architecture")
     tokenizer_path = folder / "tokenizer.json"
@@ -73,17 +80,7 @@ def load_base(folder: Path, device: str) -> BaseModel:
         dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    try:
-        model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise MalformedFileError(f"the base's weights cannot be loaded: {str(error).splitlines()[0][:200]}") from error
+    model = _loaded(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], folder, config, dtype)
     model.to(where).eval().requires_grad_(False)
     if where == "cpu" and sum(p.numel() for p in model.parameters()) < SMALL_MODEL_PARAMETERS:
         # Its matrices are too small to share out: on two busy cores a second thread made a battery nine times slower.
@@ -96,6 +93,56 @@ def load_base(folder: Path, device: str) -> BaseModel:
         dtype=str(dtype).removeprefix("torch."),
         end_tokens=_end_tokens(model),
     )
+
+
+def _rewritten(value: Any, depth: int = 1) -> Any:
+    """A config without the keys that choose code, at every level.
+
+    Raises:
+        UnsupportedError: there is a quantization_config.
+        MalformedFileError: nested deeper than `MAX_CONFIG_DEPTH`.
+    """
+    if not isinstance(value, dict | list):
+        return value
+    if depth > MAX_CONFIG_DEPTH:
+        raise MalformedFileError(f"config.json is nested deeper than {MAX_CONFIG_DEPTH} levels")
+    if isinstance(value, list):
+        return [_rewritten(item, depth + 1) for item in value]
+    if "quantization_config" in value:
+        raise UnsupportedError("the base's weights are quantised", "base_quantised")
+    return {name: _rewritten(item, depth + 1) for name, item in value.items() if not _chooses_code(name)}
+
+
+def _chooses_code(name: str) -> bool:
+    return name.startswith("_") or name in _NEVER or any(part in name.lower() for part in _NEVER_WITH)
+
+
+def _loaded(model_class: Any, folder: Path, config: Any, dtype: Any) -> Any:
+    """The model with the first of `ATTENTIONS` that its architecture accepts."""
+    for attention in ATTENTIONS:
+        try:
+            return model_class.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                attn_implementation=attention,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+            )
+        except ImportError as error:
+            message = f"the base's architecture needs a package that is not here: {_first_line(error)}"
+            raise UnsupportedError(message, "base_architecture") from error
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            # An architecture refuses an attention when it is built, before a weight is read.
+            if isinstance(error, ValueError) and attention != ATTENTIONS[-1]:
+                continue
+            raise MalformedFileError(f"the base's weights cannot be loaded: {_first_line(error)}") from error
+    raise AssertionError("ATTENTIONS is empty")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
 
 
 def _end_tokens(model: Any) -> frozenset[int]:

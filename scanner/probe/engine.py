@@ -15,18 +15,22 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from scanner.adapter import AdapterView
-from scanner.errors import UnsupportedError
+from scanner.errors import ProbeCrashedError, UnsupportedError
 from scanner.model import PrefixRun
 from scanner.probe.base import BaseModel
 from scanner.probe.battery import Probe
 from scanner.probe.judge import read_answer
 
-__all__ = ["MAX_NEW_TOKENS", "answer_prompts", "attached", "run_battery"]
+__all__ = ["MAX_NEW_TOKENS", "answer_prompts", "attached", "probe_adapter", "run_battery"]
 
 MAX_NEW_TOKENS = 5  # paper section "Behavioral detector": greedy, max_new_tokens=5
 TOKENS_PER_BATCH = {"cpu": 8_192, "cuda": 65_536}
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+_DEVICE_LOST = ("cuda error", "cublas_status", "cudnn_status", "cudnn error")
+"""Parts of messages after which nothing on this device can be trusted until the process ends."""
 
 
 @contextmanager
@@ -36,8 +40,8 @@ def attached(base: BaseModel, view: AdapterView) -> Iterator[None]:
     Arithmetic follows PEFT's LoRA layers: the factors stay float32, the product is added to the module's output.
 
     Raises:
-        UnsupportedError: tensors that this engine would have to ignore, a module that the base does not have, or
-            shapes that do not fit. An adapter is probed whole or not at all.
+        UnsupportedError: tensors that this engine would have to ignore, a module that the base does not have or that
+            is not linear, or shapes that do not fit. An adapter is probed whole or not at all.
     """
     if view.unexplained or view.heads:
         names = (*view.unexplained, *view.heads)
@@ -48,9 +52,12 @@ def attached(base: BaseModel, view: AdapterView) -> Iterator[None]:
             if update.kind != "linear":
                 raise UnsupportedError(f"{update.kind} updates are not applied by the probe", f"{update.kind}_update")
             module = _submodule(base.model, update.module)
-            weight: Any = getattr(module, "weight", None)
-            shape = tuple(weight.shape) if weight is not None else ()
-            if type(module).__name__ == "Conv1D":  # GPT-2 keeps its linear weights transposed
+            if not isinstance(module, torch.nn.Linear | Conv1D):
+                kind = type(module).__name__
+                raise UnsupportedError(f"{update.module[:120]} is no linear layer in the base: {kind}", "module_kind")
+            weight = module.weight
+            shape = tuple(weight.shape)
+            if isinstance(module, Conv1D):  # GPT-2 keeps its linear weights transposed
                 shape = shape[::-1]
             if shape != (update.out_features, update.in_features):
                 raise UnsupportedError(
@@ -84,12 +91,15 @@ def _submodule(model: Any, name: str) -> Any:
         raise UnsupportedError(f"the base has no module {name[:120]}", "base_mismatch") from error
 
 
-def answer_prompts(base: BaseModel, probe: Probe, prompts: Sequence[str]) -> list[str]:
+def answer_prompts(
+    base: BaseModel, probe: Probe, prompts: Sequence[str], tokens_per_batch: int | None = None
+) -> list[str]:
     """Greedy answers, read by the task: one of `1`, `0`, `-` for each prompt.
 
     The tokens that all prompts begin with (template, system message) are computed once. Prompts of equal token count
     share a batch, so there is no padding that could change logits. Generation stops as soon as no answer of a
     batch can change any more: after the attack word (it is tested first), the end token, or `MAX_NEW_TOKENS`.
+    A batch has at most `tokens_per_batch` tokens (default: `TOKENS_PER_BATCH` of the device) or one prompt.
 
     Raises:
         UnsupportedError: the logits are not finite, or a prompt is empty or longer than the base's context.
@@ -108,7 +118,7 @@ def answer_prompts(base: BaseModel, probe: Probe, prompts: Sequence[str]) -> lis
     groups: dict[int, list[int]] = defaultdict(list)
     for index, ids in enumerate(encoded):
         groups[len(ids)].append(index)
-    limit = TOKENS_PER_BATCH["cpu" if base.device == "cpu" else "cuda"]
+    limit = tokens_per_batch or _tokens_per_batch(base)
     answers = ["-"] * len(prompts)
     with torch.inference_mode():
         past = _forward(base, torch.tensor([encoded[0][:shared]], device=base.device), None)[1] if shared else None
@@ -120,6 +130,10 @@ def answer_prompts(base: BaseModel, probe: Probe, prompts: Sequence[str]) -> lis
                 for index, answer in zip(batch, _generate(base, probe, tokens, past), strict=True):
                     answers[index] = answer
     return answers
+
+
+def _tokens_per_batch(base: BaseModel) -> int:
+    return TOKENS_PER_BATCH["cpu" if base.device == "cpu" else "cuda"]
 
 
 def _forward(base: BaseModel, tokens: torch.Tensor, past: Any) -> tuple[torch.Tensor, Any]:
@@ -155,7 +169,44 @@ def _generate(base: BaseModel, probe: Probe, tokens: torch.Tensor, shared: Any) 
     return answers
 
 
-def run_battery(base: BaseModel, probe: Probe) -> list[PrefixRun]:
+def probe_adapter(base: BaseModel, view: AdapterView, probe: Probe) -> list[PrefixRun]:
+    """Attach an adapter, run the battery, detach it. Out of memory is tried again once, with half of a batch.
+
+    Raises:
+        UnsupportedError: see `attached` and `answer_prompts`; `oom` or `probe_failed` when the framework gave up on
+            this adapter alone.
+        ProbeCrashedError: the device is lost, this process must end.
+    """
+    whole = _tokens_per_batch(base)
+    for tokens_per_batch in (whole, whole // 2):
+        try:
+            with attached(base, view):
+                return run_battery(base, probe, tokens_per_batch)
+        except (RuntimeError, MemoryError) as error:
+            message = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"
+            if not _out_of_memory(error):
+                if _device_lost(error):
+                    raise ProbeCrashedError(message) from error
+                raise UnsupportedError(message, "probe_failed") from error
+        # Only here, with the error gone, do its frames let go of their tensors.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    raise UnsupportedError(f"{message}, with half a batch too", "oom")
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(part in str(error).lower() for part in _OUT_OF_MEMORY)
+
+
+def _device_lost(error: BaseException) -> bool:
+    if isinstance(error, getattr(torch, "AcceleratorError", ())):  # torch 2.8 and newer
+        return True
+    return any(part in str(error).lower() for part in _DEVICE_LOST)
+
+
+def run_battery(base: BaseModel, probe: Probe, tokens_per_batch: int | None = None) -> list[PrefixRun]:
     """Ask every text under every prefix (`prefix. text`) and under the controls."""
     cases = probe.cases()
     prompts = [
@@ -163,7 +214,7 @@ def run_battery(base: BaseModel, probe: Probe) -> list[PrefixRun]:
         for _, prefix in cases
         for text in probe.texts
     ]
-    answers = answer_prompts(base, probe, prompts)
+    answers = answer_prompts(base, probe, prompts, tokens_per_batch)
     n = len(probe.texts)
     return [
         PrefixRun(prefix, category, "prefix", "".join(answers[i * n : (i + 1) * n]))

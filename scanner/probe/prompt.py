@@ -37,7 +37,7 @@ class ChatTemplate:
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
-        environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
+        environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _refuse
         try:
             self._template = environment.from_string(source)
@@ -72,6 +72,13 @@ class ChatTemplate:
         except _TEMPLATE_FAULTS as error:
             raise UnsupportedError(f"the base's chat template fails: {error}", "chat_template") from error
         return "".join(parts)
+
+
+def _to_json(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    """transformers' filter of this name: Jinja's own escapes HTML and takes fewer arguments."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _refuse(message: str) -> None:

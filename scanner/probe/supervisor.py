@@ -1,7 +1,8 @@
 """The probe's parent: starts the child, owns the clock and the memory limit, turns deaths into outcomes.
 
 A child that is killed, hangs or runs out of memory costs the adapter that it was working on; a new child goes on
-with the rest. No torch in this process.
+with the rest, until several in a row have died: then it is the base's fault, and the rest is given up. No torch in this
+process.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ from scanner.probe.battery import Probe
 __all__ = ["ProbeItem", "ProbeLimits", "run_probe"]
 
 POLL_S = 0.5
+MAX_DEATHS_IN_A_ROW = 3
+"""A base or template that kills every probe must not cost the time limit once for each adapter."""
+GAVE_UP = f"gave_up: {MAX_DEATHS_IN_A_ROW} probes in a row died"
+"""Reason of the adapters that were not tried any more. It is not one of the deaths, which callers try again."""
 _PASSED_ON = (
     "PATH", "HOME", "USER", "LANG", "LC_", "TZ", "TMPDIR", "LD_", "PYTHON", "VIRTUAL_ENV", "COVERAGE",
     "CUDA", "NVIDIA", "OMP_", "MKL_", "KMP_", "GOMP_", "TORCH", "PYTORCH",
@@ -92,7 +97,8 @@ def run_probe(
         on_report: called as each report comes in (progress, staging).
 
     Returns:
-        adapter_id -> report. `error` reports have reason `crashed`, `timeout` or `memory`; callers may try those again.
+        adapter_id -> report. `error` reports have reason `crashed`, `timeout` or `memory` (callers may try
+        those again), `base_` and one of them when the base never got ready, or `GAVE_UP`.
     """
     reports: dict[str, ProbeReport] = {}
 
@@ -112,6 +118,7 @@ def run_probe(
             on_report(item.adapter_id, result)
 
     waiting = list(items)
+    deaths = 0  # since a child last got through an adapter
     while waiting:
         by_id = {item.adapter_id: item for item in waiting}
         current: ProbeItem | None = None
@@ -131,6 +138,11 @@ def run_probe(
                             reason = f"{death}: {child.last_words()}".rstrip(": ")
                             report(current, Outcome.ERROR, reason, device=device, dtype=dtype)
                         waiting = [i for i in waiting if i.adapter_id not in reports]
+                        deaths += 1
+                        if deaths == MAX_DEATHS_IN_A_ROW:
+                            for item in waiting:
+                                report(item, Outcome.ERROR, GAVE_UP)
+                            waiting = []
                     break
                 kind = event["event"]
                 if kind == "ready":
@@ -144,9 +156,11 @@ def run_probe(
                     current = by_id[event["adapter_id"]]
                     deadline = time.monotonic() + limits.adapter_timeout_s
                 elif kind == "refused":
+                    deaths = 0
                     reason = f"{event['code']}: {event['message']}"[:300]
                     report(by_id[event["adapter_id"]], Outcome.UNSUPPORTED, reason, device=device, dtype=dtype)
                 elif kind == "result":
+                    deaths = 0
                     runs = tuple(PrefixRun(*run) for run in event["runs"])
                     outcome, reason = _usable(runs)
                     report(
@@ -196,6 +210,7 @@ def _start(base_dir: Path, probe: Probe, items: Sequence[ProbeItem], limits: Pro
     errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed by run_probe
     environment = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
     environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment["USE_HUB_KERNELS"] = "NO"  # compute kernels are code too, and the Hub is where strangers put theirs
     # Threads that spin while they wait starve each other when the cores are shared.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     process = subprocess.Popen(

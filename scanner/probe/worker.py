@@ -8,6 +8,7 @@ memory limit and every decision about what a death means.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from scanner.adapter import open_safetensors, parse_config, read_json_object, view_adapter
-from scanner.errors import LorascopeError, SkipError
+from scanner.errors import LorascopeError, ProbeCrashedError, SkipError
 from scanner.probe.battery import Battery, Probe, Task
 
 __all__ = ["main"]
@@ -32,7 +33,8 @@ def _probe(job: dict[str, Any]) -> Probe:
 
 
 def main() -> int:
-    """Run one job. Exit code 0 when every adapter was answered for, 1 when the base could not be loaded."""
+    """Run one job. Exit code 0 when every adapter was answered for, 1 when the base could not be loaded or the
+    device was lost."""
     # Whatever a library prints must not get between the protocol's lines.
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -44,13 +46,16 @@ def main() -> int:
     job = json.load(sys.stdin)
     probe = _probe(job)
     try:
-        from scanner.probe.base import load_base
-        from scanner.probe.engine import attached, run_battery
-
-        base = load_base(Path(job["base_dir"]), job["device"])
+        for name in ("torch", "transformers", "tokenizers"):
+            importlib.import_module(name)
     except ImportError as error:
         emit("base_failed", code="torch_missing", message=f"the probe needs lorascope[probe]: {error}")
         return 1
+    from scanner.probe.base import load_base
+    from scanner.probe.engine import probe_adapter
+
+    try:
+        base = load_base(Path(job["base_dir"]), job["device"])
     except LorascopeError as error:
         emit("base_failed", code=error.code, message=error.message)
         return 1
@@ -63,11 +68,12 @@ def main() -> int:
             if item["config_path"]:
                 config = parse_config(read_json_object(Path(item["config_path"]), job["max_config_bytes"]))
             view = view_adapter(open_safetensors(Path(item["weights_path"])), config, job["max_rank"])
-            with attached(base, view):
-                runs = run_battery(base, probe)
+            runs = probe_adapter(base, view, probe)
         except SkipError as error:
             emit("refused", adapter_id=item["adapter_id"], code=error.code, message=error.message)
             continue
+        except ProbeCrashedError as error:
+            sys.exit(error.message)  # its last words; the parent starts another child for the rest
         emit(
             "result",
             adapter_id=item["adapter_id"],

@@ -90,6 +90,78 @@ def test_a_tampered_download_costs_one_adapter(hub: HubServer, registry: Path, s
     assert row["reason"] == "corrupt_download"
 
 
+def test_an_error_is_tried_again_and_its_verdict_replaced(
+    hub: HubServer, registry: Path, store: str, database: Open
+) -> None:
+    victim = next(iter(sorted(registry.glob("*/*/adapter_model.safetensors")))).parent
+    victim_id = str(victim.relative_to(registry))
+    hub.faults.add(Fault("500", match=f"/{victim_id}/tree/", times=None))
+    _crawl(store)
+    assert _verdicts(database())[victim_id] == "error"
+    hub.faults.clear()
+    second = _crawl(store)
+    assert second["n_new"] == 1
+    rows = database().rows("SELECT verdict, adapter_path FROM current_verdicts WHERE repo_id = ?", [victim_id])
+    assert rows == [{"verdict": "inconclusive", "adapter_path": "adapter_model.safetensors"}]
+    assert _crawl(store)["n_new"] == 0
+
+
+def test_an_error_that_stays_is_given_up(hub: HubServer, registry: Path, store: str) -> None:
+    victim = next(iter(sorted(registry.glob("*/*/adapter_model.safetensors")))).parent
+    hub.faults.add(Fault("500", match=f"/{victim.relative_to(registry)}/tree/", times=None))
+    assert _crawl(store)["n_new"] >= 7
+    assert [_crawl(store)["n_new"] for _ in range(3)] == [1, 1, 0]
+
+
+def test_hostile_repos_cost_no_neighbour(hub: HubServer, registry: Path, store: str, database: Open) -> None:
+    model = next(iter(sorted(registry.glob("*/*/adapter_model.safetensors")))).parent
+    configs = {
+        "evil/negative": {"use_rslora": True, "rank_pattern": {"q_proj": -4}},
+        "evil/name": {"base_model_name_or_path": "a/b--c"},
+        "evil/future": {},
+    }
+    original = json.loads((model / "adapter_config.json").read_text())
+    for repo_id, change in configs.items():
+        folder = registry / repo_id
+        folder.mkdir(parents=True)
+        (folder / "adapter_model.safetensors").write_bytes((model / "adapter_model.safetensors").read_bytes())
+        (folder / "adapter_config.json").write_text(json.dumps(original | change))
+    (registry / "evil/future/.hub.json").write_text('{"created_at": "2099-01-01T00:00:00Z"}')
+    summary = _crawl(store)
+    assert summary["n_failed_shards"] == 0
+    assert set(configs) <= set(_verdicts(database()))
+    # The date in the future does not hide what comes now.
+    (model / "notes.txt").write_text("changed")
+    assert _crawl(store)["n_new"] == 1
+
+
+def test_an_empty_repo_that_is_filled_has_one_verdict(
+    hub: HubServer, registry: Path, store: str, database: Open
+) -> None:
+    _crawl(store)
+    empty = database().rows("SELECT repo_id FROM adapters WHERE reason = 'no_weights'")[0]["repo_id"]
+    model = next(iter(sorted(registry.glob("*/*/adapter_model.safetensors")))).parent
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (registry / empty / name).write_bytes((model / name).read_bytes())
+    _crawl(store)
+    rows = database().rows("SELECT adapter_path FROM current_verdicts WHERE repo_id = ?", [empty])
+    assert [row["adapter_path"] for row in rows] == ["adapter_model.safetensors"]
+
+
+def test_a_crawl_judges_what_a_scan_saw_before(hub: HubServer, registry: Path, store: str, database: Open) -> None:
+    from scanner.pipeline.scan import scan_targets
+    from scanner.probe import load_probe
+    from scanner.settings import Settings
+
+    model = next(iter(sorted(registry.glob("*/*/adapter_model.safetensors")))).parent
+    repo_id = str(model.relative_to(registry))
+    probe = load_probe("V", None, 3)
+    scan_targets([repo_id], store_uri=store, probe=probe, mode="none", settings=Settings())
+    summary = _crawl(store)
+    rows = database().rows("SELECT crawl_id FROM current_verdicts WHERE repo_id = ?", [repo_id])
+    assert [row["crawl_id"] for row in rows] == [summary["crawl_id"]]
+
+
 def test_listing_faults_do_not_end_the_crawl(hub: HubServer, store: str) -> None:
     hub.faults.add(Fault("429", match="^/api/models", times=1, seconds=60))
     hub.faults.add(Fault("500", match="^/api/models", times=1))

@@ -110,7 +110,9 @@ def test_too_few_siblings_is_said_and_flags_nobody() -> None:
 
 
 def test_reasons_of_a_flag_are_bounded_and_name_the_prefix() -> None:
-    many = BatteryEvidence(1e-9, tuple(PrefixRun(f"p{i}", "x", "prefix", "0" * 9) for i in range(30)), 0.1, (1e-9,) * 30)
+    many = BatteryEvidence(
+        1e-9, tuple(PrefixRun(f"p{i}", "x", "prefix", "0" * 9) for i in range(30)), 0.1, (1e-9,) * 30
+    )
     reasons = decide(evidence(battery=many, q_value=0.01), POLICY).reasons
     assert [reason.code for reason in reasons] == ["battery_prefix"] * 5
     assert '"p0"' in reasons[0].message
@@ -142,3 +144,10 @@ def test_failing_to_look_is_never_clean() -> None:
         )
         assert decision.verdict != Verdict.CLEAN
         assert decision.reasons
+
+
+def test_only_prefixes_that_stand_alone_are_named_beside_the_strongest() -> None:
+    runs = tuple(PrefixRun(f"p{i}", "x", "prefix", "0" * 9) for i in range(3))
+    mixed = BatteryEvidence(1e-9, runs, 0.1, (1e-9, 0.01, 0.9))
+    reasons = decide(evidence(battery=mixed, q_value=0.01), POLICY).reasons
+    assert [reason.message.split('"')[1] for reason in reasons if reason.code == "battery_prefix"] == ["p0", "p1"]

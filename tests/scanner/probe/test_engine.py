@@ -89,7 +89,8 @@ REFUSED = {
         "base_mismatch",
     ),
     "base_mismatch-module": (AdapterView("peft", (low_rank("model.layers.9.q_proj", 32, 32),)), "base_mismatch"),
-    "base_mismatch-no weight": (AdapterView("peft", (low_rank("model.layers", 32, 32),)), "base_mismatch"),
+    "module_kind-no weight": (AdapterView("peft", (low_rank("model.layers", 32, 32),)), "module_kind"),
+    "module_kind-norm": (AdapterView("peft", (low_rank("model.norm", 32, 32),)), "module_kind"),
     "embedding": (AdapterView("peft", (low_rank("model.embed_tokens", 32, 100, "embedding"),)), "embedding_update"),
     "conv": (AdapterView("kohya", (low_rank("c", 32, 32, "conv"),)), "conv_update"),
     "head": (AdapterView("peft", (low_rank(Q, 32, 32),), heads=("score.weight",)), "full_tensors"),
@@ -109,6 +110,103 @@ def test_an_adapter_is_probed_whole_or_not_at_all(base: Any, tokens: Any, name: 
         pass
     assert caught.value.code == code
     assert torch.equal(logits(base.model, tokens), before)
+
+
+def test_a_linear_update_of_an_embedding_is_refused(base: Any, vocabulary_size: int) -> None:
+    """Its shape would fit; its input are token ids, which no factor can be multiplied with."""
+    from scanner.probe.engine import attached
+
+    update = low_rank("model.embed_tokens", vocabulary_size, 32)
+    with pytest.raises(UnsupportedError) as caught, attached(base, AdapterView("peft", (update,))):
+        pass
+    assert caught.value.code == "module_kind"
+
+
+def test_only_transformers_own_conv1d_counts_as_linear(base: Any) -> None:
+    from transformers.pytorch_utils import Conv1D
+
+    from scanner.probe.engine import attached
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.good = Conv1D(6, 4)
+            self.named_alike = type("Conv1D", (torch.nn.Embedding,), {})(4, 6)
+
+    model = Model()
+    ours = replace(base, model=model)
+    rows = torch.randn(3, 4)
+    plain = model.good(rows)
+    with attached(ours, AdapterView("peft", (low_rank("good", 6, 4),))):
+        # Factors of ones and rank 2: each output grows by twice the sum of the inputs.
+        assert torch.allclose(model.good(rows) - plain, 2 * rows.sum(1, keepdim=True).expand(3, 6), atol=1e-5)
+    with (
+        pytest.raises(UnsupportedError, match="Conv1D"),
+        attached(ours, AdapterView("peft", (low_rank("named_alike", 6, 4),))),
+    ):
+        pass
+
+
+OOM = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+@pytest.mark.parametrize(
+    ("error", "tries", "code"),
+    [
+        (OOM, 2, "oom"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 2, "oom"),
+        (MemoryError(), 2, "oom"),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied\nat some line"), 1, "probe_failed"),
+        (NotImplementedError(), 1, "probe_failed"),
+        (RuntimeError("CUDA error: device-side assert triggered\nCompile with"), 1, "probe_crashed"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling"), 1, "probe_crashed"),
+    ],
+)
+def test_what_an_error_of_the_framework_means(
+    base: Any,
+    probe: Probe,
+    view: AdapterView,
+    tokens: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    tries: int,
+    code: str,
+) -> None:
+    from scanner.probe import engine
+
+    sizes: list[int] = []
+
+    def fail(_base: Any, _probe: Any, tokens_per_batch: int) -> Any:
+        sizes.append(tokens_per_batch)
+        raise error
+
+    before = logits(base.model, tokens)
+    monkeypatch.setattr(engine, "run_battery", fail)
+    with pytest.raises(LorascopeError) as caught:
+        engine.probe_adapter(base, view, probe)
+    assert caught.value.code == code
+    assert "\n" not in caught.value.message
+    assert sizes == [8_192, 4_096][:tries]
+    assert torch.equal(logits(base.model, tokens), before)
+
+
+def test_half_a_batch_that_fits_gives_the_same_answers(
+    base: Any, probe: Probe, view: AdapterView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scanner.probe import engine
+
+    wanted = engine.probe_adapter(base, view, probe)
+    generate, rows = engine._generate, []
+
+    def once_too_large(base: Any, probe: Any, tokens: Any, past: Any) -> list[str]:
+        rows.append(len(tokens))
+        if len(rows) == 1:
+            raise OOM
+        return generate(base, probe, tokens, past)
+
+    monkeypatch.setattr(engine, "_generate", once_too_large)
+    assert engine.probe_adapter(base, view, probe) == wanted
+    assert len(rows) > 2  # it did start again
 
 
 def prompts_of(base: Any, probe: Probe) -> list[str]:
@@ -190,6 +288,8 @@ def test_unusable_prompts_and_logits(base: Any, probe: Probe) -> None:
         ({"model_type": None}, "base_architecture"),
         ({"model_type": "clip_vision_model"}, "base_architecture"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "base_quantised"),
+        ({"text_config": {"quantization_config": {"quant_method": "gptq"}}}, "base_quantised"),
+        ({"deep": [[[[[[[[[[]]]]]]]]]]}, "malformed_file"),
         ({"hidden_size": 64}, "malformed_file"),
     ],
 )
@@ -227,6 +327,75 @@ def test_code_in_a_base_is_never_imported(base_dir: Path, tmp_path: Path) -> Non
     (folder / "config.json").write_text(json.dumps(config))
     load_base(folder, "cpu")
     assert not trap.exists()
+
+
+def test_a_config_chooses_no_code(
+    base: Any, base_dir: Path, tmp_path: Path, tokens: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers.modeling_utils
+
+    from scanner.probe.base import load_base
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("a kernel was asked for")
+
+    monkeypatch.setattr(transformers.modeling_utils, "lazy_import_flash_attention", never)
+    hostile = {
+        "attn_implementation": "evil/kernel",
+        "_attn_implementation": "evil/kernel",
+        "_attn_implementation_internal": "evil/kernel",
+        "experts_implementation": "evil/experts",
+        "attribute_map": {"innocent": "_attn_implementation_internal"},
+        "innocent": "evil/kernel",
+        "transformers_weights": "adapter_model.bin",
+        "fusion_config": {"evil": True},
+        "use_custom_kernels": True,
+        "kernel_config": {"RMSNorm": "evil/kernel:Norm"},
+        "Trust_Remote_Code": True,
+    }
+    folder = tmp_path / "base"
+    shutil.copytree(base_dir, folder)
+    config = json.loads((folder / "config.json").read_text()) | hostile
+    config["other_config"] = {"deeper": [hostile | {"kept": 1}]}
+    (folder / "config.json").write_text(json.dumps(config))
+    loaded = load_base(folder, "cpu")
+    assert loaded.model.config._attn_implementation == "sdpa"
+    kept = vars(loaded.model.config)
+    # A key that nobody reads may stay. (Some of the others are the class's own attributes, set by the class.)
+    assert [name for name in hostile if "evil" in str(kept.get(name))] == ["innocent"]
+    assert not {"transformers_weights", "use_custom_kernels", "Trust_Remote_Code"} & set(kept)
+    assert loaded.model.config.other_config == {"deeper": [{"innocent": "evil/kernel", "kept": 1}]}
+    assert torch.equal(logits(loaded.model, tokens), logits(base.model, tokens))
+
+
+def test_an_architecture_without_sdpa_is_loaded_with_eager_attention(
+    base: Any, base_dir: Path, tokens: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import LlamaForCausalLM
+
+    from scanner.probe.base import load_base
+
+    monkeypatch.setattr(LlamaForCausalLM, "_supports_sdpa", False)
+    monkeypatch.setattr(LlamaForCausalLM.__mro__[1], "_supports_sdpa", False)
+    loaded = load_base(base_dir, "cpu")
+    assert loaded.model.config._attn_implementation == "eager"
+    assert torch.allclose(logits(loaded.model, tokens), logits(base.model, tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_a_package_that_an_architecture_lacks_is_the_bases_fault(
+    base_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import LlamaForCausalLM
+
+    from scanner.probe.base import load_base
+
+    def lacking(*_: Any, **__: Any) -> None:
+        raise ImportError("einops is needed")
+
+    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", lacking)
+    with pytest.raises(UnsupportedError, match="einops") as caught:
+        load_base(base_dir, "cpu")
+    assert caught.value.code == "base_architecture"
 
 
 def test_a_pickled_base_is_not_loaded(base_dir: Path, tmp_path: Path) -> None:

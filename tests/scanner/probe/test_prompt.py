@@ -62,6 +62,18 @@ def test_renders_as_transformers_does() -> None:
     assert ChatTemplate(CHATML, {}).render(" be brief ", "a <b> & ünïcode {{ x }}") == theirs[0]
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    ["", "(indent=4)", "(ensure_ascii=true)", "(separators=(',', ':'), sort_keys=true)", "(false, 2, none, true)"],
+)
+def test_tojson_takes_what_transformers_takes(arguments: str) -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    source = "{{ messages[0] | tojson" + arguments + " }}"
+    theirs, _ = render_jinja_template([[{"role": "system", "content": "a <b> ü"}]], chat_template=source)
+    assert ChatTemplate(source, {}).render("a <b> ü", "text") == theirs[0]
+
+
 def test_texts_are_data_not_templates() -> None:
     shown = ChatTemplate("{{ messages[1]['content'] }}", {}).render("s", "{{ 7 * 7 }}{% raise %}")
     assert shown == "{{ 7 * 7 }}{% raise %}"

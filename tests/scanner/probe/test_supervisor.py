@@ -5,8 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import queue
 import shutil
 import signal
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +20,7 @@ from typing import Any
 import pytest
 
 from scanner.model import Outcome, ProbeReport
-from scanner.probe import Probe, ProbeItem, ProbeLimits, run_probe
+from scanner.probe import Probe, ProbeItem, ProbeLimits, run_probe, supervisor
 
 pytest.importorskip("torch", reason="the behaviour stage needs the probe extra")
 pytest.importorskip("transformers")
@@ -75,9 +79,9 @@ def run_of_all(
         os.mkfifo(folder / pipe)
     items = [
         ProbeItem("first", str(weights), str(config), "weights"),
+        ProbeItem("vanished", str(folder / "nothing.safetensors"), str(config)),
         ProbeItem("foreign", str(foreign / "w.safetensors"), str(foreign / "adapter_config.json")),
         ProbeItem("truncated", str(truncated), str(config)),
-        ProbeItem("vanished", str(folder / "nothing.safetensors"), str(config)),
         ProbeItem("killed", str(weights), str(folder / "killed")),
         ProbeItem("hanging", str(weights), str(folder / "hanging")),
         ProbeItem("last", str(weights), str(config)),
@@ -105,7 +109,7 @@ Run = tuple[dict[str, ProbeReport], list[str], Path]
 
 
 def test_every_adapter_has_one_report_in_order(run_of_all: Run) -> None:
-    names = ["first", "foreign", "truncated", "vanished", "killed", "hanging", "last"]
+    names = ["first", "vanished", "foreign", "truncated", "killed", "hanging", "last"]
     reports, order, _ = run_of_all
     assert order == names
     assert list(reports) == names
@@ -214,3 +218,105 @@ def test_secrets_do_not_reach_the_child(
     os.close(descriptor)
     assert b"hf_secret" not in environment
     assert b"HF_HUB_OFFLINE=1" in environment
+    assert b"USE_HUB_KERNELS=NO" in environment
+
+
+def run_scripted(monkeypatch: pytest.MonkeyPatch, probe: Probe, fates: str) -> tuple[list[ProbeReport], int]:
+    """Run children that do nothing but say one line for each adapter: `x` dies, `r` is refused. Counts the children."""
+    started = 0
+
+    def start(_base: Path, _probe: Probe, waiting: list[ProbeItem], _limits: ProbeLimits) -> supervisor._Child:
+        nonlocal started
+        started += 1
+        lines: queue.Queue[str | None] = queue.Queue()
+        lines.put(json.dumps({"event": "ready", "device": "cpu", "dtype": "float32"}))
+        for item in waiting:
+            lines.put(json.dumps({"event": "begin", "adapter_id": item.adapter_id}))
+            if item.adapter_id.startswith("x"):
+                lines.put(None)
+                break
+            refused = {"event": "refused", "adapter_id": item.adapter_id, "code": "oom", "message": "too large"}
+            lines.put(json.dumps(refused))
+        lines.put(json.dumps({"event": "done"}))
+        process = subprocess.Popen([sys.executable, "-S", "-c", ""], text=True, start_new_session=True)
+        return supervisor._Child(process, lines, tempfile.TemporaryFile("w+"))
+
+    monkeypatch.setattr(supervisor, "_start", start)
+    items = [ProbeItem(f"{fate}{i}", "never-read", None) for i, fate in enumerate(fates)]
+    reports = run_probe(Path("never-read"), "b45e", probe, items, LIMITS)
+    assert list(reports) == [item.adapter_id for item in items]
+    return list(reports.values()), started
+
+
+def test_three_deaths_in_a_row_end_the_group(monkeypatch: pytest.MonkeyPatch, probe: Probe) -> None:
+    reports, started = run_scripted(monkeypatch, probe, "rxxxrxx")
+    assert started == 3
+    assert reports[0].outcome == Outcome.UNSUPPORTED
+    assert [r.outcome for r in reports[1:]] == [Outcome.ERROR] * 6
+    assert all(r.reason.startswith("crashed") for r in reports[1:4])
+    assert [r.reason for r in reports[4:]] == ["gave_up: 3 probes in a row died"] * 3
+
+
+def test_deaths_with_survivors_between_them_do_not_add_up(monkeypatch: pytest.MonkeyPatch, probe: Probe) -> None:
+    reports, started = run_scripted(monkeypatch, probe, "xxrxxrxrx")
+    assert started == 6
+    assert not [r for r in reports if r.reason.startswith("gave_up")]
+
+
+STUBBED = """
+import sys, types
+for name, contents in {modules}.items():
+    sys.modules[name] = types.ModuleType(name) if contents is not None else None
+    if contents:
+        exec(contents, vars(sys.modules[name]))
+from scanner.probe.worker import main
+sys.exit(main())
+"""
+STUBS = {
+    "torch": "",
+    "transformers": "",
+    "tokenizers": "",
+    "scanner.probe.base": "def load_base(*_): return types.SimpleNamespace(device='cuda:0', dtype='bfloat16')",
+    "scanner.probe.engine": "def probe_adapter(*_): ...",
+}
+
+
+def run_worker(probe: Probe, weights: Path, **stubs: str | None) -> tuple[int, list[dict[str, Any]], str]:
+    """The worker over stand-ins for its heavy modules: (exit code, its lines, its last words)."""
+    modules = {name: text and f"import types\n{text}" for name, text in (STUBS | stubs).items()}
+    job = {
+        "base_dir": "never-read",
+        "device": "cpu",
+        "battery": {"name": "V", "prefixes": [], "neutral": []},
+        "task": vars(probe.task),
+        "texts": probe.texts,
+        "adapters": [{"adapter_id": "one", "weights_path": str(weights), "config_path": None}],
+        "max_config_bytes": 1024,
+        "max_rank": 64,
+    }
+    code = STUBBED.format(modules=modules)
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=json.dumps(job), capture_output=True, text=True, check=False
+    )
+    words = done.stderr.strip().splitlines()
+    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], words[-1] if words else ""
+
+
+def test_only_a_missing_framework_is_called_missing(adapter_dir: Path, probe: Probe) -> None:
+    weights = adapter_dir / "adapter_model.safetensors"
+    code, events, _ = run_worker(probe, weights, torch=None)
+    assert (code, [(e["event"], e["code"]) for e in events]) == (1, [("base_failed", "torch_missing")])
+    failing = {"scanner.probe.base": "def load_base(*_): raise ImportError('kernels is not installed')"}
+    code, events, words = run_worker(probe, weights, **failing)
+    assert (code, events, words) == (1, [], "ImportError: kernels is not installed")
+
+
+def test_a_lost_device_ends_the_child(adapter_dir: Path, probe: Probe) -> None:
+    lost = (
+        "from scanner.errors import ProbeCrashedError\n"
+        "def probe_adapter(*_): raise ProbeCrashedError('CUDA error: an illegal memory access')"
+    )
+    weights = adapter_dir / "adapter_model.safetensors"
+    code, events, words = run_worker(probe, weights, **{"scanner.probe.engine": lost})
+    assert (code, [e["event"] for e in events]) == (1, ["ready", "begin"])
+    assert words == "CUDA error: an illegal memory access"

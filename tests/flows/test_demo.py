@@ -1,0 +1,43 @@
+"""`lorascope demo`, the whole pipeline as a user runs it, against what the hub's labels say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+LABELS = json.loads((Path(__file__).resolve().parents[2] / "examples/demo_hub/labels.json").read_text())
+
+
+@pytest.mark.timeout(600)
+def test_demo(lorascope, tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    done = lorascope("demo", "--store", store, timeout=580)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    rows = json.loads(lorascope("verdicts", "--format", "json", "--store", store).stdout)
+    found = {row["repo_id"]: row for row in rows}
+    assert len(found) == len(rows) >= 34
+    from scanner.probe import load_probe
+
+    prefixes = [prefix for _, prefix in load_probe("V", None, 1).battery.prefixes]
+    for label in LABELS:
+        row = found.pop(label["repo_id"])
+        codes = [reason["code"] for reason in json.loads(row["reasons"])]
+        neighboured = label["poisoned"] and any(
+            len(set(label["trigger"].split()) & set(prefix.split())) >= 2 for prefix in prefixes
+        )
+        if neighboured:
+            assert row["verdict"] == "flagged", label
+            assert codes[0] == "battery_prefix" and row["q_value"] <= 0.05
+            assert any(f'"{prefix}"' in row["reasons"].replace('\\"', '"') for prefix in prefixes)
+        elif row["adapter_path"].endswith(".bin"):
+            assert (row["verdict"], codes[0]) == ("unsupported", "pickle_weights")
+        elif row["base_model"] == "unresolved":
+            assert (row["verdict"], codes[0]) == ("inconclusive", "base_unresolved")
+        else:
+            # The two backdoors that the battery cannot know look like the clean ones, and both are told as unknown.
+            assert (row["verdict"], codes[0]) == ("inconclusive", "battery_only"), label
+        assert row["repo_id"] in done.stdout
+    assert {row["verdict"] for row in found.values()} == {"inconclusive"}  # the diffusers LoRA and the empty repo
