@@ -121,8 +121,9 @@ def _loaded(model_class: Any, folder: Path, config: Any, dtype: Any) -> Any:
     """The model with the first of `ATTENTIONS` that its architecture accepts."""
     for attention in ATTENTIONS:
         try:
-            return model_class.from_pretrained(
+            model, info = model_class.from_pretrained(
                 folder,
+                output_loading_info=True,
                 config=config,
                 dtype=dtype,
                 attn_implementation=attention,
@@ -130,10 +131,15 @@ def _loaded(model_class: Any, folder: Path, config: Any, dtype: Any) -> Any:
                 local_files_only=True,
                 trust_remote_code=False,
             )
+            missing = sorted(info["missing_keys"])
+            if missing:
+                # transformers fills them with random numbers and only warns: that would be another model.
+                raise MalformedFileError(f"the base's weights lack {len(missing)} tensors: {missing[0][:120]}")
+            return model
         except ImportError as error:
             message = f"the base's architecture needs a package that is not here: {_first_line(error)}"
             raise UnsupportedError(message, "base_architecture") from error
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
             # An architecture refuses an attention when it is built, before a weight is read.
             if isinstance(error, ValueError) and attention != ATTENTIONS[-1]:
                 continue

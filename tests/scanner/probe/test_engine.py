@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from scanner.adapter import AdapterView, LowRankUpdate, open_safetensors, parse_config, read_json_object, view_adapter
-from scanner.errors import LorascopeError, UnsupportedError
+from scanner.errors import LorascopeError, MalformedFileError, UnsupportedError
 from scanner.probe import Probe
 
 torch = pytest.importorskip("torch", reason="the behaviour stage needs the probe extra")
@@ -303,6 +303,20 @@ def test_bases_that_cannot_be_loaded(base_dir: Path, tmp_path: Path, change: dic
     with pytest.raises(LorascopeError) as caught:
         load_base(folder, "cpu")
     assert caught.value.code == code
+
+
+def test_a_base_that_lacks_weights_is_not_filled_up(base_dir: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from scanner.probe.base import load_base
+
+    folder = tmp_path / "base"
+    shutil.copytree(base_dir, folder)
+    tensors = load_file(folder / "model.safetensors")
+    gone = next(name for name in tensors if "v_proj" in name)
+    save_file({name: t for name, t in tensors.items() if name != gone}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(MalformedFileError, match="lack 1 tensors"):
+        load_base(folder, "cpu")
 
 
 def test_a_base_without_tokenizer_is_unsupported(base_dir: Path, tmp_path: Path) -> None:
