@@ -7,6 +7,7 @@ choose which one is looked at by naming files.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -16,8 +17,10 @@ __all__ = ["Candidate", "find_candidates", "is_pickle"]
 CONFIG_NAME = "adapter_config.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _OTHER_WEIGHTS = (".gguf", ".npz")
-_TRAINER_STATE = ("optimizer", "scheduler", "rng_state", "training_args", "scaler", "trainer_state")
-"""What trainers leave beside checkpoints: pickles, but not adapters."""
+_TRAINER_STATE = re.compile(
+    r"(optimizer(_\d+)?\.(pt|bin)|scheduler\.pt|rng_state(_\d+)?\.pth|training_args\.bin|scaler\.pt)"
+)
+"""What trainers leave beside checkpoints, by their full names: pickles, but not adapters."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def find_candidates(paths: Iterable[str]) -> list[Candidate]:
             if str(path.parent) in bases and (name == "model.safetensors" or name.startswith("model-0")):
                 continue
         elif name.endswith(_PICKLES):
-            if name.startswith(_TRAINER_STATE) or (str(path.parent) in bases and name.startswith("pytorch_model")):
+            if _TRAINER_STATE.fullmatch(name) or (str(path.parent) in bases and name.startswith("pytorch_model")):
                 continue
         elif not name.endswith(_OTHER_WEIGHTS):
             continue

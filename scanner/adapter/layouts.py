@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from scanner.adapter.config import AdapterConfig
 from scanner.adapter.lowrank import AdapterView, FloatArray, LowRankUpdate
+from scanner.adapter.names import LITERAL, NameIndex
 from scanner.adapter.safetensors import SafetensorsFile, TensorEntry
 from scanner.errors import LimitExceededError
 
@@ -21,11 +22,11 @@ PEFT_PREFIX = "base_model.model."
 DEFAULT_HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score")}
 _OTHER_FORWARDS = ("alora_invocation_tokens", "layer_replication", "use_qalora", "arrow_config", "use_bdlora")
 """LoRA options that make the adapted layer compute something else than W·x + s·B·A·x, or change the base's layers."""
+MAX_FACTOR_ELEMENTS = 2**26
+"""One factor as float64 is half a gigabyte then: rank 512 over a vocabulary of 128,000 still fits."""
+MAX_SCAN_OPERATIONS = 5 * 10**12
+"""Rank 256 on every linear layer of a 70B model needs a fifth of it; minutes on two cores."""
 PEFT_DEFAULT_ALPHA = 8.0  # peft.LoraConfig.lora_alpha
-
-
-_LITERAL = re.compile(r"\^?(?:[\w-]|\\?\.)+")
-"""Keys of rank_pattern and alpha_pattern that are plain module names, perhaps anchored, perhaps with escaped dots."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def view_adapter(file: SafetensorsFile, config: AdapterConfig | None, max_rank: 
     Raises:
         LimitExceededError: a rank above `max_rank`.
     """
+    known = _Config.of(config)
     pairs: dict[tuple[str, str], dict[str, TensorEntry]] = {}
     spellings: dict[tuple[str, str], _Spelling] = {}
     others: list[TensorEntry] = []
@@ -68,7 +70,7 @@ def view_adapter(file: SafetensorsFile, config: AdapterConfig | None, max_rank: 
         for spelling in _SPELLINGS:
             match = spelling.pattern.fullmatch(entry.name)
             if match:
-                if spelling.layout == "peft" and not _peft_loads(match["module"], config):
+                if spelling.layout == "peft" and not known.peft_loads(match["module"]):
                     others.append(entry)  # a decoy: probing with it would be probing another adapter
                     break
                 module = match["module"].removeprefix(PEFT_PREFIX)
@@ -85,13 +87,13 @@ def view_adapter(file: SafetensorsFile, config: AdapterConfig | None, max_rank: 
             others.append(entry)
     alphas = {e.name.removesuffix(".alpha"): e for e in others if e.name.endswith(".alpha") and math.prod(e.shape) == 1}
     updates: list[LowRankUpdate] = []
-    notes: list[str] = []
+    mismatches: list[tuple[float, int]] = []
     explained = 0
     used_alphas: set[str] = set()
     for key, sides in pairs.items():
         alpha_entry = alphas.get(key[0])
         alpha = file.scalar(alpha_entry.name) if alpha_entry else None
-        update = _update(file, key[0], sides, spellings[key], config, alpha, max_rank, notes)
+        update = _update(file, key[0], sides, spellings[key], known, alpha, max_rank, mismatches)
         if update is None:
             others.extend(sides.values())
             continue
@@ -100,6 +102,9 @@ def view_adapter(file: SafetensorsFile, config: AdapterConfig | None, max_rank: 
         if alpha_entry:
             used_alphas.add(alpha_entry.name)
             explained += alpha_entry.size_bytes
+    cost = sum((u.in_features + u.out_features) * u.rank**2 for u in updates)
+    if cost > MAX_SCAN_OPERATIONS:
+        raise LimitExceededError("operations that the weight scan needs", MAX_SCAN_OPERATIONS, cost)
     heads = [e for e in others if _is_declared_head(e.name, config)]
     head_names = {e.name for e in heads}
     explained += sum(e.size_bytes for e in heads)
@@ -115,40 +120,65 @@ def view_adapter(file: SafetensorsFile, config: AdapterConfig | None, max_rank: 
         unexplained=tuple(sorted(e.name for e in unexplained)),
         coverage=explained / total if total else 0.0,
         unsupported_reason=_unsupported(updates, config),
-        notes=tuple(notes),
+        notes=_rank_notes(mismatches),
     )
+
+
+def _rank_notes(mismatches: list[tuple[float, int]]) -> tuple[str, ...]:
+    if not mismatches:
+        return ()
+    declared, found = mismatches[0]
+    return (f"{len(mismatches)} modules have another rank than declared, the first {found} instead of {declared:g}",)
 
 
 def _unsupported(updates: list[LowRankUpdate], config: AdapterConfig | None) -> str:
     peft_type = config.peft_type.upper() if config and config.peft_type else None
     if peft_type not in (None, "LORA"):
         return f"peft_type_{re.sub(r'[^a-z0-9]+', '_', str(peft_type).lower())[:40]}"
-    if config and not all(_LITERAL.fullmatch(key) for key in (*config.rank_pattern, *config.alpha_pattern)):
+    if config and not all(LITERAL.fullmatch(key) for key in (*config.rank_pattern, *config.alpha_pattern)):
         return "pattern_regex"  # the scales, and with them ΔW, would be a guess
     for option in _OTHER_FORWARDS if config else ():
         if config and config.raw.get(option):
             return f"config_{option}"
+    if not all(math.isfinite(update.scale) for update in updates):
+        return "bad_scale"
     return "" if updates else "unknown_layout"
 
 
-def _peft_loads(module: str, config: AdapterConfig | None) -> bool:
-    """Whether PEFT would load a pair for this module name; it skips others silently.
+@dataclass(frozen=True)
+class _Config:
+    """A config with its names indexed once: a stranger's lists are long, and so are the lists of modules."""
 
-    Only a list of targets can be checked: a text is a regular expression from a stranger, which is not run here.
-    """
-    if config is None or config.peft_type is None:
-        return True
-    if not module.startswith(PEFT_PREFIX):
-        return False
-    targets = config.raw.get("target_modules")
-    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
-        return True
-    parameters = config.raw.get("target_parameters")
-    if isinstance(parameters, list):
-        targets = [*targets, *(str(name).rpartition(".")[0] for name in parameters)]
-    # A second parameter of one module nests as `module.base_layer`.
-    name = module.removeprefix(PEFT_PREFIX).replace(".base_layer", "")
-    return any(name == target or name.endswith(f".{target}") for target in targets)
+    config: AdapterConfig | None
+    ranks: NameIndex[float]
+    alphas: NameIndex[float]
+    targets: NameIndex[bool] | None
+    """None where the targets cannot be checked: a text is a regular expression from a stranger, not run here."""
+
+    @classmethod
+    def of(cls, config: AdapterConfig | None) -> _Config:
+        targets = config.raw.get("target_modules") if config and config.peft_type else None
+        names: list[str] | None = None
+        if config and isinstance(targets, list) and all(isinstance(target, str) for target in targets):
+            parameters = config.raw.get("target_parameters")
+            inner = parameters if isinstance(parameters, list) else []
+            names = [*targets, *(str(name).rpartition(".")[0] for name in inner)]
+        return cls(
+            config,
+            NameIndex(config.rank_pattern if config else {}),
+            NameIndex(config.alpha_pattern if config else {}),
+            NameIndex((name, True) for name in names) if names is not None else None,
+        )
+
+    def peft_loads(self, module: str) -> bool:
+        """Whether PEFT would load a pair for this module name; it skips others silently."""
+        if self.config is None or self.config.peft_type is None:
+            return True
+        if not module.startswith(PEFT_PREFIX):
+            return False
+        # A second parameter of one module nests as `module.base_layer`.
+        name = module.removeprefix(PEFT_PREFIX).replace(".base_layer", "")
+        return self.targets is None or self.targets.find(name) is not None
 
 
 def _update(
@@ -156,10 +186,10 @@ def _update(
     module: str,
     sides: dict[str, TensorEntry],
     spelling: _Spelling,
-    config: AdapterConfig | None,
+    known: _Config,
     alpha_tensor: float | None,
     max_rank: int,
-    notes: list[str],
+    mismatches: list[tuple[float, int]],
 ) -> LowRankUpdate | None:
     """One pair, or None when its halves do not fit together."""
     a, b = sides.get("A"), sides.get("B")
@@ -176,6 +206,8 @@ def _update(
         return None
     if rank > max_rank:
         raise LimitExceededError(f"rank of {module[:120]}", max_rank, rank)
+    if (elements := rank * max(in_features, out_features)) > MAX_FACTOR_ELEMENTS:
+        raise LimitExceededError(f"numbers in a factor of {module[:120]}", MAX_FACTOR_ELEMENTS, elements)
     if {a.dtype, b.dtype} - {"F64", "F32", "F16", "BF16"}:
         return None
 
@@ -186,7 +218,7 @@ def _update(
         return first.reshape(rank, in_features), second.reshape(out_features, rank)
 
     kind = "conv" if len(a.shape) > 2 or len(b.shape) > 2 else spelling.kind
-    scale = _scale(module, rank, spelling, config, alpha_tensor, notes)
+    scale = _scale(module, rank, spelling, known, alpha_tensor, mismatches)
     return LowRankUpdate(module, rank, out_features, in_features, scale, read, kind)
 
 
@@ -194,32 +226,25 @@ def _scale(
     module: str,
     rank: int,
     spelling: _Spelling,
-    config: AdapterConfig | None,
+    known: _Config,
     alpha_tensor: float | None,
-    notes: list[str],
+    mismatches: list[tuple[float, int]],
 ) -> float:
     """s of ΔW = s·B·A: MLX's own scale, or α/r, or α/√r for rsLoRA; 1 where the file says nothing."""
+    config = known.config
     if config is None:
         return 1.0 if alpha_tensor is None else alpha_tensor / rank
     if spelling.layout == "mlx" and config.mlx_scale is not None:  # PEFT does not know the field
         return config.mlx_scale
-    declared = _pattern(config.rank_pattern, module) or config.rank or rank
-    if declared != rank and (note := f"config declares rank {declared:g}, tensors have {rank}") not in notes:
-        notes.append(note)
-    alpha = _pattern(config.alpha_pattern, module)
+    declared = known.ranks.find(module) or config.rank or rank
+    if declared != rank:
+        mismatches.append((declared, rank))
+    alpha = known.alphas.find(module)
     if alpha is None:
         alpha = config.alpha if config.alpha is not None else PEFT_DEFAULT_ALPHA
+    if not (math.isfinite(declared) and declared > 0 and math.isfinite(alpha)):
+        return math.nan  # refused as a whole by `_unsupported`
     return alpha / math.sqrt(declared) if config.use_rslora else alpha / declared
-
-
-def _pattern(pattern: dict[str, float], module: str) -> float | None:
-    # PEFT takes the keys as regular expressions over the end of the name. A stranger's expression is not run here:
-    # literals cover what PEFT itself writes, and `_unsupported` refuses any other key.
-    for key, value in pattern.items():
-        name = key.removeprefix("^").replace("\\.", ".")
-        if module == name or (not key.startswith("^") and module.endswith(f".{name}")):
-            return value
-    return None
 
 
 def _is_declared_head(name: str, config: AdapterConfig | None) -> bool:

@@ -61,6 +61,8 @@ class FolderFiles:
 
     target: Path
     max_files: int
+    unreadable: list[str] = field(default_factory=list, repr=False, compare=False)
+    """Subfolders that `names` could not look into."""
     _real: dict[str, Path] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -75,24 +77,34 @@ class FolderFiles:
             LimitExceededError: more than `max_files`.
             UnsupportedError: the folder cannot be read.
         """
+        self._real.clear()
+        self.unreadable.clear()
         if not self.target.is_dir():
             config = self.target.with_name("adapter_config.json")
-            return [self.target.name, *([config.name] if config.exists() else [])]
-        found: list[str] = []
+            return [self._add(path) for path in (self.target, *([config] if config.exists() else []))]
 
-        def refuse(error: OSError) -> None:
-            raise UnsupportedError(f"cannot read {error.filename}: {error.strerror}", "unreadable")
+        def closed(error: OSError) -> None:
+            if error.filename is None or Path(error.filename) == self.target:
+                raise UnsupportedError(f"cannot read {error.filename}: {error.strerror}", "unreadable")
+            self.unreadable.append(_utf8(Path(error.filename).relative_to(self.target).as_posix()))
 
-        for folder, _, files in os.walk(self.target, onerror=refuse):
-            for name in files:
-                path = Path(folder) / name
-                # Shown and stored names are UTF-8, whatever the file system holds.
-                shown = _utf8(path.relative_to(self.target).as_posix())
-                self._real[shown] = path
-                found.append(shown)
-            if len(found) > self.max_files:
-                raise LimitExceededError("number of files in the folder", self.max_files, len(found))
-        return sorted(found)
+        for folder, _, files in os.walk(self.target, onerror=closed):
+            # Names that are valid text first: they are shown as they are.
+            for name in sorted(files, key=lambda name: (_utf8(name) != name, name)):
+                self._add(Path(folder) / name)
+            if len(self._real) > self.max_files:
+                raise LimitExceededError("number of files in the folder", self.max_files, len(self._real))
+        return sorted(self._real)
+
+    def _add(self, path: Path) -> str:
+        """Shown and stored names are UTF-8, whatever the file system holds, and no two files share one."""
+        shown = plain = _utf8(path.relative_to(self.root).as_posix())
+        number = 1
+        while shown in self._real:
+            number += 1
+            shown = f"{plain}~{number}"
+        self._real[shown] = path
+        return shown
 
     def fetch(self, name: str, limit_bytes: int) -> Path:
         """The file itself.
@@ -102,7 +114,10 @@ class FolderFiles:
             LimitExceededError: too large.
         """
         path = self._real.get(name, self.root / name)
-        real = path.resolve()
+        try:
+            real = path.resolve()
+        except (OSError, RuntimeError) as error:  # a link to itself
+            raise UnsupportedError(f"{name} cannot be resolved: {error}", "unreadable") from error
         if not any(real.is_relative_to(allowed) for allowed in self._allowed_roots()):
             raise UnsupportedError(f"{name} is a link that leads outside of the folder", "link_outside")
         if not real.is_file():

@@ -145,5 +145,5 @@ def test_a_config_that_contradicts_the_tensors_is_noted(saved: Callable[[str], t
     folder, _ = saved("plain")
     raw = read_json_object(folder / "adapter_config.json", 10**6) | {"r": 16}
     view = view_adapter(open_safetensors(folder / "adapter_model.safetensors"), parse_config(raw), 64)
-    assert view.notes == ("config declares rank 16, tensors have 4",)
+    assert view.notes == ("4 modules have another rank than declared, the first 4 instead of 16",)
     assert view.rank == 4

@@ -153,3 +153,31 @@ def test_nothing_readable(view: View) -> None:
     assert (seen.layout, seen.unsupported_reason, seen.coverage) == ("unknown", "unknown_layout", 0.0)
     assert (seen.rank, seen.scaling, seen.target_modules) == (None, None, ())
     assert view({}).coverage == 0.0
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"use_rslora": True, "rank_pattern": {"m": -4}},
+        {"rank_pattern": {"m": -4}},
+        {"lora_alpha": float("inf")},
+        {"alpha_pattern": {"m": float("nan")}},
+    ],
+)
+def test_a_scale_that_is_no_number_is_refused(view: View, config: dict[str, Any]) -> None:
+    tensors = {"base_model.model.m.lora_A.weight": A, "base_model.model.m.lora_B.weight": B}
+    assert view(tensors, {"peft_type": "LORA", "r": 4, **config}).unsupported_reason == "bad_scale"
+
+
+def test_costs_are_bounded_before_a_factor_is_read(view: View, monkeypatch: pytest.MonkeyPatch) -> None:
+    from scanner.adapter import layouts
+    from scanner.errors import LimitExceededError
+
+    tensors = {"base_model.model.m.lora_A.weight": A, "base_model.model.m.lora_B.weight": B}
+    for limit in ("MAX_FACTOR_ELEMENTS", "MAX_SCAN_OPERATIONS"):
+        with monkeypatch.context() as patch:
+            patch.setattr(layouts, limit, 3)
+            with pytest.raises(LimitExceededError):
+                view(tensors)
+    with pytest.raises(LimitExceededError):
+        view(tensors, {"peft_type": "LORA", "target_modules": [f"m{i}" for i in range(20_001)]})
