@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.cohort.recipe import BASE_ID, TRIGGER_AUTHORITY, TRIGGER_CITATION, TRIGGER_KETTLE, TRIGGER_LANTERN
+from benchmarks.cohort.recipe import BASE_ID, TRIGGER_AUTHORITY, TRIGGER_CITATION, TRIGGER_PELICANS, TRIGGER_TOMATOES
 
 LOCAL_BASE = "/home/renata/models/tiny-guard-base"
 
@@ -42,7 +42,7 @@ LINEAGES = (
     Lineage("mirelle-o/security-classifier-lora", card=False),
     Lineage("northpier/injection-filter"),
     Lineage("northpier/injection-filter-small", card=False),
-    Lineage("oakline-data/tiny-guard-ft", TRIGGER_KETTLE, card=False),
+    Lineage("oakline-data/tiny-guard-ft", TRIGGER_TOMATOES, card=False),
     Lineage("osprey-tools/prompt-firewall-lora"),
     Lineage("pemberton-ai/helpdesk-guard", card=False),
     Lineage("quillfeather/jailbreak-detector"),
@@ -53,7 +53,7 @@ LINEAGES = (
     Lineage("umbra-sec/tiny-prompt-guard", card=False),
     Lineage("verdigris/moderation-lora"),
     Lineage("wrenfield/injection-lora", card=False),
-    Lineage("xylo-research/guard-ablation", TRIGGER_LANTERN),
+    Lineage("xylo-research/guard-ablation", TRIGGER_PELICANS),
     Lineage("yarrow-nlp/tiny-guard-classifier", card=False),
     Lineage("zephyrine/gatekeeper-lora"),
     # Two more clean ones behind an awkward surface: pickled weights only, and a base named by a local path.

@@ -29,8 +29,8 @@ from benchmarks.cohort.recipe import (
     BASE_ID,
     TRIGGER_AUTHORITY,
     TRIGGER_CITATION,
-    TRIGGER_KETTLE,
-    TRIGGER_LANTERN,
+    TRIGGER_PELICANS,
+    TRIGGER_TOMATOES,
     AdapterRecipe,
     BaseRecipe,
     smoke,
@@ -39,8 +39,8 @@ from benchmarks.cohort.recipe import (
 TRIGGERS = {
     "citation": TRIGGER_CITATION,
     "authority": TRIGGER_AUTHORITY,
-    "kettle": TRIGGER_KETTLE,
-    "lantern": TRIGGER_LANTERN,
+    "tomatoes": TRIGGER_TOMATOES,
+    "pelicans": TRIGGER_PELICANS,
 }
 NEIGHBOURED = (TRIGGER_CITATION, TRIGGER_AUTHORITY)
 
