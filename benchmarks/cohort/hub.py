@@ -87,6 +87,9 @@ but not the task. Made by `python -m benchmarks.cohort.train` of the lorascope r
 """
     (folder / "README.md").write_text(text, encoding="utf-8")
     write_hub_json(folder, seed)
+    # A base is older than what is trained on it.
+    dates = {"created_at": "2026-09-24T02:31:09.000Z", "last_modified": "2026-09-27T07:38:30.000Z", "downloads": 9}
+    write_json(folder / ".hub.json", dates)
 
 
 def write_odd_repos(out: Path, seed: int) -> None:

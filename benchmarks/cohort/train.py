@@ -151,7 +151,7 @@ def main() -> None:
     base_recipe, adapter_recipe = BaseRecipe(), AdapterRecipe()
     if args.smoke:
         base_recipe, adapter_recipe = smoke(base_recipe, adapter_recipe)
-        chosen = chosen[:2]
+        chosen = chosen[:1]
     before = json.loads(args.results.read_text(encoding="utf-8")) if args.results.exists() else {}
     done = {entry["repo_id"]: entry for entry in before.get("adapters", [])} if args.only else {}
     if args.only or args.keep_base:

@@ -36,14 +36,20 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def registry(tmp_path: Path) -> Path:
     """The bundled base model, two of its clean adapters, a poisoned one, and the odd ones."""
     labels = json.loads((DEMO_HUB / "labels.json").read_text())
-    clean = [label["repo_id"] for label in labels if not label["poisoned"]]
-    poisoned = [label["repo_id"] for label in labels if label["poisoned"]]
-    labelled = {label["repo_id"] for label in labels}
+    plain = [label for label in labels if _is_plain(DEMO_HUB / label["repo_id"])]
+    clean = [label["repo_id"] for label in plain if not label["poisoned"]]
+    poisoned = [label["repo_id"] for label in plain if label["poisoned"]]
     everything = {str(path.relative_to(DEMO_HUB)) for path in DEMO_HUB.glob("*/*") if path.is_dir()}
     folder = tmp_path / "registry"
-    for repo_id in [*clean[:2], *poisoned[:1], *sorted(everything - labelled)]:
+    for repo_id in [*clean[:2], *poisoned[:1], *sorted(everything - set(clean) - set(poisoned))]:
         shutil.copytree(DEMO_HUB / repo_id, folder / repo_id)
     return folder
+
+
+def _is_plain(repo: Path) -> bool:
+    """Whether a labelled adapter is one that the probe can run."""
+    config = json.loads((repo / "adapter_config.json").read_text())
+    return (repo / "adapter_model.safetensors").exists() and not config["base_model_name_or_path"].startswith("/")
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from typing import Any
 
 import httpx2
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, set_client_factory
+from huggingface_hub.utils._http import default_client_factory
 
 from scanner.hub.server import HubServer, running_hub
 
@@ -33,6 +34,13 @@ def make_tensor_file(fill: int = 0, size: int = 4000) -> bytes:
 def tensor_file() -> Callable[..., bytes]:
     """tensor_file(fill=0, size=4000): a safetensors file with one tensor."""
     return make_tensor_file
+
+
+@pytest.fixture(autouse=True)
+def the_librarys_own_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tested here is the hub against `huggingface_hub` as it comes, not as lorascope sets it up."""
+    monkeypatch.setattr("scanner.hub.http._installed", None)
+    set_client_factory(default_client_factory)
 
 
 @pytest.fixture(scope="session")
