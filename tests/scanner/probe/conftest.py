@@ -67,3 +67,19 @@ def adapter_dir(tmp_path_factory: pytest.TempPathFactory, save_peft: Callable[..
     )
     save_peft(folder, config, vocabulary_size, std=0.3)
     return folder
+
+
+@pytest.fixture(scope="session")
+def base(base_dir: Path) -> Any:
+
+    from scanner.probe.base import load_base
+
+    return load_base(base_dir, "cpu")
+
+
+@pytest.fixture(scope="session")
+def tokens(base: Any) -> Any:
+    import torch
+
+    torch.manual_seed(5)
+    return torch.randint(8, base.model.config.vocab_size, (3, 17))
