@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,5 +72,6 @@ def _natural(value: Any) -> int | None:
 def _numbers(value: Any) -> dict[str, float]:
     if not isinstance(value, dict):
         return {}
+    # NaN where there is no number: an entry that is left out would hand its module to the config's general value.
     pairs = ((key, _number(item)) for key, item in value.items())
-    return {key: number for key, number in pairs if number is not None}
+    return {key: math.nan if number is None else number for key, number in pairs}

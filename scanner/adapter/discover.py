@@ -29,6 +29,9 @@ class Candidate:
 
     path: str
     config_path: str | None
+    likely_base: bool = False
+    """Named as a base model's own weights, with the base's config.json beside it and no adapter_config.json. It may be
+    an adapter all the same: only its header tells."""
 
 
 def is_pickle(path: str) -> bool:
@@ -37,10 +40,9 @@ def is_pickle(path: str) -> bool:
 
 
 def find_candidates(paths: Iterable[str]) -> list[Candidate]:
-    """All candidate weight files, those with a config first, then by path.
+    """All candidate weight files: those with a config first, those that are likely a base model's last, then by path.
 
-    A base model's own shards (`model.safetensors`, `pytorch_model*.bin`) are candidates unless the base's config.json
-    lies beside them and no adapter_config.json.
+    Names decide on the order alone, never on whether a file is looked at; only a trainer's own pickles are left out.
     """
     files = sorted(paths)
     configs = {str(PurePosixPath(f).parent): f for f in files if PurePosixPath(f).name == CONFIG_NAME}
@@ -48,15 +50,16 @@ def find_candidates(paths: Iterable[str]) -> list[Candidate]:
     found: list[Candidate] = []
     for file in files:
         path = PurePosixPath(file)
-        name = path.name.lower()
-        config = configs.get(str(path.parent))
+        name, folder = path.name.lower(), str(path.parent)
         if name.endswith(".safetensors"):
-            if str(path.parent) in bases and (name == "model.safetensors" or name.startswith("model-0")):
-                continue
+            base_name = name.startswith("model")
         elif name.endswith(_PICKLES):
-            if _TRAINER_STATE.fullmatch(name) or (str(path.parent) in bases and name.startswith("pytorch_model")):
+            if _TRAINER_STATE.fullmatch(name):
                 continue
-        elif not name.endswith(_OTHER_WEIGHTS):
+            base_name = name.startswith("pytorch_model")
+        elif name.endswith(_OTHER_WEIGHTS):
+            base_name = False
+        else:
             continue
-        found.append(Candidate(file, config))
-    return sorted(found, key=lambda c: (c.config_path is None, c.path))
+        found.append(Candidate(file, configs.get(folder), base_name and folder in bases))
+    return sorted(found, key=lambda c: (c.config_path is None, c.likely_base, c.path))

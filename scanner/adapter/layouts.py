@@ -22,10 +22,13 @@ PEFT_PREFIX = "base_model.model."
 DEFAULT_HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score")}
 _OTHER_FORWARDS = ("alora_invocation_tokens", "layer_replication", "use_qalora", "arrow_config", "use_bdlora")
 """LoRA options that make the adapted layer compute something else than W·x + s·B·A·x, or change the base's layers."""
+MAX_FEATURES = 2_000_000
+"""Inputs or outputs of one module. The widest real ones are vocabularies, of about 256,000 words."""
 MAX_FACTOR_ELEMENTS = 2**26
 """One factor as float64 is half a gigabyte then: rank 512 over a vocabulary of 128,000 still fits."""
 MAX_SCAN_OPERATIONS = 5 * 10**12
-"""Rank 256 on every linear layer of a 70B model needs a fifth of it; minutes on two cores."""
+"""Allows rank 256 on every linear layer of a 70B model, which needs a fifth of it, and rank 1,024 on a 7B one. Two
+cores do 1 to 4 billion a second, the more the higher the rank: half an hour at the limit."""
 PEFT_DEFAULT_ALPHA = 8.0  # peft.LoraConfig.lora_alpha
 
 
@@ -60,7 +63,8 @@ def view_adapter(file: SafetensorsFile, config: AdapterConfig | None, max_rank: 
         The view; `unsupported_reason` is set when nothing can be read or the PEFT type is not plain LoRA.
 
     Raises:
-        LimitExceededError: a rank above `max_rank`.
+        LimitExceededError: a rank above `max_rank`, a factor that is too wide or too large, more operations than a
+            scan may take, or a config with too many names.
     """
     known = _Config.of(config)
     pairs: dict[tuple[str, str], dict[str, TensorEntry]] = {}
@@ -102,10 +106,10 @@ def view_adapter(file: SafetensorsFile, config: AdapterConfig | None, max_rank: 
         if alpha_entry:
             used_alphas.add(alpha_entry.name)
             explained += alpha_entry.size_bytes
-    cost = sum((u.in_features + u.out_features) * u.rank**2 for u in updates)
+    cost = sum((u.in_features + u.out_features) * u.rank**2 + u.rank**3 for u in updates)
     if cost > MAX_SCAN_OPERATIONS:
         raise LimitExceededError("operations that the weight scan needs", MAX_SCAN_OPERATIONS, cost)
-    heads = [e for e in others if _is_declared_head(e.name, config)]
+    heads = [e for e in others if known.is_head(e.name)]
     head_names = {e.name for e in heads}
     explained += sum(e.size_bytes for e in heads)
     unexplained = [e for e in others if e.name not in head_names and e.name not in used_alphas]
@@ -154,6 +158,8 @@ class _Config:
     alphas: NameIndex[float]
     targets: NameIndex[bool] | None
     """None where the targets cannot be checked: a text is a regular expression from a stranger, not run here."""
+    heads: frozenset[str]
+    """Modules that the config saves whole."""
 
     @classmethod
     def of(cls, config: AdapterConfig | None) -> _Config:
@@ -167,7 +173,10 @@ class _Config:
             config,
             NameIndex(config.rank_pattern if config else {}),
             NameIndex(config.alpha_pattern if config else {}),
-            NameIndex((name, True) for name in names) if names is not None else None,
+            NameIndex(((name, True) for name in names), literal=True) if names is not None else None,
+            frozenset((*config.modules_to_save, *DEFAULT_HEADS.get((config.task_type or "").upper(), ())))
+            if config
+            else frozenset(),
         )
 
     def peft_loads(self, module: str) -> bool:
@@ -179,6 +188,10 @@ class _Config:
         # A second parameter of one module nests as `module.base_layer`.
         name = module.removeprefix(PEFT_PREFIX).replace(".base_layer", "")
         return self.targets is None or self.targets.find(name) is not None
+
+    def is_head(self, tensor: str) -> bool:
+        """Whether a full tensor belongs to a declared head."""
+        return bool(self.heads) and not self.heads.isdisjoint(tensor.removeprefix(PEFT_PREFIX).split(".")[:-1])
 
 
 def _update(
@@ -206,7 +219,9 @@ def _update(
         return None
     if rank > max_rank:
         raise LimitExceededError(f"rank of {module[:120]}", max_rank, rank)
-    if (elements := rank * max(in_features, out_features)) > MAX_FACTOR_ELEMENTS:
+    if (widest := max(in_features, out_features)) > MAX_FEATURES:
+        raise LimitExceededError(f"features of {module[:120]}", MAX_FEATURES, widest)
+    if (elements := rank * widest) > MAX_FACTOR_ELEMENTS:
         raise LimitExceededError(f"numbers in a factor of {module[:120]}", MAX_FACTOR_ELEMENTS, elements)
     if {a.dtype, b.dtype} - {"F64", "F32", "F16", "BF16"}:
         return None
@@ -236,19 +251,18 @@ def _scale(
         return 1.0 if alpha_tensor is None else alpha_tensor / rank
     if spelling.layout == "mlx" and config.mlx_scale is not None:  # PEFT does not know the field
         return config.mlx_scale
-    declared = known.ranks.find(module) or config.rank or rank
-    if declared != rank:
-        mismatches.append((declared, rank))
+    declared = known.ranks.find(module)
+    if declared is None:
+        declared = float(config.rank or rank)
+        if config.rank is None and config.raw.get("r") is not None:
+            return math.nan  # no rank at all: refused as a whole by `_unsupported`, as are the others below
     alpha = known.alphas.find(module)
     if alpha is None:
-        alpha = config.alpha if config.alpha is not None else PEFT_DEFAULT_ALPHA
-    if not (math.isfinite(declared) and declared > 0 and math.isfinite(alpha)):
-        return math.nan  # refused as a whole by `_unsupported`
+        alpha = config.alpha
+    if alpha is None:
+        alpha = PEFT_DEFAULT_ALPHA if config.raw.get("lora_alpha") is None else math.nan
+    if not (declared > 0 and declared.is_integer() and math.isfinite(alpha)):
+        return math.nan
+    if declared != rank:
+        mismatches.append((declared, rank))
     return alpha / math.sqrt(declared) if config.use_rslora else alpha / declared
-
-
-def _is_declared_head(name: str, config: AdapterConfig | None) -> bool:
-    if config is None:
-        return False
-    declared = {*config.modules_to_save, *DEFAULT_HEADS.get((config.task_type or "").upper(), ())}
-    return bool(declared & set(name.removeprefix(PEFT_PREFIX).split(".")[:-1]))

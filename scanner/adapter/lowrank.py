@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -26,7 +27,7 @@ class LowRankUpdate:
     out_features: int
     in_features: int
     scale: float
-    """s: α/r, or α/√r for rsLoRA."""
+    """s: α/r, or α/√r for rsLoRA; NaN where the config has no usable number (the view is then unsupported)."""
     read: Callable[[], tuple[FloatArray, FloatArray]] = field(repr=False, compare=False)
     """Returns (A [r, in], B [out, r])."""
     kind: str = "linear"
@@ -55,8 +56,9 @@ class AdapterView:
 
     @property
     def scaling(self) -> float | None:
-        """Largest scale."""
-        return max((update.scale for update in self.updates), default=None)
+        """Largest scale, None where one of them is no number."""
+        scales = [update.scale for update in self.updates]
+        return max(scales) if scales and all(map(math.isfinite, scales)) else None
 
     @property
     def target_modules(self) -> tuple[str, ...]:

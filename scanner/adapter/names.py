@@ -24,19 +24,23 @@ class NameIndex(Generic[V]):
     name. Where several match, the first of the config counts, as in PEFT. A look-up costs the number of dots in the
     name, not the number of entries.
 
+    Args:
+        entries: key and value.
+        literal: keys are plain text, in which `^` and a backslash stand for themselves, as in target_modules.
+
     Raises:
         LimitExceededError: more than `MAX_NAMES` entries.
     """
 
-    def __init__(self, entries: Mapping[str, V] | Iterable[tuple[str, V]]) -> None:
+    def __init__(self, entries: Mapping[str, V] | Iterable[tuple[str, V]], literal: bool = False) -> None:
         items = list(entries.items() if isinstance(entries, Mapping) else entries)
         if len(items) > MAX_NAMES:
             raise LimitExceededError("module names in the config", MAX_NAMES, len(items))
         self._whole: dict[str, tuple[int, V]] = {}
         self._ends: dict[str, tuple[int, V]] = {}
         for order, (key, value) in enumerate(items):
-            table = self._whole if key.startswith("^") else self._ends
-            table.setdefault(key.removeprefix("^").replace("\\.", "."), (order, value))
+            table = self._whole if key.startswith("^") and not literal else self._ends
+            table.setdefault(key if literal else key.removeprefix("^").replace("\\.", "."), (order, value))
 
     def find(self, module: str) -> V | None:
         """The value for a module, or None."""

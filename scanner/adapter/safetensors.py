@@ -20,9 +20,13 @@ from scanner.errors import LimitExceededError, MalformedFileError
 
 __all__ = ["MAX_HEADER_BYTES", "MAX_TENSORS", "SafetensorsFile", "TensorEntry", "open_safetensors"]
 
-MAX_HEADER_BYTES = 25_000_000
-MAX_TENSORS = 200_000
+MAX_HEADER_BYTES = 16_000_000
+"""A tensor takes about 150 bytes: an adapter of every expert of a large mixture has 70,000 tensors in 11 MB."""
+MAX_TENSORS = 100_000
+MAX_NAME_CHARS = 512
 MAX_DIMENSIONS = 8
+MAX_MARKS = 15 * MAX_TENSORS
+"""Quotes and opening brackets of a header. A tensor has 13; each costs memory far beyond its byte once it is parsed."""
 
 ITEM_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -72,7 +76,9 @@ class SafetensorsFile:
         raw = self._data[entry.begin : entry.end]
         if entry.dtype == "BF16":
             # bfloat16 is the upper half of a float32.
-            return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32).reshape(entry.shape)
+            bits = raw.view("<u2").astype(np.uint32)
+            bits <<= 16
+            return bits.view(np.float32).reshape(entry.shape)
         if entry.dtype not in ("F64", "F32", "F16"):
             raise MalformedFileError(f"tensor {name[:120]} has dtype {entry.dtype}, not a float that can be read")
         values = raw.view(_NUMPY[entry.dtype]).reshape(entry.shape)
@@ -94,19 +100,23 @@ def open_safetensors(path: Path) -> SafetensorsFile:
     """Map a file and check its whole structure before any tensor is touched.
 
     Raises:
-        LimitExceededError: header, tensor count or dimension count over the limit.
+        LimitExceededError: header, tensor count, name length or dimension count over the limit.
         MalformedFileError: any other broken rule, with the rule in its message.
     """
     size = path.stat().st_size
     if size < 10:
-        raise MalformedFileError(f"{path.name} has {size} bytes, too few for a safetensors header")
+        raise MalformedFileError(f"the file has {size} bytes, too few for a safetensors header")
     with path.open("rb") as stream:
         header_bytes = int.from_bytes(stream.read(8), "little")
         if header_bytes > MAX_HEADER_BYTES:
             raise LimitExceededError("safetensors header in bytes", MAX_HEADER_BYTES, header_bytes)
         if header_bytes + 8 > size:
             raise MalformedFileError(f"header announces {header_bytes:,} bytes, the file has {size - 8:,}")
-        header = parse_json_object(stream.read(header_bytes), "safetensors header")
+        text = stream.read(header_bytes)
+    marks = sum(text.count(mark) for mark in (b'"', b"[", b"{"))
+    if marks > MAX_MARKS:
+        raise LimitExceededError("quotes and brackets in the safetensors header", MAX_MARKS, marks)
+    header = parse_json_object(text, "safetensors header")
     metadata = _metadata(header.pop("__metadata__", {}))
     if len(header) > MAX_TENSORS:
         raise LimitExceededError("number of tensors", MAX_TENSORS, len(header))
@@ -135,6 +145,8 @@ def _metadata(value: Any) -> dict[str, str]:
 
 
 def _entry(name: str, value: Any) -> TensorEntry:
+    if len(name) > MAX_NAME_CHARS:
+        raise LimitExceededError("characters of a tensor's name", MAX_NAME_CHARS, len(name))
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise MalformedFileError(f"tensor {name[:120]} does not have exactly dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]

@@ -15,6 +15,9 @@ if TYPE_CHECKING:  # a scan of folders needs no Hub client, whose import is slow
 
 __all__ = ["FolderFiles", "HubFiles", "RepoFiles", "folder_ref"]
 
+MAX_DEPTH = 100
+"""Folders within folders. What lies deeper counts as unreadable."""
+
 
 class RepoFiles(Protocol):
     """The files of one repo. Both methods raise only lorascope's errors."""
@@ -62,7 +65,7 @@ class FolderFiles:
     target: Path
     max_files: int
     unreadable: list[str] = field(default_factory=list, repr=False, compare=False)
-    """Subfolders that `names` could not look into."""
+    """Subfolders that `names` could not look into, one result each."""
     _real: dict[str, Path] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -85,24 +88,23 @@ class FolderFiles:
 
         def closed(error: OSError) -> None:
             if error.filename is None or Path(error.filename) == self.target:
-                raise UnsupportedError(f"cannot read {error.filename}: {error.strerror}", "unreadable")
+                raise UnsupportedError(f"cannot read {_utf8(str(self.target))}: {error.strerror}", "unreadable")
             self.unreadable.append(_utf8(Path(error.filename).relative_to(self.target).as_posix()))
 
-        for folder, _, files in os.walk(self.target, onerror=closed):
-            # Names that are valid text first: they are shown as they are.
-            for name in sorted(files, key=lambda name: (_utf8(name) != name, name)):
+        for folder, subfolders, files in os.walk(self.target, onerror=closed):
+            inside = Path(folder).relative_to(self.target)
+            if len(inside.parts) >= MAX_DEPTH and subfolders:
+                self.unreadable.extend(_utf8((inside / name).as_posix()) for name in subfolders)
+                subfolders.clear()
+            for name in files:
                 self._add(Path(folder) / name)
-            if len(self._real) > self.max_files:
-                raise LimitExceededError("number of files in the folder", self.max_files, len(self._real))
+            if (count := len(self._real) + len(self.unreadable)) > self.max_files:
+                raise LimitExceededError("number of files in the folder", self.max_files, count)
         return sorted(self._real)
 
     def _add(self, path: Path) -> str:
         """Shown and stored names are UTF-8, whatever the file system holds, and no two files share one."""
-        shown = plain = _utf8(path.relative_to(self.root).as_posix())
-        number = 1
-        while shown in self._real:
-            number += 1
-            shown = f"{plain}~{number}"
+        shown = _utf8(path.relative_to(self.root).as_posix())
         self._real[shown] = path
         return shown
 
@@ -115,9 +117,14 @@ class FolderFiles:
         """
         path = self._real.get(name, self.root / name)
         try:
-            real = path.resolve()
-        except (OSError, RuntimeError) as error:  # a link to itself
-            raise UnsupportedError(f"{name} cannot be resolved: {error}", "unreadable") from error
+            return self._checked(path, name, limit_bytes)
+        except RuntimeError as error:  # how pathlib before 3.13 says it
+            raise UnsupportedError(f"{name} is a link to itself", "unreadable") from error
+        except OSError as error:  # its own text may hold a name that is no valid text
+            raise UnsupportedError(f"cannot read {name}: {error.strerror}", "unreadable") from error
+
+    def _checked(self, path: Path, name: str, limit_bytes: int) -> Path:
+        real = path.resolve()
         if not any(real.is_relative_to(allowed) for allowed in self._allowed_roots()):
             raise UnsupportedError(f"{name} is a link that leads outside of the folder", "link_outside")
         if not real.is_file():
@@ -162,5 +169,9 @@ def folder_ref(target: str) -> RepoRef:
 
 
 def _utf8(name: str) -> str:
-    """A file name as valid text: bytes that are not UTF-8 are written as escapes."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    r"""A file name as valid text, a different one for each name.
+
+    Bytes that are not UTF-8 are written as `\xff`. A backslash is written as `\x5c`, so that a name which spells an
+    escape is told apart from one that needs it. All other names stay as they are.
+    """
+    return os.fsencode(name).replace(b"\\", b"\\x5c").decode("utf-8", "backslashreplace")

@@ -68,7 +68,8 @@ def collect_repo(repo: RepoRef, files: RepoFiles, settings: Settings) -> list[Sc
     except Exception as error:  # noqa: BLE001 - `_outcome_of` stores it, or raises what must stop everything
         return [failed_record(repo, *_outcome_of(error, repo))]
     closed = [_unreadable_folder(repo, path) for path in getattr(files, "unreadable", ())]
-    candidates = find_candidates(names)
+    # What looks like a base model's own weights is read where it costs nothing; a Hub repo of them is no adapter.
+    candidates = [c for c in find_candidates(names) if repo.is_folder or not c.likely_base]
     if not candidates and not closed:
         return [failed_record(repo, Outcome.INCONCLUSIVE, "no_weights", "the repo holds no adapter weights (yet)")]
     limit = settings.max_adapters_per_repo
@@ -173,7 +174,7 @@ def _folder_commit(digest: str | None, config: Path | None) -> str:
 
 
 def _unreadable_folder(repo: RepoRef, path: str) -> ScanRecord:
-    return failed_record(repo, Outcome.ERROR, "unreadable", f"no permission to read {path}", path=path)
+    return failed_record(repo, Outcome.ERROR, "unreadable", f"cannot look into {path}", path=path)
 
 
 def failed_record(

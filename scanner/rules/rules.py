@@ -6,7 +6,8 @@ Rule ids are stable and never re-used.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 
 from scanner.adapter import AdapterConfig, AdapterView, is_pickle
 from scanner.hub.names import hub_id
@@ -15,6 +16,9 @@ from scanner.model import Finding, Severity, WeightScan
 __all__ = ["RULES", "RULES_VERSION", "StaticFacts", "check_static"]
 
 RULES_VERSION = "rules-1"
+MAX_FINDINGS_PER_RULE = 8
+MAX_TEXT = 300
+"""Characters of a finding's message and of its evidence: strangers choose the names that go into them."""
 _KNOWN_PARENTS = ("transformers", "peft", "diffusers")
 
 
@@ -44,14 +48,14 @@ def _pickle_siblings(facts: StaticFacts) -> Iterator[Finding]:
     """LS002: pickles lie beside the weights (optimizer states, training arguments)."""
     others = [name for name in facts.siblings if is_pickle(name) and name != facts.path]
     if others:
-        yield Finding("LS002", Severity.LOW, "pickle files lie beside the weights", ", ".join(others)[:300])
+        yield Finding("LS002", Severity.LOW, "pickle files lie beside the weights", ", ".join(others)[:MAX_TEXT])
 
 
 def _code_siblings(facts: StaticFacts) -> Iterator[Finding]:
     """LS003: Python files, which `trust_remote_code` would run."""
     code = [name for name in facts.siblings if name.endswith((".py", ".pyc", ".so"))]
     if code:
-        yield Finding("LS003", Severity.MEDIUM, "the repo carries code", ", ".join(code)[:300])
+        yield Finding("LS003", Severity.MEDIUM, "the repo carries code", ", ".join(code)[:MAX_TEXT])
 
 
 def _foreign_import(facts: StaticFacts) -> Iterator[Finding]:
@@ -62,7 +66,10 @@ def _foreign_import(facts: StaticFacts) -> Iterator[Finding]:
         return
     if not isinstance(parent, str) or parent.split(".")[0] not in _KNOWN_PARENTS:
         yield Finding(
-            "LS004", Severity.HIGH, "the config names a library that is imported when it is loaded", str(parent)[:300]
+            "LS004",
+            Severity.HIGH,
+            "the config names a library that is imported when it is loaded",
+            str(parent)[:MAX_TEXT],
         )
 
 
@@ -70,7 +77,7 @@ def _base_is_no_hub_id(facts: StaticFacts) -> Iterator[Finding]:
     """LS005: the base model is a path, so nobody can tell which weights the adapter belongs to."""
     base = facts.config.base_model if facts.config else None
     if base is not None and hub_id(base) is None:
-        yield Finding("LS005", Severity.LOW, "the base model is a local path or not a Hub id", base[:300])
+        yield Finding("LS005", Severity.LOW, "the base model is a local path or not a Hub id", base[:MAX_TEXT])
 
 
 def _unexplained_tensors(facts: StaticFacts) -> Iterator[Finding]:
@@ -81,14 +88,14 @@ def _unexplained_tensors(facts: StaticFacts) -> Iterator[Finding]:
             "LS006",
             Severity.MEDIUM,
             f"{len(names)} tensors are neither a low-rank update nor declared by the config",
-            ", ".join(names[:8])[:300],
+            ", ".join(names[:8])[:MAX_TEXT],
         )
 
 
 def _shape_contradiction(facts: StaticFacts) -> Iterator[Finding]:
     """LS007: the tensors' ranks are not the ones that the config declares."""
     for note in facts.view.notes if facts.view else ():
-        yield Finding("LS007", Severity.LOW, "the config and the tensors disagree", note[:300])
+        yield Finding("LS007", Severity.LOW, "the config and the tensors disagree", note[:MAX_TEXT])
 
 
 def _not_finite(facts: StaticFacts) -> Iterator[Finding]:
@@ -97,7 +104,7 @@ def _not_finite(facts: StaticFacts) -> Iterator[Finding]:
         broken = [m.module for m in facts.weights.modules if m.features["frobN"] is None]
         if broken:
             text = f"{len(broken)} modules hold NaN or infinity"
-            yield Finding("LS010", Severity.HIGH, text, ", ".join(broken[:8])[:300])
+            yield Finding("LS010", Severity.HIGH, text, ", ".join(broken[:8])[:MAX_TEXT])
 
 
 RULES: tuple[Rule, ...] = (
@@ -113,6 +120,10 @@ RULES: tuple[Rule, ...] = (
 
 
 def check_static(facts: StaticFacts) -> tuple[Finding, ...]:
-    """Run every rule; findings by falling severity."""
-    found = [finding for rule in RULES for finding in rule(facts)]
+    """Run every rule; findings by falling severity, bounded in number and length whatever a rule yields."""
+    found = [_cut(finding) for rule in RULES for finding in islice(rule(facts), MAX_FINDINGS_PER_RULE)]
     return tuple(sorted(found, key=lambda f: (-f.severity.order, f.rule_id)))
+
+
+def _cut(finding: Finding) -> Finding:
+    return replace(finding, message=finding.message[:MAX_TEXT], evidence=finding.evidence[:MAX_TEXT])

@@ -24,6 +24,8 @@ __all__ = ["FEATURE_VERSION", "scan_weights", "singular_values"]
 Float64 = npt.NDArray[np.float64]
 
 FEATURE_VERSION = "weights-1"
+BLOCK_VALUES = 2**23
+"""Values that are converted to float64 at once: 64 MiB."""
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
@@ -38,21 +40,38 @@ def singular_values(a: FloatArray, b: FloatArray) -> Float64:
         a: A [r, in].
         b: B [out, r].
     """
-    r_a: Float64 = np.linalg.qr(np.asarray(a, dtype=np.float64).T).R
-    r_b: Float64 = np.linalg.qr(np.asarray(b, dtype=np.float64)).R
-    core: Float64 = r_b @ r_a.T
+    core: Float64 = triangle(b) @ triangle(a.T).T
     if not np.isfinite(core).all():
         return np.full(min(core.shape), math.nan)  # LAPACK's answer to infinity depends on its build
     return np.linalg.svd(core, full_matrices=False, compute_uv=False).astype(np.float64, copy=False)
 
 
+def triangle(tall: FloatArray, block_values: int = BLOCK_VALUES) -> Float64:
+    """The R factor of QR, up to the signs of its rows; float64, NaN where a value is not finite.
+
+    Blocks of rows are folded in one after the other: qr([R; block]) has the R of all rows so far, exactly. A factor
+    needs the memory of a block, however wide its module is.
+
+    Args:
+        tall: a matrix [n, r]; only a block of it is copied.
+        block_values: values per block; a block has at least 2·r rows, so that folding stays cheap.
+    """
+    rank = tall.shape[1]
+    rows = max(2 * rank, block_values // rank)
+    folded: Float64 = np.zeros((0, rank))
+    for start in range(0, tall.shape[0], rows):
+        stacked: Float64 = np.concatenate([folded, tall[start : start + rows]], dtype=np.float64)
+        if not np.isfinite(stacked).all():
+            return np.full((min(tall.shape), rank), math.nan)
+        folded = np.asarray(np.linalg.qr(stacked, mode="r"))
+    return folded
+
+
 def _module_features(update: LowRankUpdate) -> ModuleFeatures:
     a, b = update.read()
-    energy = math.nan
-    if np.isfinite(a).all() and np.isfinite(b).all():
-        with np.errstate(over="ignore", invalid="ignore"):  # float64 factors can overflow in the product
-            sigma = singular_values(a, b)
-            energy = float(np.sum(sigma**2))
+    with np.errstate(over="ignore", invalid="ignore"):  # float64 factors can overflow in the product
+        sigma = singular_values(a, b)
+        energy = float(np.sum(sigma**2))
     if not math.isfinite(energy):
         nothing: dict[str, float | None] = dict.fromkeys(("frobN", "delta_frob", "stable_rank", "top1_energy"))
         return ModuleFeatures(update.module, update.rank, update.out_features, update.in_features, nothing)

@@ -57,10 +57,27 @@ def test_trainer_names_hide_no_safetensors() -> None:
     assert found("adapter_config.json", "optimizer.safetensors") == [("optimizer.safetensors", "adapter_config.json")]
 
 
-def test_a_base_models_own_shards_count_only_beside_an_adapter_config() -> None:
-    shards = ("model.safetensors", "model-00001-of-00002.safetensors", "pytorch_model.bin", "pytorch_model-00001.bin")
-    assert found(*shards, "config.json") == []
-    assert [path for path, _ in found(*shards, "adapter_config.json")] == sorted(shards)
+@pytest.mark.parametrize("name", ["optimizer_lora.bin", "scheduler.pth", "rng_state_lora.pth", "scaler.pt.bin"])
+def test_only_exact_trainer_names_are_left_out(name: str) -> None:
+    assert found(name) == [(name, None)]
+
+
+SHARDS = ("model-00001-of-00002.safetensors", "model.safetensors", "pytorch_model-00001.bin", "pytorch_model.bin")
+
+
+def test_a_base_models_own_names_hide_no_adapter() -> None:
+    likely = find_candidates([*SHARDS, "z/config.json", "z/model.safetensors", "zz.safetensors", "config.json"])
+    assert [(c.path, c.likely_base) for c in likely] == [
+        ("zz.safetensors", False),
+        *((name, True) for name in SHARDS),
+        ("z/model.safetensors", True),
+    ]
+
+
+@pytest.mark.parametrize("beside", [(), ("adapter_config.json",), ("adapter_config.json", "config.json")])
+def test_without_a_bases_config_or_with_an_adapters_it_is_no_base(beside: tuple[str, ...]) -> None:
+    candidates = find_candidates([*SHARDS, *beside])
+    assert [(c.path, c.likely_base) for c in candidates] == [(name, False) for name in SHARDS]
 
 
 def test_other_weights_and_case() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from scanner.adapter import AdapterView, open_safetensors, parse_config, view_adapter
 
@@ -162,11 +166,84 @@ def test_nothing_readable(view: View) -> None:
         {"rank_pattern": {"m": -4}},
         {"lora_alpha": float("inf")},
         {"alpha_pattern": {"m": float("nan")}},
+        {"alpha_pattern": {"m": 10**400}},
+        {"alpha_pattern": {"m": "7"}},
+        {"lora_alpha": 10**400},
+        {"lora_alpha": "16"},
+        {"rank_pattern": {"m": 0}},
+        {"rank_pattern": {"m": 2.5}},
+        {"rank_pattern": {"m": float("inf")}},
+        {"rank_pattern": {"m": None}},
+        {"r": -4},
+        {"r": 0, "use_rslora": True},
+        {"r": float("nan")},
     ],
 )
 def test_a_scale_that_is_no_number_is_refused(view: View, config: dict[str, Any]) -> None:
     tensors = {"base_model.model.m.lora_A.weight": A, "base_model.model.m.lora_B.weight": B}
-    assert view(tensors, {"peft_type": "LORA", "r": 4, **config}).unsupported_reason == "bad_scale"
+    seen = view(tensors, {"peft_type": "LORA", "r": 4, **config})
+    assert (seen.unsupported_reason, seen.scaling) == ("bad_scale", None)
+
+
+numbers = st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from([10**400, -(10**400), "4", [4], {}])
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "r": numbers,
+            "lora_alpha": numbers,
+            "use_rslora": st.booleans(),
+            "rank_pattern": st.dictionaries(st.sampled_from(["m", "^m", "n", ""]), numbers) | numbers,
+            "alpha_pattern": st.dictionaries(st.sampled_from(["m", "^m", "n", ""]), numbers) | numbers,
+            "lora_parameters": st.fixed_dictionaries({}, optional={"rank": numbers, "scale": numbers}),
+        },
+    ),
+    st.sampled_from(["lora_{}.weight", "lora_{}"]),
+)
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_config_makes_another_error_or_a_scale_that_is_no_number(
+    view: View, config: dict[str, Any], spelling: str
+) -> None:
+    sides = {"A": A, "B": B} if spelling.endswith("weight") else {"a": A.T, "b": B.T}
+    seen = view({f"m.{spelling.format(side)}": value for side, value in sides.items()}, config)
+    assert seen.unsupported_reason or all(math.isfinite(update.scale) for update in seen.updates)
+
+
+def test_a_targets_list_is_text_not_a_pattern(view: View) -> None:
+    # To PEFT `^m` is the name of no module: a pair behind it is a decoy.
+    tensors = {"base_model.model.m.lora_A.weight": A, "base_model.model.m.lora_B.weight": B}
+    for target, count in (("m", 1), ("^m", 0), ("\\.m", 0)):
+        seen = view(tensors, {"peft_type": "LORA", "r": 4, "target_modules": [target]})
+        assert len(seen.updates) == count
+
+
+def test_ranks_that_contradict_the_config_are_one_note(view: View) -> None:
+    tensors: dict[str, Any] = {}
+    for rank in range(1, 9):
+        tensors[f"m{rank}.lora_A.weight"] = np.ones((rank, 4), "f4")
+        tensors[f"m{rank}.lora_B.weight"] = np.ones((4, rank), "f4")
+    (note,) = view(tensors, {"r": 8}).notes
+    assert note.startswith("7 modules")
+
+
+def test_long_lists_of_names_are_not_compared_with_every_module(view: View) -> None:
+    modules = [f"layers.{number}.q_proj" for number in range(3_000)]
+    small = np.ones((1, 1), "f4")
+    tensors = {f"base_model.model.{name}.lora_{side}.weight": small for name in modules for side in "AB"}
+    tensors |= {f"head{number}.weight": small for number in range(3_000)}
+    config = {
+        "peft_type": "LORA",
+        "r": 1,
+        "target_modules": [f"no.{number}" for number in range(16_000)] + ["q_proj"],
+        "rank_pattern": {f"no.{number}": 2 for number in range(16_000)} | {"q_proj": 1},
+        "modules_to_save": [f"no{number}" for number in range(20_000)],
+    }
+    begin = time.process_time()
+    seen = view(tensors, config)
+    assert (len(seen.updates), len(seen.unexplained)) == (3_000, 3_000)
+    assert time.process_time() - begin < 5  # every name against every module takes minutes
 
 
 def test_costs_are_bounded_before_a_factor_is_read(view: View, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +251,7 @@ def test_costs_are_bounded_before_a_factor_is_read(view: View, monkeypatch: pyte
     from scanner.errors import LimitExceededError
 
     tensors = {"base_model.model.m.lora_A.weight": A, "base_model.model.m.lora_B.weight": B}
-    for limit in ("MAX_FACTOR_ELEMENTS", "MAX_SCAN_OPERATIONS"):
+    for limit in ("MAX_FACTOR_ELEMENTS", "MAX_FEATURES", "MAX_SCAN_OPERATIONS"):
         with monkeypatch.context() as patch:
             patch.setattr(layouts, limit, 3)
             with pytest.raises(LimitExceededError):

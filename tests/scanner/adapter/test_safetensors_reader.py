@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -186,6 +187,44 @@ def test_a_huge_header_is_refused_before_it_is_read(tmp_path: Path, announced: i
     path.write_bytes(struct.pack("<Q", announced) + b"{}")
     with pytest.raises(LimitExceededError):
         open_safetensors(path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        pytest.param(b'{"a":[' + b"[]," * 1_500_000 + b"[]]}", id="lists"),
+        pytest.param(b"{" + b",".join(b'"%x":1' % number for number in range(800_000)) + b"}", id="keys"),
+        pytest.param({"n" * 600: entry(0, 4)}, id="a long name"),
+    ],
+)
+def test_headers_that_cost_more_than_their_bytes_are_refused(
+    tmp_path: Path, pack: Callable[..., bytes], header: Any
+) -> None:
+    path = tmp_path / "costly.safetensors"
+    path.write_bytes(pack(header, bytes(4)))
+    with pytest.raises(LimitExceededError):
+        open_safetensors(path)
+
+
+def test_an_adapter_of_every_expert_of_a_large_mixture_is_read(tmp_path: Path, pack: Callable[..., bytes]) -> None:
+    names = (
+        f"base_model.model.model.layers.{layer}.mlp.experts.{expert}.{kind}_proj.lora_{side}.weight"
+        for layer in range(94)
+        for expert in range(128)
+        for kind in ("gate", "up", "down")
+        for side in "AB"
+    )
+    path = tmp_path / "experts.safetensors"
+    path.write_bytes(pack({name: entry(i * 4, i * 4 + 4) for i, name in enumerate(names)}, bytes(4 * 94 * 128 * 6)))
+    assert len(open_safetensors(path).entries) == 94 * 128 * 6
+
+
+def test_a_message_holds_no_name_that_is_no_text(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/w\xff.safetensors"))
+    path.write_bytes(b"")
+    with pytest.raises(MalformedFileError) as caught:
+        open_safetensors(path)
+    caught.value.message.encode()
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 9, struct.pack("<Q", 100) + b"{}"])

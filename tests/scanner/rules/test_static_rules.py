@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scanner.adapter import AdapterView, LowRankUpdate, parse_config
 from scanner.model import ModuleFeatures, Severity, WeightScan
 from scanner.rules import RULES, StaticFacts, check_static
+from scanner.rules.rules import MAX_FINDINGS_PER_RULE, MAX_TEXT
 
 UPDATE = LowRankUpdate("m", 4, 2, 2, 1.0, lambda: None)  # type: ignore[arg-type, return-value]  # never read here
 WEIGHTS = "adapter_model.safetensors"
@@ -79,6 +80,13 @@ def test_evidence_is_bounded() -> None:
     found = check_static(facts(siblings=(WEIGHTS, *names), config={"base_model_name_or_path": "/" + "x" * 10_000}))
     assert found
     assert all(len(finding.evidence) <= 300 for finding in found)
+
+
+def test_findings_are_bounded_in_number_and_length() -> None:
+    notes = tuple(f"{number}" + "x" * 10_000 for number in range(1_000))
+    found = check_static(facts(view=AdapterView("peft", (UPDATE,), notes=notes)))
+    assert 0 < len(found) <= MAX_FINDINGS_PER_RULE
+    assert all(len(finding.message) <= MAX_TEXT and len(finding.evidence) <= MAX_TEXT for finding in found)
 
 
 def test_every_rule_states_its_id() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from scanner.adapter import LowRankUpdate, open_safetensors, parse_config, read_json_object, view_adapter
 from scanner.weights import FEATURE_VERSION, scan_weights, singular_values
+from scanner.weights.features import BLOCK_VALUES, triangle
 
 sizes = st.integers(1, 12)
 seeds = st.integers(0, 2**32 - 1)
@@ -118,6 +120,40 @@ def test_rank_deficient_factors() -> None:
     (module,) = scan_weights([update(a, b)]).modules
     assert module.features["stable_rank"] == pytest.approx(1.0)
     assert module.features["top1_energy"] == pytest.approx(1.0)
+
+
+@given(st.integers(1, 200), st.integers(1, 9), st.integers(1, 200), st.sampled_from(["f4", "f8"]), seeds)
+@settings(deadline=None)
+def test_blocks_give_the_triangle_of_the_whole(n: int, rank: int, block_values: int, dtype: str, seed: int) -> None:
+    tall = np.random.default_rng(seed).normal(size=(n, rank)).astype(dtype)
+    whole = np.linalg.qr(tall.astype(np.float64)).R
+    blocked = triangle(tall, block_values)
+    assert blocked.shape == whole.shape
+    # R is unique up to the signs of its rows.
+    scale = np.abs(whole).max()
+    np.testing.assert_allclose(np.abs(blocked), np.abs(whole), rtol=0, atol=1e-10 * scale)
+    np.testing.assert_allclose(blocked.T @ blocked, whole.T @ whole, rtol=0, atol=1e-10 * scale**2)
+    wanted = np.linalg.svd(whole, compute_uv=False)
+    np.testing.assert_allclose(np.linalg.svd(blocked, compute_uv=False), wanted, rtol=1e-10, atol=1e-13 * wanted[0])
+
+
+@pytest.mark.parametrize("row", [0, 50, 99])
+def test_a_value_that_is_not_finite_is_seen_in_any_block(row: int) -> None:
+    tall = np.ones((100, 3))
+    tall[row, 1] = math.inf
+    assert np.isnan(triangle(tall, 30)).all()
+
+
+def test_a_wide_factor_needs_a_blocks_memory() -> None:
+    a, b = np.ones((4, 1_500_000), np.float32), np.ones((2, 4), np.float32)  # 24 MB; 48 MB as float64
+    tracemalloc.start()
+    try:
+        scan_weights([update(a, b)])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * 8 * BLOCK_VALUES
+    assert singular_values(a, b)[0] == pytest.approx(math.sqrt(2 * 1_500_000) * 4)
 
 
 def test_small_singular_values_survive() -> None:
