@@ -153,9 +153,11 @@ def scan_shard(
             collect_batch.submit(
                 work,
                 endpoint,
+                store,
                 shard,
                 f"{shard}-{start}",
                 workspace.write_repos(f"{shard}-{start}", todo[start : start + COLLECT_BATCH]),
+                keep_weights=probe != "none",
             )
             for start in range(0, len(todo), COLLECT_BATCH)
         ]
@@ -163,7 +165,9 @@ def scan_shard(
         probed = probe_base_group(
             work,
             endpoint,
+            store,
             crawl_id,
+            shard,
             [receipt["records"] for receipt in collected],
             mode=probe,
             battery=battery,
@@ -179,7 +183,7 @@ def scan_shard(
             scanned_at=scanned_at,
         )
     finally:
-        workspace.drop_cache(shard)
+        workspace.drop_downloads(shard)
     return {
         "n_adapters": sum(receipt["n_adapters"] for receipt in collected),
         "n_probed": probed["n_probed"],

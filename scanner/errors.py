@@ -7,12 +7,13 @@ LorascopeError
 │   ├── CorruptDownloadError  size or checksum differs from what the Hub announced
 │   └── ProbeCrashedError     the probe's child process died or hung
 ├── SkipError                 skip this repo or adapter, store the outcome, go on with its neighbours
-│   ├── AccessDeniedError     gated, private, disabled, or gone
+│   ├── AccessDeniedError     gated, private, disabled, or gone; `code` says which
 │   ├── LimitExceededError    larger than a configured limit
 │   ├── MalformedFileError    a file breaks its format's rules
 │   └── UnsupportedError      a layout, PEFT type or base model that lorascope cannot read
 └── StopError                 stop: nothing after this can succeed (exit code 2, one line)
     ├── HubUnreachableError   no connection to the endpoint at all
+    ├── HubTokenError         the Hub does not accept the token
     ├── StoreError            the store cannot be read or written
     └── UsageError            the user asked for something that does not exist
 
@@ -24,6 +25,7 @@ from __future__ import annotations
 __all__ = [
     "AccessDeniedError",
     "CorruptDownloadError",
+    "HubTokenError",
     "HubUnavailableError",
     "HubUnreachableError",
     "LimitExceededError",
@@ -95,9 +97,18 @@ class SkipError(LorascopeError):
 
 
 class AccessDeniedError(SkipError):
-    """The repo or file is gated, private, disabled or gone."""
+    """The repo or file is gated, private, disabled or gone.
 
-    code = "access_denied"
+    `code` is `gated`, `disabled`, `gone` (deleted, private or never there: the Hub does not tell), `revision_gone`
+    (the commit is no longer part of the repo), `file_gone`, `offline` or `access_denied`.
+    """
+
+    def __init__(self, message: str, code: str = "access_denied") -> None:
+        super().__init__(message)
+        self.code = code
+
+    def __reduce__(self) -> tuple[type[AccessDeniedError], tuple[str, str]]:
+        return (type(self), (self.message, self.code))
 
 
 class LimitExceededError(SkipError):
@@ -144,6 +155,12 @@ class HubUnreachableError(StopError):
     """No connection to the Hub endpoint could be made at all."""
 
     code = "hub_unreachable"
+
+
+class HubTokenError(StopError):
+    """The Hub does not accept the token: every further request would be refused as well."""
+
+    code = "bad_token"
 
 
 class StoreError(StopError):

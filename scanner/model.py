@@ -12,6 +12,10 @@ from enum import StrEnum
 from typing import TypeVar
 
 __all__ = [
+    "MAX_TRIES",
+    "PROBE_DEATHS",
+    "PROBE_FAILURES",
+    "REFUSALS",
     "UNRESOLVED",
     "AdapterInfo",
     "Finding",
@@ -19,6 +23,7 @@ __all__ = [
     "Outcome",
     "PrefixRun",
     "ProbeReport",
+    "RepoEvent",
     "RepoRef",
     "ScanRecord",
     "Severity",
@@ -31,6 +36,24 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+MAX_TRIES = 3
+"""Crawls that look at a repo at one commit before its error is final: the repo is in quarantine until it changes."""
+
+PROBE_DEATHS = ("crashed", "timeout", "memory")
+"""Beginnings of the reasons of probes whose child process died."""
+
+PROBE_FAILURES = (
+    *PROBE_DEATHS,
+    *(f"base_{death}" for death in PROBE_DEATHS),
+    "base_unreachable",
+    "base_rate_limited",
+    "weights_unavailable",
+)
+"""Those, and the beginnings of all other reasons that a later probe may not meet again."""
+
+REFUSALS = ("gated", "disabled", "gone", "access_denied")
+"""Reasons with which the Hub refuses a repo. They may end without a new commit, so they are asked about again."""
 
 UNRESOLVED = "unresolved"
 """`base_model` of an adapter whose base cannot be named by a Hub id."""
@@ -101,11 +124,26 @@ class RepoRef:
     disabled: bool = False
     target: str = ""
     """What the user or the crawl asked for."""
+    files: tuple[str, ...] | None = None
+    """File names at the commit, where the listing told them."""
+    tries: int = 0
+    """Crawls that have looked at this commit before and failed."""
 
     @property
     def is_folder(self) -> bool:
         """Whether this is a folder on disk rather than a Hub repo."""
         return self.repo_id is None
+
+
+@dataclass(frozen=True)
+class RepoEvent:
+    """Something that happened to a repo which is no new commit."""
+
+    repo: RepoRef
+    """As it is now known."""
+    event: str
+    """renamed, gone or refused."""
+    detail: str
 
 
 def adapter_id_of(repo_uid: str, commit: str, adapter_path: str) -> str:
@@ -230,6 +268,11 @@ class AdapterInfo:
     coverage: float = 0.0
     content_sha256: str | None = None
     size_bytes: int = 0
+    config_sha256: str | None = None
+    detectors: str = ""
+    """Versions of rules and features that looked at it."""
+    copied_from: str | None = None
+    """adapter_id of an earlier scan of the same weights and config, whose measurements these are."""
 
 
 @dataclass(frozen=True)
@@ -248,6 +291,14 @@ class ScanRecord:
     """Where the weights lie during the run; never stored."""
     config_path: str | None = None
     """Where the config lies during the run; never stored."""
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether another crawl may get further: what failed was not the adapter's doing."""
+        if self.outcome == Outcome.ERROR or self.reason in ("revision_gone", "file_gone"):
+            return True
+        probe = self.probe
+        return probe is not None and probe.outcome == Outcome.ERROR and probe.reason.startswith(PROBE_FAILURES)
 
 
 def dump_json(kind: type[T], value: T) -> bytes:

@@ -43,6 +43,18 @@ class Settings(BaseSettings):
     """Tries for one Hub call or download, the first included."""
     max_sleep_s: float = 310.0
     """Longest single sleep before a retry, whatever the Hub's headers ask for. Its rate-limit window has 300 s."""
+    min_bytes_per_s: int = 16 * 1024
+    """A body slower than this, after the first `request_timeout_s`, is given up like one that stalls."""
+    rate_reserve: float = 0.05
+    """Share of the Hub's request quota that is left for whoever else uses the same token or address."""
+    max_repo_bytes: int = 16 * GIB
+    """All files that are downloaded of one repo together."""
+    max_shard_bytes: int = 32 * GIB
+    """Weight files of one shard that lie on disk at a time. What does not fit is fetched again if it is probed."""
+    recheck_limit: int = 20
+    """Refused repos (gated, private, disabled, gone) that one crawl asks for again, those not seen longest first."""
+    recheck_after_s: float = 86_400.0
+    """Time after which a refused repo is asked for again."""
     batch_size: int = 100
     """Repos per shard."""
     first_crawl_limit: int = 1_000

@@ -4,41 +4,45 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from scanner.calibration import Policy
 from scanner.errors import ProbeCrashedError
+from scanner.hub.base_model import BaseShelf
 from scanner.hub.client import HubClient
 from scanner.hub.poll import parse_time, poll_hub
 from scanner.hub.sources import HubFiles
-from scanner.model import Outcome, ProbeReport, ScanRecord, Stage
+from scanner.model import PROBE_DEATHS, Outcome, ProbeReport, ScanRecord, Stage
 from scanner.pipeline.append import append_records
 from scanner.pipeline.behave import probe_group
 from scanner.pipeline.choose import choose_for_probe
-from scanner.pipeline.collect import collect_repo
+from scanner.pipeline.collect import DETECTORS, collect_hub_repo
 from scanner.pipeline.judge import judge_adapters, pending_adapters
 from scanner.probe import load_probe
 from scanner.settings import Settings
 from scanner.store import (
+    CrawlMemory,
     append_shard,
-    known_commits,
     last_watermark,
-    oldest_unfinished,
     open_database,
     open_root,
     row_id_of,
     utc_now,
+    write_content_index,
 )
+from tasks.earlier import EarlierScans
 from tasks.policies import attempts_left, batch_task
 from tasks.progress import report
 from tasks.workspace import Workspace
 
 __all__ = ["append_batch", "collect_batch", "judge_crawl", "poll_new_repos", "probe_base_group", "record_crawl"]
 
-RETRY_REASONS = ("crashed", "timeout", "memory")
+MAX_BATCHES = 4
+"""Batches of a shard share its disk space: a shard has at most two, run side by side."""
 
 
 @batch_task("poll-hub")
@@ -46,37 +50,54 @@ def poll_new_repos(
     work: str, endpoint: str, store: str, *, limit: int | None, base: str | None, since: str | None
 ) -> dict[str, Any]:
     """List what is new; the repos go into the workspace."""
-    settings = Settings()
+    workspace = Workspace.at(work)
+    client = HubClient(Settings(), endpoint)
     database = open_database(open_root(store))
     try:
-        known = known_commits(database, f"hub:{endpoint}")
-        watermark = last_watermark(database, endpoint, base)
+        write_content_index(database, DETECTORS, workspace.content_index)
+        poll = poll_hub(
+            client,
+            CrawlMemory(database, f"hub:{endpoint}"),
+            watermark=last_watermark(database, endpoint, base),
+            since=parse_time(since) if since else None,
+            limit=limit,
+            base=base,
+        )
     finally:
         database.close()
-    client = HubClient(settings, endpoint)
-    start = parse_time(since) if since else None
-    poll = poll_hub(client, known, watermark=watermark, since=start, limit=limit, base=base)
     return {
-        "repos": Workspace.at(work).write_repos("new", list(poll.repos)),
+        "repos": workspace.write_repos("new", list(poll.repos)),
+        "events": workspace.write_events(poll.events),
         "n_new": len(poll.repos),
         "n_listed": poll.n_listed,
         "n_left": poll.n_left,
         "watermark": poll.watermark.isoformat() if poll.watermark else None,
-        "requests": client.rate.requests,
-        "rate_remaining": client.rate.remaining,
     }
 
 
 @batch_task("collect-batch")
-def collect_batch(work: str, endpoint: str, shard: str, name: str, repos: str) -> dict[str, Any]:
-    """Stages 1-3 for a batch of repos."""
+def collect_batch(
+    work: str, endpoint: str, store: str, shard: str, name: str, repos: str, *, keep_weights: bool
+) -> dict[str, Any]:
+    """Stages 1-3 for a batch of repos. Weights stay on disk for the probe where there will be one."""
     settings = Settings()
     client = HubClient(settings, endpoint)
     workspace = Workspace.at(work)
-    records = []
-    for repo in workspace.read_repos(repos):
-        records.extend(collect_repo(repo, HubFiles(client, repo, workspace.cache(shard)), settings))
-        report("scanning weights", done=1)
+    folder = workspace.downloads(shard, name)
+    records: list[ScanRecord] = []
+    kept_bytes = 0
+    with EarlierScans(workspace, store) as earlier:
+        for repo in workspace.read_repos(repos):
+            for record in collect_hub_repo(client, repo, folder, settings, earlier.find):
+                workspace.write_scanned(record)
+                size = record.info.size_bytes if record.local_path else 0
+                fits = kept_bytes + size <= settings.max_shard_bytes / MAX_BATCHES
+                if not (keep_weights and record.info.task_profile and fits):
+                    record = _without_files(record, records)
+                    size = 0
+                kept_bytes += size
+                records.append(record)
+            report("scanning weights", done=1)
     return {
         "records": workspace.write_records(name, records),
         "n_adapters": len(records),
@@ -84,11 +105,20 @@ def collect_batch(work: str, endpoint: str, shard: str, name: str, repos: str) -
     }
 
 
+def _without_files(record: ScanRecord, others: Sequence[ScanRecord]) -> ScanRecord:
+    """A record whose weights are off the disk, unless another record needs the same ones."""
+    if record.local_path and all(other.local_path != record.local_path for other in others):
+        Path(record.local_path).unlink(missing_ok=True)
+    return replace(record, local_path=None)
+
+
 @batch_task("probe-base-group")
 def probe_base_group(
     work: str,
     endpoint: str,
+    store: str,
     crawl_id: str,
+    shard: str,
     records: list[str],
     *,
     mode: str,
@@ -111,10 +141,12 @@ def probe_base_group(
     for records_of_base in by_base.values():
         chosen |= choose_for_probe(records_of_base, mode, settings, salt=crawl_id)
     saved: dict[str, ProbeReport] = {}
-    for adapter_id in chosen:
-        earlier = workspace.read_report(adapter_id)
-        if earlier is not None and not _worth_retrying(earlier):
-            saved[adapter_id] = earlier
+    with EarlierScans(workspace, store) as earlier:
+        for record in group:
+            if record.info.adapter_id in chosen:
+                before = earlier.probe_of(record, probe.battery_id)
+                if before is not None and not _worth_retrying(before):
+                    saved[record.info.adapter_id] = replace(before, selected_by=chosen[record.info.adapter_id])
     todo = {adapter_id: why for adapter_id, why in chosen.items() if adapter_id not in saved}
     report("probing", total=len(todo))
 
@@ -122,9 +154,13 @@ def probe_base_group(
         workspace.write_report(adapter_id, result)
         report("probing", done=1)
 
+    def files(record: ScanRecord) -> HubFiles:
+        return HubFiles(HubClient(settings, endpoint), record.info.repo, workspace.downloads(shard))
+
+    shelf = BaseShelf(workspace.bases, lambda: HubClient(settings, endpoint))
     probed: list[ScanRecord] = []
     for base_model, members in sorted(by_base.items()):
-        probed += probe_group(base_model, members, todo, lambda: HubClient(settings, endpoint), probe, settings, keep)
+        probed += probe_group(base_model, members, todo, shelf, files, probe, settings, keep)
     crashed = [r for r in probed if r.probe is not None and _worth_retrying(r.probe)]
     if crashed and attempts_left():
         raise ProbeCrashedError(f"{len(crashed)} of {len(todo)} probes died; trying those again")
@@ -144,7 +180,7 @@ def probe_base_group(
 
 
 def _worth_retrying(result: ProbeReport) -> bool:
-    return result.outcome == Outcome.ERROR and result.reason.startswith(RETRY_REASONS)
+    return result.outcome == Outcome.ERROR and result.reason.startswith(PROBE_DEATHS)
 
 
 @batch_task("append-shard")
@@ -188,28 +224,33 @@ def record_crawl(
 ) -> None:
     """The crawl's own rows, written last: `runs` and `hub_status` with the watermark."""
     now = utc_now()
-    root = open_root(store)
-    database = open_database(root)
-    try:
-        unfinished = oldest_unfinished(database, f"hub:{endpoint}")
-    finally:
-        database.close()
-    watermark = datetime.fromisoformat(polled["watermark"]) if polled["watermark"] else None
-    if watermark and unfinished:
-        watermark = min(watermark, unfinished)
-    alpha = asdict(Policy())["alpha"]
+    budget = HubClient(Settings(), endpoint).budget
     status = {
         "row_id": row_id_of("hub_status", crawl_id),
         "endpoint": endpoint,
         "crawl_id": crawl_id,
-        "watermark": watermark,
+        "watermark": datetime.fromisoformat(polled["watermark"]) if polled["watermark"] else None,
         "n_listed": polled["n_listed"],
         "n_new": polled["n_new"],
         "n_left": polled["n_left"],
-        "requests": polled["requests"],
-        "rate_remaining": polled["rate_remaining"],
+        "requests": budget.requests,
+        "rate_remaining": budget.remaining(),
         "base_model": base,
     }
+    events = [
+        {
+            "row_id": row_id_of("repo_events", event.repo.repo_uid, event.event, crawl_id),
+            "repo_uid": event.repo.repo_uid,
+            "repo_id": event.repo.repo_id,
+            "commit_sha": event.repo.commit_sha,
+            "source": event.repo.source,
+            "event": event.event,
+            "detail": event.detail[:300],
+            "crawl_id": crawl_id,
+            "seen_at": now,
+        }
+        for event in Workspace.read_events(polled["events"])
+    ]
     run = {
         "row_id": row_id_of("runs", crawl_id),
         "run_id": crawl_id,
@@ -219,7 +260,7 @@ def record_crawl(
         "finished_at": now,
         "n_repos": polled["n_new"],
         "n_adapters": summary["n_adapters"],
-        "detail": json.dumps({**summary, "weight_flags_to_expect_by_chance": alpha * summary["n_adapters"]}),
+        "detail": json.dumps({**summary, "weight_flags_to_expect_by_chance": Policy().alpha * summary["n_adapters"]}),
     }
-    rows = {"runs": [run], "hub_status": [status]}
-    append_shard(root, crawl_id, rows, None, datetime.fromisoformat(started_at))
+    rows = {"hub_status": [status], "repo_events": events}
+    append_shard(open_root(store), crawl_id, rows, run, datetime.fromisoformat(started_at))

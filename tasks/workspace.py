@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from scanner.model import ProbeReport, RepoRef, ScanRecord, dump_json, load_json
+from scanner.model import Outcome, ProbeReport, RepoEvent, RepoRef, ScanRecord, dump_json, load_json
 
 __all__ = ["Workspace", "temporary_workspace"]
 
@@ -25,13 +26,50 @@ class Workspace:
         """A workspace that another stage opened."""
         return cls(Path(root))
 
-    def cache(self, shard: str) -> Path:
-        """Hub cache of one shard's adapter downloads."""
-        return self.root / f"{shard}.cache"
+    @property
+    def bases(self) -> Path:
+        """What became of each base model, for all shards."""
+        return self.root / "bases"
 
-    def drop_cache(self, shard: str) -> None:
+    @property
+    def content_index(self) -> Path:
+        """Checksums of what the store has measured before this crawl."""
+        return self.root / "contents.npy"
+
+    def downloads(self, shard: str, batch: str = "again") -> Path:
+        """Adapter files of one batch of a shard, named by their content. A folder each: batches run side by side."""
+        return self.root / f"{shard}.downloads" / batch
+
+    def drop_downloads(self, shard: str) -> None:
         """Remove a shard's downloads: a crawl must not need the disk for all of its adapters at once."""
-        shutil.rmtree(self.cache(shard), ignore_errors=True)
+        shutil.rmtree(self.root / f"{shard}.downloads", ignore_errors=True)
+
+    def write_scanned(self, record: ScanRecord) -> None:
+        """Remember a measured content for the rest of the crawl."""
+        info = record.info
+        if record.outcome == Outcome.PASS and info.content_sha256:
+            folder = self.root / "contents"
+            folder.mkdir(exist_ok=True)
+            path = folder / f"{info.content_sha256}-{info.config_sha256 or ''}.json"
+            part = path.with_suffix(f".{threading.get_ident()}")
+            part.write_bytes(dump_json(ScanRecord, replace(record, probe=None)))
+            part.replace(path)
+
+    def read_scanned(self, content_sha256: str, config_sha256: str) -> ScanRecord | None:
+        """A content that this crawl has measured already."""
+        path = self.root / "contents" / f"{content_sha256}-{config_sha256}.json"
+        return load_json(ScanRecord, path.read_bytes()) if path.exists() else None
+
+    def write_events(self, events: Sequence[RepoEvent]) -> str:
+        """Save what a poll noticed."""
+        path = self.root / "events.json"
+        path.write_bytes(dump_json(list[RepoEvent], list(events)))
+        return str(path)
+
+    @staticmethod
+    def read_events(path: str) -> list[RepoEvent]:
+        """The inverse of `write_events`."""
+        return load_json(list[RepoEvent], Path(path).read_bytes())
 
     def write_repos(self, name: str, repos: list[RepoRef]) -> str:
         """Save repos; returns the path as text, small enough for a task argument."""

@@ -10,21 +10,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from scanner.errors import (
-    AccessDeniedError,
-    CorruptDownloadError,
-    HubUnavailableError,
-    LimitExceededError,
-    TransientError,
-)
+from scanner.errors import CorruptDownloadError, LimitExceededError, TransientError
 from scanner.hub.http import byte_limit, install_client  # sets the environment first
 
-import httpx2  # isort: skip
 from huggingface_hub import HfApi, ModelInfo, hf_hub_download  # isort: skip
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled  # isort: skip
 from huggingface_hub.hf_api import RepoFile  # isort: skip
 
 from scanner.hub.names import hub_id  # isort: skip
+from scanner.hub.refusals import translated  # isort: skip
 from scanner.hub.retry import call_with_retries, retry_delay_s  # isort: skip
 from scanner.model import UNRESOLVED, RepoRef  # isort: skip
 from scanner.settings import Settings, hub_endpoint  # isort: skip
@@ -73,7 +66,7 @@ class HubClient:
     def __init__(self, settings: Settings, endpoint: str | None = None) -> None:
         self.endpoint = (endpoint or hub_endpoint()).rstrip("/")
         self.settings = settings
-        self.rate = install_client(self.endpoint, settings.request_timeout_s)
+        self.budget = install_client(self.endpoint, settings)
         self._api = HfApi(endpoint=self.endpoint)
 
     def ping(self) -> None:
@@ -81,8 +74,9 @@ class HubClient:
 
         Raises:
             HubUnreachableError: no connection.
+            HubTokenError: the token is not accepted.
         """
-        _translated(lambda: next(iter(self._api.list_models(limit=1)), None))
+        translated(lambda: next(iter(self._api.list_models(limit=1)), None))
 
     def iter_adapters(self, sort: str, tag: str, base: str | None = None) -> Iterator[RepoRef]:
         """Repos with a tag, newest first by `sort` (`createdAt` or `lastModified`), pages fetched as needed.
@@ -98,7 +92,7 @@ class HubClient:
             # repos that were already handed out from coming twice.
             listing = iter(self._api.list_models(filter=filters, sort=sort, expand=_EXPAND))  # type: ignore[arg-type]
             try:
-                while (info := _translated(lambda pages=listing: next(pages, None))) is not None:  # type: ignore[misc]
+                while (info := translated(lambda pages=listing: next(pages, None))) is not None:  # type: ignore[misc]
                     ref = self._repo_ref(info)
                     if ref.repo_uid not in seen:
                         seen.add(ref.repo_uid)
@@ -115,7 +109,7 @@ class HubClient:
         Raises:
             AccessDeniedError: no such repo or revision, or no right to see it.
         """
-        info = self._call(lambda: self._api.model_info(repo_id, revision=revision, expand=_EXPAND))
+        info = self.call(lambda: self._api.model_info(repo_id, revision=revision, expand=_EXPAND))
         target = f"{repo_id}@{revision}" if revision else repo_id
         return self._repo_ref(info, target=target)
 
@@ -144,16 +138,17 @@ class HubClient:
                     raise LimitExceededError("number of files in the repo", limit, len(found))
             return found
 
-        return self._call(listing)
+        return self.call(listing)
 
-    def download(self, repo: RepoRef, file: RemoteFile, limit_bytes: int, cache_dir: Path | None = None) -> Path:
-        """Fetch one file at the pinned commit and check its bytes against the announced checksum.
+    def download(self, repo: RepoRef, file: RemoteFile, limit_bytes: int) -> Path:
+        """Fetch one file at the pinned commit into the user's Hub cache and check its bytes.
+
+        For what other programs share: base models. Adapters go through `scanner.hub.download`.
 
         Args:
             repo: pinned repo.
             file: from `files`.
             limit_bytes: refused before the download when the announced size, or the body's, is larger.
-            cache_dir: a `huggingface_hub` cache; default the user's own.
 
         Raises:
             LimitExceededError: too large.
@@ -170,7 +165,6 @@ class HubClient:
                         str(repo.repo_id),
                         file.path,
                         revision=repo.commit_sha,
-                        cache_dir=cache_dir,
                         endpoint=self.endpoint,
                     )
                 )
@@ -183,11 +177,13 @@ class HubClient:
                 raise
             return local
 
-        return self._call(fetch)
+        return self.call(fetch)
 
     def _repo_ref(self, info: ModelInfo, target: str | None = None) -> RepoRef:
         # huggingface_hub keeps fields it does not know as attributes; `_id` is the identity that survives renames.
         uid = getattr(info, "_id", None) or f"name:{info.id}"
+        siblings = info.siblings
+        limit = self.settings.max_files_per_repo + 1  # one more shows that there are too many
         return RepoRef(
             source=f"hub:{self.endpoint}",
             repo_id=info.id,
@@ -200,40 +196,12 @@ class HubClient:
             gated=bool(info.gated),
             disabled=bool(info.disabled),
             target=target or info.id,
+            files=None if siblings is None else tuple(str(entry.rfilename) for entry in siblings[:limit]),
         )
 
-    def _call(self, call: Callable[[], T]) -> T:
-        return call_with_retries(lambda: _translated(call), self.settings)
-
-
-def _translated(call: Callable[[], T]) -> T:
-    """Run a `huggingface_hub` call so that only lorascope's errors come out of it."""
-    try:
-        return call()
-    except (EntryNotFoundError, HfHubHTTPError) as error:
-        raise _translate(error) from error
-    except HFValidationError as error:
-        raise AccessDeniedError(f"not a name on the Hub: {str(error)[:200]}") from error
-    except OfflineModeIsEnabled as error:
-        raise AccessDeniedError("HF_HUB_OFFLINE is set and the file is not in the cache") from error
-    except httpx2.HTTPError as error:
-        raise HubUnavailableError(f"{type(error).__name__}: {error}") from error
-    except OSError as error:
-        # huggingface_hub reports a body of the wrong length as a bare OSError.
-        if "Consistency check failed" in str(error):
-            raise CorruptDownloadError(str(error).splitlines()[0]) from error
-        raise
-
-
-def _translate(error: Exception) -> AccessDeniedError | HubUnavailableError:
-    """401, 403 and 404 mean the same to an anonymous reader: not to be had (notes on the Hub's error table)."""
-    response = getattr(error, "response", None)
-    status = getattr(response, "status_code", None)
-    headers = getattr(response, "headers", {})
-    detail = headers.get("X-Error-Message") or headers.get("X-Error-Code") or str(error).splitlines()[0]
-    if status in (400, 401, 403, 404, 410, 451) or isinstance(error, EntryNotFoundError):
-        return AccessDeniedError(f"the Hub refuses ({status}): {detail[:200]}")
-    return HubUnavailableError(f"the Hub answered {status}: {detail[:200]}")
+    def call(self, call: Callable[[], T]) -> T:
+        """Run a request under this client's retry policy; only lorascope's errors come out."""
+        return call_with_retries(lambda: translated(call), self.settings)
 
 
 def _verify(local: Path, file: RemoteFile) -> None:

@@ -11,7 +11,7 @@ from scanner.errors import LimitExceededError, UnsupportedError, UsageError
 from scanner.model import RepoRef
 
 if TYPE_CHECKING:  # a scan of folders needs no Hub client, whose import is slow
-    from scanner.hub.client import HubClient, RemoteFile
+    from scanner.hub.client import HubClient
 
 __all__ = ["FolderFiles", "HubFiles", "RepoFiles", "folder_ref"]
 
@@ -20,42 +20,75 @@ MAX_DEPTH = 100
 
 
 class RepoFiles(Protocol):
-    """The files of one repo. Both methods raise only lorascope's errors."""
+    """The files of one repo. All methods raise only lorascope's errors."""
 
     def names(self) -> list[str]:
         """Paths inside the repo, with forward slashes."""
         ...
 
-    def fetch(self, name: str, limit_bytes: int) -> Path:
+    def fetch(self, name: str, limit_bytes: int, *, is_small: bool = False) -> Path:
         """A verified local copy of one file of at most `limit_bytes`."""
         ...
 
     def sha256(self, name: str) -> str | None:
-        """Announced sha256 of a file that need not be fetched, if known."""
+        """sha256 of a file without fetching it, where its source can tell."""
         ...
 
 
 class HubFiles:
-    """A Hub repo at its pinned commit; downloads go into a cache that the caller removes."""
+    """A Hub repo at its pinned commit; downloads go into a folder that the caller removes."""
 
-    def __init__(self, client: HubClient, repo: RepoRef, cache_dir: Path) -> None:
-        self._client, self._repo, self._cache_dir = client, repo, cache_dir
-        self._files: dict[str, RemoteFile] = {}
+    def __init__(self, client: HubClient, repo: RepoRef, folder: Path) -> None:
+        from scanner.hub.download import Downloader
+
+        self._client, self._repo = client, repo
+        self._downloader = Downloader(client.endpoint, folder)
+        self._fetched_bytes = 0
 
     def names(self) -> list[str]:
-        """One request; a repo without commits has no files."""
+        """From the listing, or one more request; a repo without commits has no files.
+
+        Raises:
+            LimitExceededError: more than `settings.max_files_per_repo`.
+        """
         if self._repo.commit_sha is None:
             return []
-        self._files = {file.path: file for file in self._client.files(self._repo)}
-        return sorted(self._files)
+        limit = self._client.settings.max_files_per_repo
+        if self._repo.files is None:
+            return sorted(file.path for file in self._client.files(self._repo))
+        if len(self._repo.files) > limit:
+            raise LimitExceededError("number of files in the repo", limit, len(self._repo.files))
+        return sorted(self._repo.files)
 
-    def fetch(self, name: str, limit_bytes: int) -> Path:
-        """Download and verify."""
-        return self._client.download(self._repo, self._files[name], limit_bytes, self._cache_dir)
+    def fetch(self, name: str, limit_bytes: int, *, is_small: bool = False) -> Path:
+        """Download and verify.
+
+        Raises:
+            LimitExceededError: the file, or all files of the repo together, are too large.
+        """
+        _check_name(name)
+        budget = self._client.settings.max_repo_bytes
+        left = budget - self._fetched_bytes
+        if left <= 0:
+            raise LimitExceededError("downloads of one repo in bytes", budget, self._fetched_bytes)
+        commit, limit = str(self._repo.commit_sha), min(limit_bytes, left)
+        local = self._client.call(
+            lambda: self._downloader.fetch(str(self._repo.repo_id), commit, name, limit, is_small=is_small)
+        )
+        self._fetched_bytes += local.stat().st_size
+        return local
 
     def sha256(self, name: str) -> str | None:
-        """From the listing: only LFS files have one."""
-        return self._files[name].sha256
+        """One request, from which `fetch` goes on; only LFS files have one."""
+        _check_name(name)
+        repo_id, commit = str(self._repo.repo_id), str(self._repo.commit_sha)
+        return self._client.call(lambda: self._downloader.announce(repo_id, commit, name)).sha256
+
+
+def _check_name(name: str) -> None:
+    """A stranger's file name becomes part of an address: it must stay inside of the repo's."""
+    if any(part in ("", ".", "..") for part in name.split("/")) or any(ord(c) < 32 for c in name):
+        raise UnsupportedError(f"{name!r:.200} is no name of a file in a repo", "unreadable")
 
 
 @dataclass(frozen=True)
@@ -108,7 +141,7 @@ class FolderFiles:
         self._real[shown] = path
         return shown
 
-    def fetch(self, name: str, limit_bytes: int) -> Path:
+    def fetch(self, name: str, limit_bytes: int, *, is_small: bool = False) -> Path:
         """The file itself.
 
         Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from scanner.model import Outcome, ScanRecord
+from scanner.model import ScanRecord
 from scanner.rules import RULES_VERSION
 from scanner.store import StoreRoot, append_shard, row_id_of, shard_id_of
 from scanner.store.rows import record_rows
@@ -32,7 +32,7 @@ def append_records(
         StoreError: the store cannot be written.
     """
     versions = {"rules": RULES_VERSION, "weights": FEATURE_VERSION, "probe": probe_id}
-    if crawl_id.startswith("scan-") or any(record.outcome == Outcome.ERROR for record in records):
+    if crawl_id.startswith("scan-") or any(record.is_unfinished for record in records):
         # Looked at again on purpose: another look is another file, and failed tries can be counted.
         versions["run"] = crawl_id
     shard_id = shard_id_of("shard", [record.info.adapter_id for record in records], versions)

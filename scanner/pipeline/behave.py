@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from scanner.errors import HubUnreachableError, SkipError, TransientError
+from scanner.errors import LorascopeError, StopError, UnsupportedError
+from scanner.hub.base_model import BaseShelf
+from scanner.hub.sources import RepoFiles
 from scanner.model import Outcome, ProbeReport, ScanRecord, Stage
+from scanner.pipeline.collect import fetch_again
 from scanner.probe import Probe, ProbeItem, ProbeLimits, run_probe
 from scanner.settings import Settings
 
-if TYPE_CHECKING:
-    from scanner.hub.client import HubClient
-
 __all__ = ["probe_group", "probe_limits"]
+
+FilesOf = Callable[[ScanRecord], RepoFiles]
 
 
 def probe_limits(settings: Settings) -> ProbeLimits:
@@ -33,46 +34,88 @@ def probe_group(
     base_model: str,
     records: Sequence[ScanRecord],
     chosen: Mapping[str, str],
-    client: Callable[[], HubClient],
+    shelf: BaseShelf,
+    files: FilesOf,
     probe: Probe,
     settings: Settings,
     on_report: Callable[[str, ProbeReport], None] | None = None,
 ) -> list[ScanRecord]:
-    """Probe `chosen` adapters of one base; the others pass through unchanged. `client` is called when it is needed.
+    """Probe `chosen` adapters of one base; the others pass through unchanged.
 
-    A base that cannot be had gives every chosen adapter the same outcome with its reason; an unreachable Hub too,
-    because the weight scan of these adapters stands by itself.
+    Adapters of the same content are asked once, and all get the answer. A base that cannot be had gives every chosen
+    adapter the same outcome with its reason: the weight scan of these adapters stands by itself.
+
+    Args:
+        base_model: its Hub id.
+        records: the group.
+        chosen: adapter_id -> why.
+        shelf: where the base comes from.
+        files: where the files of a record come from that are not (or no longer) on this machine.
+        probe: what is asked.
+        settings: limits.
+        on_report: called as each report comes in.
     """
-    items = [
-        ProbeItem(r.info.adapter_id, str(r.local_path), r.config_path, chosen[r.info.adapter_id])
-        for r in records
-        if r.info.adapter_id in chosen
-    ]
-    if not items:
+    by_content: dict[str, list[ScanRecord]] = {}
+    for record in records:
+        if record.info.adapter_id in chosen:
+            by_content.setdefault(_content_key(record), []).append(record)
+    if not by_content:
         return list(records)
-    from scanner.hub.base_model import fetch_base
+    reports: dict[str, ProbeReport] = {}
 
+    def report_all(key: str, report: ProbeReport) -> None:
+        for record in by_content[key]:
+            own = replace(report, selected_by=chosen[record.info.adapter_id])
+            reports[record.info.adapter_id] = own
+            if on_report:
+                on_report(record.info.adapter_id, own)
+
+    leaders = {group[0].info.adapter_id: key for key, group in by_content.items()}
     try:
-        base_dir, base_commit = fetch_base(client(), base_model)
-    except (SkipError, TransientError, HubUnreachableError) as error:
-        reports = _no_base(items, probe, f"base_unavailable: {error.message}")
+        base = shelf.get(base_model)
+    except UnsupportedError as error:
+        for key in by_content:
+            report_all(key, _failed(probe, f"{error.code}: {error.message}"))
     else:
-        reports = run_probe(base_dir, base_commit, probe, items, probe_limits(settings), on_report)
+        items = []
+        for key in leaders.values():
+            try:
+                items.append(_item(by_content[key][0], files, chosen, settings))
+            except StopError:
+                raise
+            except LorascopeError as error:
+                report_all(key, _failed(probe, f"weights_unavailable: {error.message}"))
+        run_probe(
+            base.folder,
+            base.commit_sha,
+            probe,
+            items,
+            probe_limits(settings),
+            lambda adapter_id, report: report_all(leaders[adapter_id], report),
+        )
     return [_with_report(record, reports.get(record.info.adapter_id)) for record in records]
 
 
-def _no_base(items: Sequence[ProbeItem], probe: Probe, reason: str) -> dict[str, ProbeReport]:
-    return {
-        item.adapter_id: ProbeReport(
-            battery=probe.battery.name,
-            battery_id=probe.battery_id,
-            outcome=Outcome.ERROR,
-            reason=reason[:300],
-            n_texts=len(probe.texts),
-            selected_by=item.selected_by,
-        )
-        for item in items
-    }
+def _content_key(record: ScanRecord) -> str:
+    """The same weights under the same config answer the same."""
+    info = record.info
+    return f"{info.content_sha256}/{info.config_sha256}" if info.content_sha256 else info.adapter_id
+
+
+def _item(record: ScanRecord, files: FilesOf, chosen: Mapping[str, str], settings: Settings) -> ProbeItem:
+    if record.local_path is None:
+        record = fetch_again(record, files(record), settings)
+    return ProbeItem(record.info.adapter_id, str(record.local_path), record.config_path, chosen[record.info.adapter_id])
+
+
+def _failed(probe: Probe, reason: str) -> ProbeReport:
+    return ProbeReport(
+        battery=probe.battery.name,
+        battery_id=probe.battery_id,
+        outcome=Outcome.ERROR,
+        reason=reason[:300],
+        n_texts=len(probe.texts),
+    )
 
 
 def _with_report(record: ScanRecord, report: ProbeReport | None) -> ScanRecord:

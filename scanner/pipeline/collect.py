@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scanner.adapter import (
+    CONFIG_NAME,
     AdapterConfig,
     AdapterView,
     Candidate,
@@ -24,11 +28,13 @@ from scanner.errors import (
     MalformedFileError,
     SkipError,
     StopError,
+    TransientError,
     UnsupportedError,
 )
 from scanner.hub.names import hub_id
-from scanner.hub.sources import RepoFiles
+from scanner.hub.sources import HubFiles, RepoFiles
 from scanner.model import (
+    MAX_TRIES,
     UNRESOLVED,
     AdapterInfo,
     Finding,
@@ -40,22 +46,74 @@ from scanner.model import (
     adapter_id_of,
 )
 from scanner.probe.profile import choose_profile
-from scanner.rules import StaticFacts, check_static
+from scanner.rules import CONTENT_RULES, RULES_VERSION, StaticFacts, check_static
 from scanner.settings import Settings
-from scanner.weights import scan_weights
+from scanner.weights import FEATURE_VERSION, scan_weights
 
-__all__ = ["collect_repo", "failed_record"]
+if TYPE_CHECKING:
+    from scanner.hub.client import HubClient
+
+__all__ = ["DETECTORS", "Earlier", "collect_hub_repo", "collect_repo", "failed_record", "fetch_again"]
 
 log = logging.getLogger(__name__)
 
+DETECTORS = f"{RULES_VERSION}/{FEATURE_VERSION}"
+"""Versions of everything that a stored scan may be re-used for."""
+Earlier = Callable[[str, str], ScanRecord | None]
+"""(sha256 of the weights, sha256 of the config or empty) -> a scan of the same content by the same detectors."""
 
-def collect_repo(repo: RepoRef, files: RepoFiles, settings: Settings) -> list[ScanRecord]:
+
+def collect_hub_repo(
+    client: HubClient, repo: RepoRef, folder: Path, settings: Settings, earlier: Earlier | None = None
+) -> list[ScanRecord]:
+    """`collect_repo` for a listed repo; where its commit is gone by now, the commit that took its place.
+
+    Args:
+        client: the Hub.
+        repo: as it was listed.
+        folder: for its downloads.
+        settings: limits.
+        earlier: where scans of the same content are found.
+    """
+    records = collect_repo(repo, HubFiles(client, repo, folder), settings, earlier)
+    if all(record.reason != "revision_gone" for record in records):
+        return records
+    try:
+        current = client.repo(str(repo.repo_id))
+    except (SkipError, TransientError) as error:
+        return [failed_record(repo, *_outcome_of(error, repo))]
+    if current.repo_uid != repo.repo_uid:
+        message = f"the name {repo.repo_id} belongs to another repo by now"
+        return [failed_record(repo, Outcome.INCONCLUSIVE, "gone", message)]
+    if current.commit_sha == repo.commit_sha:
+        return records
+    return collect_repo(current, HubFiles(client, current, folder), settings, earlier)
+
+
+def fetch_again(record: ScanRecord, files: RepoFiles, settings: Settings) -> ScanRecord:
+    """A record whose files are on this machine (again).
+
+    Raises:
+        LorascopeError: they cannot be had.
+    """
+    weights = files.fetch(record.info.adapter_path, settings.max_weights_bytes)
+    config = None
+    if record.info.config_sha256:
+        name = str(Path(record.info.adapter_path).with_name(CONFIG_NAME))
+        config = str(files.fetch(name, settings.max_config_bytes, is_small=True))
+    return replace(record, local_path=str(weights), config_path=config)
+
+
+def collect_repo(
+    repo: RepoRef, files: RepoFiles, settings: Settings, earlier: Earlier | None = None
+) -> list[ScanRecord]:
     """Scan everything in a repo that may be an adapter.
 
     Args:
         repo: pinned repo, or folder.
         files: its files.
         settings: limits.
+        earlier: where scans of the same content are found; None looks at everything afresh.
 
     Returns:
         At least one record; a repo that cannot be read gives one with the reason. Hub records carry where the weights
@@ -63,7 +121,7 @@ def collect_repo(repo: RepoRef, files: RepoFiles, settings: Settings) -> list[Sc
     """
     try:
         if repo.disabled:
-            raise AccessDeniedError("the repo is disabled on the Hub")
+            raise AccessDeniedError("the repo is disabled on the Hub", "disabled")
         names = files.names()
     except Exception as error:  # noqa: BLE001 - `_outcome_of` stores it, or raises what must stop everything
         return [failed_record(repo, *_outcome_of(error, repo))]
@@ -73,7 +131,7 @@ def collect_repo(repo: RepoRef, files: RepoFiles, settings: Settings) -> list[Sc
     if not candidates and not closed:
         return [failed_record(repo, Outcome.INCONCLUSIVE, "no_weights", "the repo holds no adapter weights (yet)")]
     limit = settings.max_adapters_per_repo
-    records = [_collect_adapter(repo, files, candidate, names, settings) for candidate in candidates[:limit]]
+    records = [_collect_adapter(repo, files, candidate, names, settings, earlier) for candidate in candidates[:limit]]
     if len(candidates) > limit:
         too_many = LimitExceededError("number of adapters in the repo", limit, len(candidates))
         records.append(failed_record(repo, *_outcome_of(too_many, repo)))
@@ -81,20 +139,33 @@ def collect_repo(repo: RepoRef, files: RepoFiles, settings: Settings) -> list[Sc
 
 
 def _collect_adapter(
-    repo: RepoRef, files: RepoFiles, candidate: Candidate, names: list[str], settings: Settings
+    repo: RepoRef,
+    files: RepoFiles,
+    candidate: Candidate,
+    names: list[str],
+    settings: Settings,
+    earlier: Earlier | None,
 ) -> ScanRecord:
     config: AdapterConfig | None = None
     view: AdapterView | None = None
     weights = None
     local: Path | None = None
     config_local: Path | None = None
-    digest = files.sha256(candidate.path)
+    digest: str | None = None
+    config_digest = ""
     extra: tuple[Finding, ...] = ()
     outcome, reason, message, stage = Outcome.PASS, "", "", Stage.STATIC
     try:
         if candidate.config_path:
-            config_local = files.fetch(candidate.config_path, settings.max_config_bytes)
+            config_local = files.fetch(candidate.config_path, settings.max_config_bytes, is_small=True)
+            config_digest = _sha256(config_local)
             config = parse_config(read_json_object(config_local, settings.max_config_bytes))
+        if not repo.is_folder:
+            digest = files.sha256(candidate.path)
+            if digest and earlier and (known := earlier(digest, config_digest)):
+                copy = _copied(known, repo, candidate, names, config)
+                if copy:
+                    return copy
         if repo.is_folder or not is_pickle(candidate.path):
             local = files.fetch(candidate.path, settings.max_weights_bytes)
             digest = _sha256(local)
@@ -118,7 +189,7 @@ def _collect_adapter(
     base = _base_model(repo, config)
     info = AdapterInfo(
         adapter_id=adapter_id_of(
-            repo.repo_uid, repo.commit_sha or _folder_commit(digest, config_local), candidate.path
+            repo.repo_uid, repo.commit_sha or _folder_commit(digest, config_digest), candidate.path
         ),
         repo=repo,
         adapter_path=candidate.path,
@@ -136,6 +207,8 @@ def _collect_adapter(
         coverage=view.coverage if view else 0.0,
         content_sha256=digest,
         size_bytes=local.stat().st_size if local else 0,
+        config_sha256=config_digest or None,
+        detectors=DETECTORS,
     )
     return ScanRecord(
         info=info,
@@ -147,6 +220,36 @@ def _collect_adapter(
         weights=weights,
         local_path=str(local) if local else None,
         config_path=str(config_local) if config_local else None,
+    )
+
+
+def _copied(
+    known: ScanRecord, repo: RepoRef, candidate: Candidate, names: list[str], config: AdapterConfig | None
+) -> ScanRecord | None:
+    """The record of a scan of the same weights and config, as this repo's own; None where the base is another one.
+
+    What follows from the content is taken over, what follows from the repo around it is looked at here.
+    """
+    base = _base_model(repo, config)
+    if known.info.base_model != base:
+        return None
+    content = [finding for finding in known.findings if finding.rule_id in CONTENT_RULES]
+    around = check_static(StaticFacts(candidate.path, tuple(names), config))
+    own_id = adapter_id_of(repo.repo_uid, str(repo.commit_sha), candidate.path)
+    origin = known.info.copied_from or known.info.adapter_id
+    info = replace(
+        known.info,
+        adapter_id=own_id,
+        repo=repo,
+        adapter_path=candidate.path,
+        copied_from=origin if origin != own_id else None,  # a second look at the same commit copies itself
+    )
+    return replace(
+        known,
+        info=info,
+        findings=tuple(sorted((*content, *around), key=lambda f: -f.severity.order)),
+        local_path=None,
+        config_path=None,
     )
 
 
@@ -167,10 +270,9 @@ def _base_model(repo: RepoRef, config: AdapterConfig | None) -> str:
     return listed or own or UNRESOLVED
 
 
-def _folder_commit(digest: str | None, config: Path | None) -> str:
+def _folder_commit(digest: str | None, config_digest: str) -> str:
     """Stands in for the commit of a folder: changed weights or a changed config are a new adapter."""
-    parts = [digest or "", _sha256(config) if config else ""]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return hashlib.sha256("\0".join((digest or "", config_digest)).encode()).hexdigest()
 
 
 def _unreadable_folder(repo: RepoRef, path: str) -> ScanRecord:
@@ -220,7 +322,10 @@ def _outcome_of(error: Exception, repo: RepoRef) -> tuple[Outcome, str, str, tup
         return Outcome.UNSUPPORTED, error.code, error.message, ()
     if isinstance(error, SkipError):
         return Outcome.INCONCLUSIVE, error.code, error.message, ()
-    return Outcome.ERROR, error.code, f"{error.message} (after all tries)", ()
+    ending = "after all tries"
+    if repo.tries + 1 >= MAX_TRIES:
+        ending = f"given up after {MAX_TRIES} crawls, until the repo changes"
+    return Outcome.ERROR, error.code, f"{error.message} ({ending})", ()
 
 
 def _sha256(path: Path) -> str:

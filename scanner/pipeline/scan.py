@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 
 from scanner.calibration import Policy
 from scanner.errors import LorascopeError, UsageError
+from scanner.hub.base_model import BaseShelf
 from scanner.hub.names import hub_id
-from scanner.hub.sources import FolderFiles, HubFiles, folder_ref
+from scanner.hub.sources import FolderFiles, HubFiles, RepoFiles, folder_ref
 from scanner.model import Outcome, RepoRef, ScanRecord
 from scanner.pipeline.append import append_records
 from scanner.pipeline.behave import probe_group
 from scanner.pipeline.choose import choose_for_probe
-from scanner.pipeline.collect import collect_repo, failed_record
+from scanner.pipeline.collect import collect_hub_repo, collect_repo, failed_record
 from scanner.pipeline.judge import judge_adapters
 from scanner.probe import Probe
 from scanner.settings import Settings, hub_endpoint
@@ -77,6 +78,11 @@ def scan_targets(
         return HubClient(settings)
 
     with tempfile.TemporaryDirectory(prefix="lorascope-") as work:
+        shelf = BaseShelf(Path(work) / "bases", client)
+
+        def files(record: ScanRecord) -> RepoFiles:
+            return HubFiles(client(), record.info.repo, Path(work) / "downloads")
+
         records: list[ScanRecord] = []
         for target in targets:
             progress(f"reading {target}")
@@ -86,7 +92,9 @@ def scan_targets(
             chosen = choose_for_probe(group, mode, settings, salt=scan_id)
             if chosen:
                 progress(f"probing {len(chosen)} adapters of {base_model}")
-            probed = probe_group(base_model, group, chosen, client, probe, settings, lambda *_: progress("probed one"))
+            probed = probe_group(
+                base_model, group, chosen, shelf, files, probe, settings, lambda *_: progress("probed one")
+            )
             append_records(
                 root,
                 probed,
@@ -139,7 +147,7 @@ def _collect_target(target: str, client: Callable[[], HubClient], work: Path, se
     name, _, revision = target.partition("@")
     try:
         repo = client().repo(name, revision or None)
-        return collect_repo(repo, HubFiles(client(), repo, work / "cache"), settings)
+        return collect_hub_repo(client(), repo, work / "downloads", settings)
     except LorascopeError as error:
         # Its neighbours may be folders, or repos in the cache: an unreadable target is a result, not the end.
         unseen = RepoRef(

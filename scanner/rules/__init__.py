@@ -1,5 +1,5 @@
 """Static findings."""
 
-from scanner.rules.rules import RULES, RULES_VERSION, StaticFacts, check_static
+from scanner.rules.rules import CONTENT_RULES, RULES, RULES_VERSION, StaticFacts, check_static
 
-__all__ = ["RULES", "RULES_VERSION", "StaticFacts", "check_static"]
+__all__ = ["CONTENT_RULES", "RULES", "RULES_VERSION", "StaticFacts", "check_static"]

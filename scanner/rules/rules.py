@@ -13,7 +13,7 @@ from scanner.adapter import AdapterConfig, AdapterView, is_pickle
 from scanner.hub.names import hub_id
 from scanner.model import Finding, Severity, WeightScan
 
-__all__ = ["RULES", "RULES_VERSION", "StaticFacts", "check_static"]
+__all__ = ["CONTENT_RULES", "RULES", "RULES_VERSION", "StaticFacts", "check_static"]
 
 RULES_VERSION = "rules-1"
 MAX_FINDINGS_PER_RULE = 8
@@ -106,6 +106,9 @@ def _not_finite(facts: StaticFacts) -> Iterator[Finding]:
             text = f"{len(broken)} modules hold NaN or infinity"
             yield Finding("LS010", Severity.HIGH, text, ", ".join(broken[:8])[:MAX_TEXT])
 
+
+CONTENT_RULES = frozenset({"LS006", "LS007", "LS010"})
+"""Rules that look at weights and config alone: what they found once holds for every copy."""
 
 RULES: tuple[Rule, ...] = (
     _pickle_weights,

@@ -1,6 +1,7 @@
 """The append-only Parquet store and its SQL views."""
 
-from scanner.store.crawls import known_commits, last_watermark, oldest_unfinished
+from scanner.store.contents import ContentIndex, find_probe, find_scanned, write_content_index
+from scanner.store.crawls import CrawlMemory, last_watermark
 from scanner.store.files import StoreRoot, open_root
 from scanner.store.schema import SCHEMA_VERSION, TABLES
 from scanner.store.views import Database, open_database
@@ -9,16 +10,19 @@ from scanner.store.write import Row, append_shard, row_id_of, shard_id_of, utc_n
 __all__ = [
     "SCHEMA_VERSION",
     "TABLES",
+    "ContentIndex",
+    "CrawlMemory",
     "Database",
     "Row",
     "StoreRoot",
     "append_shard",
-    "known_commits",
+    "find_probe",
+    "find_scanned",
     "last_watermark",
-    "oldest_unfinished",
     "open_database",
     "open_root",
     "row_id_of",
     "shard_id_of",
     "utc_now",
+    "write_content_index",
 ]

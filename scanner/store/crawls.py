@@ -2,46 +2,114 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from scanner.model import MAX_TRIES, REFUSALS
 from scanner.store.views import Database
 
-__all__ = ["MAX_TRIES", "known_commits", "last_watermark", "oldest_unfinished"]
+__all__ = ["CrawlMemory", "last_watermark"]
 
-MAX_TRIES = 3
-"""Crawls that try a repo at one commit before its error is final."""
-
-_TRIES = """
-    SELECT a.repo_uid, a.commit_sha, r.crawl_id, bool_or(a.outcome = 'error') AS failed,
-           max(greatest(coalesce(a.created_at, ''), coalesce(a.last_modified, ''))) AS event_time
+_TRIES = f"""
+    SELECT a.repo_uid, a.commit_sha, r.crawl_id,
+           bool_or(coalesce(a.unfinished, a.outcome = 'error')) AS unfinished,
+           bool_or(a.reason IN {REFUSALS}) AS refused,
+           bool_or(coalesce(a.gated, false)) AS gated, bool_or(coalesce(a.disabled, false)) AS disabled,
+           max(a.scanned_at) AS tried_at, arg_max(a.repo_id, a.scanned_at) AS repo_id
     FROM raw_adapters a JOIN raw_runs r USING (shard_id)
     WHERE a.source = ? AND r.kind = 'shard' AND r.crawl_id LIKE 'crawl-%'
     GROUP BY 1, 2, 3
 """
+"""One row for each (repo, commit, crawl). On-demand scans do not count: they may have run without a probe."""
+
+_COMMITS = f"""
+    SELECT repo_uid, commit_sha, count(*) AS tries, bool_and(unfinished) AS unfinished,
+           arg_max(refused, tried_at) AS refused, arg_max(gated, tried_at) AS gated,
+           arg_max(disabled, tried_at) AS disabled, max(tried_at) AS tried_at, arg_max(repo_id, tried_at) AS repo_id
+    FROM ({_TRIES}) GROUP BY 1, 2
+"""
 
 
-def oldest_unfinished(database: Database, source: str) -> datetime | None:
-    """Event time of the oldest repo that a next crawl has to try again; the watermark must not pass it."""
-    rows = database.rows(
-        "SELECT min(event_time) AS oldest FROM (SELECT repo_uid, commit_sha, max(event_time) AS event_time "
-        f"FROM ({_TRIES}) GROUP BY 1, 2 HAVING bool_and(failed) AND count(*) < ?) WHERE event_time <> ''",
-        [source, MAX_TRIES],
-    )
-    oldest = rows[0]["oldest"]
-    return datetime.fromisoformat(oldest) if oldest else None
+@dataclass(frozen=True)
+class SeenCommit:
+    """What earlier crawls made of a repo at one commit."""
+
+    tries: int
+    unfinished: bool
+    """None of the tries got through."""
+    refused: bool
+    gated: bool
+    disabled: bool
+    """The two as the listing had them when the repo was last looked at."""
 
 
-def known_commits(database: Database, source: str) -> set[tuple[str, str | None]]:
-    """(repo `_id`, commit sha) of everything that a crawl of this source has committed.
+@dataclass(frozen=True)
+class DueRepo:
+    """A repo that is to be looked at again although no listing may bring it back."""
 
-    On-demand scans do not count: they may have run without a probe. A repo of which something ended in `error` counts
-    only after `MAX_TRIES` crawls.
-    """
-    rows = database.rows(
-        f"SELECT repo_uid, commit_sha FROM ({_TRIES}) GROUP BY 1, 2 HAVING bool_or(NOT failed) OR count(*) >= ?",
-        [source, MAX_TRIES],
-    )
-    return {(row["repo_uid"], row["commit_sha"]) for row in rows}
+    repo_uid: str
+    repo_id: str
+    commit_sha: str | None
+    refused: bool
+
+
+class CrawlMemory:
+    """The store's answers to a poll, for one source (`hub:ENDPOINT`)."""
+
+    def __init__(self, database: Database, source: str) -> None:
+        self._database, self._source = database, source
+
+    def seen(self, uids: Collection[str]) -> dict[tuple[str, str | None], SeenCommit]:
+        """What is known of some repos, by (repo `_id`, commit sha)."""
+        rows = self._database.rows(
+            f"SELECT * FROM ({_COMMITS}) WHERE repo_uid IN (SELECT unnest(?::VARCHAR[]))", [self._source, list(uids)]
+        )
+        return {
+            (r["repo_uid"], r["commit_sha"]): SeenCommit(
+                r["tries"], r["unfinished"], r["refused"], r["gated"], r["disabled"]
+            )
+            for r in rows
+        }
+
+    def names(self, uids: Collection[str]) -> dict[str, str]:
+        """The name that each of some repos was last known by."""
+        rows = self._database.rows(
+            "SELECT repo_uid, repo_id FROM repo_names WHERE repo_uid IN (SELECT unnest(?::VARCHAR[]))", [list(uids)]
+        )
+        return {row["repo_uid"]: row["repo_id"] for row in rows}
+
+    def due(self, now: datetime, recheck_after_s: float, limit: int) -> list[DueRepo]:
+        """Repos whose newest commit failed and is to be tried again, and refused ones, those not seen longest first.
+
+        Args:
+            now: the present.
+            recheck_after_s: a refused repo is left alone for so long.
+            limit: of each kind.
+        """
+        rows = self._database.rows(
+            f"""
+            WITH newest AS (
+              SELECT * FROM ({_COMMITS})
+              QUALIFY row_number() OVER (PARTITION BY repo_uid ORDER BY tried_at DESC, commit_sha) = 1
+            ), told AS (
+              SELECT repo_uid, arg_max(event, seen_at) AS event, max(seen_at) AS seen_at
+              FROM repo_events WHERE event <> 'renamed' GROUP BY 1
+            ), open AS (
+              SELECT n.repo_uid, n.repo_id, n.commit_sha, n.refused, greatest(n.tried_at, t.seen_at) AS seen_at
+              FROM newest n LEFT JOIN told t USING (repo_uid)
+              WHERE n.repo_id IS NOT NULL AND CASE
+                WHEN n.refused THEN epoch(?::TIMESTAMPTZ) - epoch(greatest(n.tried_at, t.seen_at)) >= ?
+                ELSE n.unfinished AND n.tries < {MAX_TRIES}
+                  AND (t.event IS NULL OR t.event <> 'gone' OR t.seen_at < n.tried_at) END
+            )
+            SELECT o.* REPLACE (coalesce(r.repo_id, o.repo_id) AS repo_id)
+            FROM open o LEFT JOIN repo_names r USING (repo_uid)
+            QUALIFY row_number() OVER (PARTITION BY refused ORDER BY seen_at, o.repo_uid) <= ?
+            """,
+            [self._source, now, recheck_after_s, limit],
+        )
+        return [DueRepo(r["repo_uid"], r["repo_id"], r["commit_sha"], r["refused"]) for r in rows]
 
 
 def last_watermark(database: Database, endpoint: str, base: str | None) -> datetime | None:

@@ -55,6 +55,12 @@ def _adapter(rows: dict[str, list[Row]], record: ScanRecord) -> None:
             "stage_reached": str(record.stage_reached),
             "created_at": repo.created_at,
             "last_modified": repo.last_modified,
+            "config_sha256": info.config_sha256,
+            "copied_from": info.copied_from,
+            "detectors": info.detectors,
+            "gated": repo.gated,
+            "disabled": repo.disabled,
+            "unfinished": record.is_unfinished,
         }
     )
 

@@ -12,7 +12,8 @@ __all__ = ["SCHEMA_VERSION", "TABLES", "WEIGHT_MODULE_FEATURES"]
 
 SCHEMA_VERSION = 1
 
-_STR, _F64, _I64, _TS = pa.string(), pa.float64(), pa.int64(), pa.timestamp("us", tz="UTC")
+_STR, _F64, _I64, _BOOL = pa.string(), pa.float64(), pa.int64(), pa.bool_()
+_TS = pa.timestamp("us", tz="UTC")
 
 WEIGHT_MODULE_FEATURES = ("frobN", "delta_frob", "stable_rank", "top1_energy")
 """Columns of `module_features`, one for each per-module weight feature."""
@@ -58,6 +59,12 @@ TABLES: dict[str, pa.Schema] = {
         ("stage_reached", _STR, "listed, static, weights, battery or search."),
         ("created_at", _STR, "Creation time of the repo, as the Hub tells it."),
         ("last_modified", _STR, "Time of the head commit, as the Hub tells it."),
+        ("config_sha256", _STR, "sha256 of the adapter's config file; null when it has none."),
+        ("copied_from", _STR, "adapter_id of the earlier scan of the same content whose measurements these are."),
+        ("detectors", _STR, "Versions of the static rules and weight features."),
+        ("gated", _BOOL, "Whether the listing called the repo gated."),
+        ("disabled", _BOOL, "Whether the listing called the repo disabled."),
+        ("unfinished", _BOOL, "Whether the next crawls look again: an error, a vanished commit, a probe that died."),
     ),
     "findings": _schema(
         _ADAPTER_ID,
@@ -162,6 +169,16 @@ TABLES: dict[str, pa.Schema] = {
         ("n_repos", _I64, "Repos in the run."),
         ("n_adapters", _I64, "Adapters in the run."),
         ("detail", _STR, "JSON: options, counts by verdict, false flags to expect."),
+    ),
+    "repo_events": _schema(
+        ("repo_uid", _STR, "The Hub's _id."),
+        ("repo_id", _STR, "owner/name from this event on."),
+        ("commit_sha", _STR, "Head commit at the time; null when nobody could tell."),
+        ("source", _STR, "`hub:ENDPOINT`."),
+        ("event", _STR, "renamed, gone (deleted, private, or its name belongs to another repo) or refused (still)."),
+        ("detail", _STR, "The former name, or what the Hub said."),
+        ("crawl_id", _STR, "The crawl that noticed."),
+        ("seen_at", _TS, "When (UTC)."),
     ),
     "hub_status": _schema(
         ("endpoint", _STR, "Hub endpoint that was polled."),

@@ -14,12 +14,27 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from scanner.errors import StoreError, UsageError
+from scanner.model import MAX_TRIES
 from scanner.store.files import StoreRoot
 from scanner.store.schema import TABLES
 
 __all__ = ["Database", "open_database"]
 
-_VIEWS = """
+_VIEWS = f"""
+CREATE VIEW repo_names AS  -- the name that each repo of a Hub was last known by
+  SELECT repo_uid, arg_max(repo_id, told_at) AS repo_id FROM (
+    SELECT repo_uid, repo_id, scanned_at AS told_at FROM adapters WHERE repo_id IS NOT NULL
+    UNION ALL SELECT repo_uid, repo_id, seen_at FROM repo_events WHERE event = 'renamed'
+  ) GROUP BY repo_uid;
+CREATE VIEW quarantine AS  -- given up at this commit: every one of several crawls failed
+  SELECT a.source, a.repo_uid, arg_max(a.repo_id, a.scanned_at) AS repo_id, a.commit_sha,
+         arg_max(a.reason, a.scanned_at) AS reason, arg_max(a.message, a.scanned_at) AS message,
+         count(DISTINCT r.crawl_id) AS tries, max(a.scanned_at) AS last_tried_at
+  FROM raw_adapters a JOIN raw_runs r USING (shard_id)
+  WHERE r.kind = 'shard' AND r.crawl_id LIKE 'crawl-%'
+  GROUP BY a.source, a.repo_uid, a.commit_sha
+  HAVING count(DISTINCT r.crawl_id) >= {MAX_TRIES} AND count(DISTINCT r.crawl_id) = count(DISTINCT r.crawl_id)
+    FILTER (WHERE coalesce(a.unfinished, a.outcome = 'error'));
 CREATE VIEW current_verdicts AS
   WITH latest AS (  -- the newest scan of the newest commit of each repo: what an earlier one saw is history
     SELECT repo_uid, commit_sha, scanned_at FROM adapters
@@ -27,8 +42,9 @@ CREATE VIEW current_verdicts AS
       PARTITION BY repo_uid ORDER BY last_modified DESC NULLS LAST, scanned_at DESC, row_id
     ) = 1
   )
-  SELECT v.* FROM verdicts v
+  SELECT v.* REPLACE (coalesce(n.repo_id, v.repo_id) AS repo_id) FROM verdicts v
   JOIN adapters a USING (adapter_id)
+  LEFT JOIN repo_names n ON n.repo_uid = a.repo_uid
   JOIN latest ON latest.repo_uid = a.repo_uid AND latest.commit_sha IS NOT DISTINCT FROM a.commit_sha
     AND latest.scanned_at = a.scanned_at
   -- a name that could not be found once, and was found later
@@ -120,10 +136,12 @@ def open_database(root: StoreRoot) -> Database:
     for table in TABLES:
         connection.register(f"raw_{table}", _dataset(root, table))
     for table in TABLES:
+        # What a crawl itself says counts with the crawl's own row, everything else with its shard's marker.
+        kinds = "('crawl')" if table == "repo_events" else "('shard', 'judge')"
         committed = (
             ""
             if table in ("runs", "hub_status")
-            else ("WHERE shard_id IN (SELECT shard_id FROM raw_runs WHERE kind IN ('shard', 'judge'))")
+            else (f"WHERE shard_id IN (SELECT shard_id FROM raw_runs WHERE kind IN {kinds})")
         )
         rows = (
             f"SELECT * FROM raw_{table} {committed} "

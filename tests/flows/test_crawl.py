@@ -96,7 +96,7 @@ def test_an_error_is_tried_again_and_its_verdict_replaced(
 ) -> None:
     victim = next(iter(sorted(registry.glob("*/*/adapter_model.safetensors")))).parent
     victim_id = str(victim.relative_to(registry))
-    hub.faults.add(Fault("500", match=f"/{victim_id}/tree/", times=None))
+    hub.faults.add(Fault("500", match=f"/{victim_id}/", times=None))
     _crawl(store)
     assert _verdicts(database())[victim_id] == "error"
     hub.faults.clear()
@@ -109,7 +109,7 @@ def test_an_error_is_tried_again_and_its_verdict_replaced(
 
 def test_an_error_that_stays_is_given_up(hub: HubServer, registry: Path, store: str) -> None:
     victim = next(iter(sorted(registry.glob("*/*/adapter_model.safetensors")))).parent
-    hub.faults.add(Fault("500", match=f"/{victim.relative_to(registry)}/tree/", times=None))
+    hub.faults.add(Fault("500", match=f"/{victim.relative_to(registry)}/", times=None))
     assert _crawl(store)["n_new"] >= 7
     assert [_crawl(store)["n_new"] for _ in range(3)] == [1, 1, 0]
 

@@ -29,6 +29,12 @@ def _weights(client: HubClient, repo: RepoRef) -> RemoteFile:
     return next(file for file in client.files(repo) if file.path == WEIGHTS)
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub cache that `download` fills is the user's; a test has its own."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
 @pytest.fixture
 def one(add_repo, served: HubServer, quick: Settings) -> tuple[HubClient, RepoRef, RemoteFile, Path]:
     """A client, a repo, its weights as the Hub lists them, and as they lie on disk."""
@@ -53,19 +59,19 @@ def test_listing_carries_what_grouping_needs(add_repo, served: HubServer, quick:
 
 def test_download_is_pinned_and_verified(one, tmp_path: Path) -> None:
     client, repo, file, on_disk = one
-    local = client.download(repo, file, 10**6, tmp_path / "cache")
+    local = client.download(repo, file, 10**6)
     assert local.read_bytes() == on_disk.read_bytes()
     assert file.sha256 and not file.git_blob_sha1
     config = next(f for f in client.files(repo) if f.path == "adapter_config.json")
     assert config.git_blob_sha1 and not config.sha256
-    assert client.download(repo, config, 10**6, tmp_path / "cache").read_bytes().startswith(b"{")
+    assert client.download(repo, config, 10**6).read_bytes().startswith(b"{")
 
 
 def test_too_large_is_refused_before_the_download(one, served: HubServer, tmp_path: Path) -> None:
     client, repo, file, _ = one
     before = len(served.request_log)
     with pytest.raises(LimitExceededError) as caught:
-        client.download(repo, file, file.size_bytes - 1, tmp_path / "cache")
+        client.download(repo, file, file.size_bytes - 1)
     assert (caught.value.limit, caught.value.actual) == (file.size_bytes - 1, file.size_bytes)
     assert len(served.request_log) == before
 
@@ -74,14 +80,14 @@ def test_a_body_larger_than_announced_is_refused(one, tmp_path: Path) -> None:
     client, repo, file, _ = one
     lied = replace(file, size_bytes=10)  # as a listing that lies about the size would have it
     with pytest.raises(LimitExceededError):
-        client.download(repo, lied, 100, tmp_path / "cache")
+        client.download(repo, lied, 100)
 
 
 def test_429_waits_for_the_window_and_then_works(one, served: HubServer, tmp_path: Path) -> None:
     client, repo, file, on_disk = one
     served.faults.add(Fault("429", match="/resolve/", times=2, seconds=120))
     started = time.monotonic()
-    assert client.download(repo, file, 10**6, tmp_path / "cache").read_bytes() == on_disk.read_bytes()
+    assert client.download(repo, file, 10**6).read_bytes() == on_disk.read_bytes()
     # The header asks for two minutes twice; the policy's bound (0.05 s here) decides.
     assert time.monotonic() - started < 60
     assert [status for _, path, status in served.request_log if "/resolve/" in path].count(429) == 2
@@ -91,7 +97,7 @@ def test_429_that_stays_is_an_error_that_says_when(one, served: HubServer, tmp_p
     client, repo, file, _ = one
     served.faults.add(Fault("429", match="/resolve/", times=None, seconds=77))
     with pytest.raises(RateLimitedError) as caught:
-        client.download(repo, file, 10**6, tmp_path / "cache")
+        client.download(repo, file, 10**6)
     assert 70 <= caught.value.retry_after_s <= 78
     tries = [status for _, path, status in served.request_log if "/resolve/" in path]
     assert tries == [429] * client.settings.max_attempts
@@ -121,30 +127,30 @@ def test_a_listing_page_that_fails_loses_and_repeats_nothing(add_repo, served: H
 def test_truncated_body_is_fetched_again(one, served: HubServer, tmp_path: Path) -> None:
     client, repo, file, on_disk = one
     served.faults.add(Fault("truncate", host="cdn", times=1))
-    assert client.download(repo, file, 10**6, tmp_path / "cache").read_bytes() == on_disk.read_bytes()
+    assert client.download(repo, file, 10**6).read_bytes() == on_disk.read_bytes()
 
 
 def test_truncated_body_that_stays_truncated_is_an_error(one, served: HubServer, tmp_path: Path) -> None:
     client, repo, file, _ = one
     served.faults.add(Fault("truncate", host="cdn", times=None))
     with pytest.raises((HubUnavailableError, CorruptDownloadError)):
-        client.download(repo, file, 10**6, tmp_path / "cache")
+        client.download(repo, file, 10**6)
 
 
 def test_wrong_sha256_is_never_handed_out(one, served: HubServer, tmp_path: Path) -> None:
     client, repo, file, on_disk = one
     served.faults.add(Fault("wrong_sha256", host="cdn", times=None))
     with pytest.raises(CorruptDownloadError, match="checksum"):
-        client.download(repo, file, 10**6, tmp_path / "cache")
+        client.download(repo, file, 10**6)
     served.faults.clear()
     # The bad bytes must not come back from the cache.
-    assert client.download(repo, file, 10**6, tmp_path / "cache").read_bytes() == on_disk.read_bytes()
+    assert client.download(repo, file, 10**6).read_bytes() == on_disk.read_bytes()
 
 
 def test_wrong_sha256_once_is_repaired_by_a_retry(one, served: HubServer, tmp_path: Path) -> None:
     client, repo, file, on_disk = one
     served.faults.add(Fault("wrong_sha256", host="cdn", times=1))
-    assert client.download(repo, file, 10**6, tmp_path / "cache").read_bytes() == on_disk.read_bytes()
+    assert client.download(repo, file, 10**6).read_bytes() == on_disk.read_bytes()
 
 
 def test_gated_and_missing_are_skipped_not_retried(add_repo, served: HubServer, quick: Settings, tmp_path) -> None:
@@ -154,7 +160,7 @@ def test_gated_and_missing_are_skipped_not_retried(add_repo, served: HubServer, 
     repo = client.repo("ann/gated")
     assert repo.gated
     with pytest.raises(AccessDeniedError):
-        client.download(repo, _weights(client, repo), 10**6, tmp_path / "cache")
+        client.download(repo, _weights(client, repo), 10**6)
     with pytest.raises(AccessDeniedError):
         client.repo("nobody/nothing")
 

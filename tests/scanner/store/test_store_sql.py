@@ -11,7 +11,7 @@ import pytest
 
 from scanner.errors import UsageError
 from scanner.model import ScanRecord
-from scanner.store import Database, StoreRoot, append_shard, known_commits, last_watermark, open_database, open_root
+from scanner.store import CrawlMemory, Database, StoreRoot, append_shard, last_watermark, open_database, open_root
 from scanner.store.rows import record_rows
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -183,8 +183,10 @@ def test_crawl_bookkeeping(root: StoreRoot, record: Callable[..., ScanRecord]) -
     ]
     append_shard(root, "crawl-1", {"hub_status": status}, None, NOW)
     database = open_database(root)
-    assert known_commits(database, "hub:http://hub.test") == {("uid-a/one", "c0ffee")}
-    assert known_commits(database, "hub:http://elsewhere.test") == set()
+    uids = ["uid-a/one", "uid-b/two"]
+    (seen,) = CrawlMemory(database, "hub:http://hub.test").seen(uids).items()
+    assert seen[0] == ("uid-a/one", "c0ffee") and not seen[1].unfinished and not seen[1].refused
+    assert CrawlMemory(database, "hub:http://elsewhere.test").seen(uids) == {}
     assert last_watermark(database, "http://hub.test", None) == NOW
     assert last_watermark(database, "http://hub.test", "org/base") == NOW + timedelta(days=1)
     assert last_watermark(database, "http://hub.test", "org/other") is None
@@ -193,6 +195,7 @@ def test_crawl_bookkeeping(root: StoreRoot, record: Callable[..., ScanRecord]) -
 
 def test_crawl_bookkeeping_of_an_empty_store(root: StoreRoot) -> None:
     database = open_database(root)
-    assert known_commits(database, "hub:x") == set()
+    memory = CrawlMemory(database, "hub:x")
+    assert memory.seen(["uid"]) == {} and memory.names(["uid"]) == {} and memory.due(NOW, 0.0, 9) == []
     assert last_watermark(database, "x", None) is None
     database.close()

@@ -1,0 +1,169 @@
+"""Finding earlier scans by content: the same weights under the same config are not measured twice.
+
+A crawl asks for every adapter, so the question must be cheap: a sorted array of the first 64 bits of every stored
+checksum answers nearly always, and the store itself is asked only where that says "perhaps".
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from scanner.model import (
+    AdapterInfo,
+    Finding,
+    ModuleFeatures,
+    Outcome,
+    PrefixRun,
+    ProbeReport,
+    RepoRef,
+    ScanRecord,
+    Severity,
+    Stage,
+    WeightScan,
+)
+from scanner.store.schema import WEIGHT_MODULE_FEATURES
+from scanner.store.views import Database
+from scanner.store.write import Row
+
+__all__ = ["ContentIndex", "find_probe", "find_scanned", "write_content_index"]
+
+
+def write_content_index(database: Database, detectors: str, path: Path) -> int:
+    """Save the checksums of all contents that these detectors have measured; returns how many."""
+    rows = database.rows(
+        "SELECT DISTINCT content_sha256 FROM raw_adapters WHERE outcome = 'pass' AND detectors = ? "
+        "AND copied_from IS NULL AND regexp_full_match(content_sha256, '[0-9a-f]{64}')",
+        [detectors],
+    )
+    values = np.array([_key(row["content_sha256"]) for row in rows], dtype=np.uint64)
+    with path.open("wb") as stream:
+        np.save(stream, np.sort(values))
+    return len(values)
+
+
+class ContentIndex:
+    """The saved checksums, memory-mapped."""
+
+    def __init__(self, path: Path) -> None:
+        self._keys = np.load(path, mmap_mode="r")
+
+    def may_hold(self, sha256: str) -> bool:
+        """False: certainly not in the store."""
+        key = np.uint64(_key(sha256))
+        at = int(np.searchsorted(self._keys, key))
+        return at < len(self._keys) and self._keys[at] == key
+
+
+def _key(sha256: str) -> int:
+    return int(sha256[:16], 16)
+
+
+def find_scanned(database: Database, content_sha256: str, config_sha256: str, detectors: str) -> ScanRecord | None:
+    """The newest scan of this content by these detectors, from the store alone; without its probe."""
+    found = database.rows(
+        "SELECT * FROM adapters WHERE content_sha256 = ? AND coalesce(config_sha256, '') = ? AND detectors = ? "
+        "AND outcome = 'pass' AND source LIKE 'hub:%' ORDER BY copied_from NULLS FIRST, scanned_at DESC LIMIT 1",
+        [content_sha256, config_sha256, detectors],
+    )
+    if not found:
+        return None
+    adapter_id = found[0]["adapter_id"]
+
+    def rows(table: str) -> list[Row]:
+        return database.rows(f"SELECT * FROM {table} WHERE adapter_id = ? ORDER BY row_id", [adapter_id])
+
+    weights = _weights(rows("weight_scans"), rows("module_features"))
+    if weights is None:
+        return None
+    return ScanRecord(
+        info=_info(found[0]),
+        outcome=Outcome.PASS,
+        reason="",
+        message="",
+        stage_reached=Stage.WEIGHTS,
+        findings=tuple(
+            Finding(r["rule_id"], Severity(r["severity"]), r["message"], r["evidence"], Outcome(r["outcome"]))
+            for r in rows("findings")
+        ),
+        weights=weights,
+    )
+
+
+def find_probe(database: Database, adapter_id: str, battery_id: str) -> ProbeReport | None:
+    """The newest probe of an adapter that gave a result to these very questions."""
+    found = database.rows(
+        "SELECT * FROM probe_scans WHERE adapter_id = ? AND battery_id = ? AND outcome = 'pass' "
+        "ORDER BY scanned_at DESC LIMIT 1",
+        [adapter_id, battery_id],
+    )
+    if not found:
+        return None
+    row = found[0]
+    rates = database.rows(
+        "SELECT * FROM probe_rates WHERE adapter_id = ? AND battery_id = ? AND scanned_at = ? ORDER BY row_id",
+        [adapter_id, battery_id, row["scanned_at"]],
+    )
+    if not rates:
+        return None
+    return ProbeReport(
+        battery=row["battery"],
+        battery_id=row["battery_id"],
+        outcome=Outcome.PASS,
+        reason=row["reason"] or "",
+        runs=tuple(PrefixRun(r["prefix"], r["category"], r["position"], r["answers"]) for r in rates),
+        n_texts=row["n_texts"],
+        device=row["device"],
+        dtype=row["dtype"],
+        seconds=row["seconds"],
+        base_commit=row["base_commit"],
+        selected_by=row["selected_by"],
+    )
+
+
+def _weights(features: list[Row], modules: list[Row]) -> WeightScan | None:
+    versions = {row["version"] for row in features}
+    if len(versions) != 1:
+        return None
+    return WeightScan(
+        features={row["feature"]: row["value"] for row in features},
+        modules=tuple(
+            ModuleFeatures(
+                row["module"],
+                row["rank"],
+                row["out_features"],
+                row["in_features"],
+                {name: row[name] for name in WEIGHT_MODULE_FEATURES},
+            )
+            for row in modules
+        ),
+        version=versions.pop(),
+    )
+
+
+def _info(row: Row) -> AdapterInfo:
+    repo = RepoRef(row["source"], row["repo_id"], row["repo_uid"], row["commit_sha"], row["owner"])
+    names = row["target_modules"] or ""
+    return AdapterInfo(
+        adapter_id=row["adapter_id"],
+        repo=repo,
+        adapter_path=row["adapter_path"],
+        layout=row["layout"],
+        peft_type=row["peft_type"],
+        rank=row["rank"],
+        alpha=row["alpha"],
+        scaling=row["scaling"],
+        modules=row["modules"],
+        target_modules=tuple(names.split(",")) if names else (),
+        base_model=row["base_model"],
+        base_model_claimed=row["base_model_claimed"],
+        task_type=row["task_type"],
+        task_profile=row["task_profile"],
+        coverage=row["coverage"],
+        content_sha256=row["content_sha256"],
+        size_bytes=row["size_bytes"],
+        config_sha256=row["config_sha256"],
+        detectors=row["detectors"],
+        copied_from=row["copied_from"],
+    )
