@@ -26,7 +26,6 @@ __all__ = ["Announced", "Downloader"]
 
 MAX_HOPS = 5
 MAX_RESUMES = 2
-_CHUNK_BYTES = 1 << 20
 _HEX = frozenset("0123456789abcdef")
 
 
@@ -228,7 +227,7 @@ def _close(opened: _Opened) -> None:
 
 
 def _copy(response: Any, digest: _Digest, name: str, limit_bytes: int) -> None:
-    for chunk in response.iter_raw(_CHUNK_BYTES):
+    for chunk in response.iter_raw():  # as it comes: a size asked for here would lose what came before a break
         if digest.size + len(chunk) > limit_bytes:
             raise LimitExceededError(f"size of {name} in bytes", limit_bytes, digest.size + len(chunk))
         digest.add(chunk)

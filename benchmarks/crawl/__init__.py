@@ -1,0 +1,1 @@
+"""How much a crawl asks of the Hub, and how much memory it takes."""
