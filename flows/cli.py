@@ -138,14 +138,34 @@ def hub() -> None:
 @click.argument("directory", metavar="DIR", type=click.Path())
 @click.option("--port", type=click.IntRange(0, 65535), default=8899, show_default=True, help="0 takes a free one.")
 @click.option("--cdn-port", type=click.IntRange(0, 65535), default=0, help="Port of large files; 0 takes a free one.")
-@click.option("--faults", type=click.Path(), help="JSON file of faults to act out (429, 5xx, cut or altered bodies).")
-def hub_serve(directory: str, port: int, cdn_port: int, faults: str | None) -> None:
+@click.option("--faults", type=click.Path(), help="JSON file of faults and changes to act out (docs/hub.md).")
+@click.option("--quota", type=click.IntRange(min=1), help="Requests per window, all addresses together.")
+@click.option("--window-s", type=click.FloatRange(min=0.1), default=300.0, show_default=True, help="Its seconds.")
+@click.option("--strict-errors", is_flag=True, help="Refuse in the site's own words, made for https.")
+def hub_serve(
+    directory: str,
+    port: int,
+    cdn_port: int,
+    faults: str | None,
+    quota: int | None,
+    window_s: float,
+    strict_errors: bool,
+) -> None:
     """Serve DIR/<owner>/<repo>/ over the Hub's HTTP API until interrupted."""
     from pathlib import Path
 
     from scanner.hub.server import serve
 
-    serve(Path(directory), port, announce=click.echo, cdn_port=cdn_port, faults=Path(faults) if faults else None)
+    serve(
+        Path(directory),
+        port,
+        announce=click.echo,
+        cdn_port=cdn_port,
+        faults=Path(faults) if faults else None,
+        quota=quota,
+        window_s=window_s,
+        strict_errors=strict_errors,
+    )
 
 
 @main.command()

@@ -70,8 +70,10 @@ def crawl(hub: HubServer, work: Path, store: Path, **environment: str) -> CrawlF
         raise RuntimeError(f"the crawl failed: {errors[-2000:]}")
     log = list(hub.request_log)
     rows = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "sql", "SELECT count(*) AS n FROM current_verdicts", "--format", "json"]
-        + ["--store", str(store)],
+        [
+            *(sys.executable, "-m", "flows.cli", "sql", "--format", "json", "--store", str(store)),
+            "SELECT count(*) AS n FROM current_verdicts",
+        ],
         env=env,
         capture_output=True,
         text=True,

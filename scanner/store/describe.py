@@ -9,8 +9,8 @@ __all__ = ["schema_markdown"]
 VIEWS = {
     "current_verdicts": "`verdicts`, one row per (repo, adapter_path): the latest, at its newest scanned commit.",
     "repo_names": "The name that each repo (`repo_uid`) was last known by: it survives renames.",
-    "quarantine": "Repos given up at their commit because every crawl that looked failed: reason, message, tries. A new "
-    "commit is looked at again.",
+    "quarantine": "Repos given up at their commit because every crawl that looked failed: reason, message, tries. "
+    "A new commit is looked at again.",
     "flagged": "`current_verdicts` with verdict `flagged`.",
     "base_models": "Per base model: adapters, repos, and adapters by verdict.",
 }

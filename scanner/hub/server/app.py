@@ -11,55 +11,59 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
 
 from scanner.errors import UsageError
 from scanner.hub.server import api, files
-from scanner.hub.server.answers import HubError, error_answer, plain_error
+from scanner.hub.server.access import Access
+from scanner.hub.server.answers import HubError, plain_error
 from scanner.hub.server.api import MovedError, moved_answer
 from scanner.hub.server.faults import FaultBoard, parse_faults
 from scanner.hub.server.files import SignedUrls
 from scanner.hub.server.gate import FAULTS_PATH
-from scanner.hub.server.listing import list_models
+from scanner.hub.server.listing import MAX_PAGE, list_models
 from scanner.hub.server.repos import HubFolder
 
 _MAX_FAULTS_BYTES = 1 << 20
 Endpoint = Callable[[Request], Response | Awaitable[Response]]
 
 
-def api_app(folder: HubFolder, urls: SignedUrls, faults: FaultBoard | None) -> Starlette:
+def api_app(
+    folder: HubFolder, urls: SignedUrls, faults: FaultBoard | None, access: Access, max_page: int = MAX_PAGE
+) -> ASGIApp:
     """`faults` also offers the fault board over HTTP; None leaves that door out."""
     model = "/api/models"
     cache = "/api/resolve-cache/models"
     routes: list[BaseRoute] = [
-        Route(model, partial(list_models, folder)),
-        Route("/api/whoami-v2", _whoami),
+        Route(model, partial(list_models, folder, max_page)),
+        Route("/api/whoami-v2", access.whoami),
         *_named(model, "", partial(api.get_model, folder)),
         *_named(model, "/revision/{revision}", partial(api.get_model, folder)),
         *_named(model, "/tree/{revision}", partial(api.get_tree, folder)),
         *_named(model, "/tree/{revision}/{path:path}", partial(api.get_tree, folder)),
         *_named(model, "/paths-info/{revision}", partial(api.post_paths_info, folder), "POST"),
         *_named(model, "/commits/{revision}", partial(api.get_commits, folder)),
-        Route(f"{model}/{{owner}}/{{name}}/refs", partial(api.get_refs, folder)),
-        Route(f"{model}/{{owner}}/{{name}}/scan", partial(api.get_scan, folder)),
+        *_named(model, "/refs", partial(api.get_refs, folder)),
+        *_named(model, "/scan", partial(api.get_scan, folder)),
         *_named(cache, "/{revision}/{path:path}", partial(files.resolve_cache, folder)),
         *_named("", "/resolve/{revision}/{path:path}", partial(files.resolve, folder, urls)),
     ]
     if faults is not None:
         methods = ["GET", "POST", "DELETE"]
         routes.insert(0, Route(FAULTS_PATH, partial(_control_faults, faults), methods=methods))
-    return _app(routes)
+    return access.guarded(_app(routes, access))
 
 
 def cdn_app(folder: HubFolder, urls: SignedUrls) -> Starlette:
     blob = partial(files.cdn_blob, folder, urls)
-    return _app([Route("/{owner}/{name}/{sha256}/{path:path}", blob)])
+    return _app([Route("/{owner}/{name}/{sha256}/{path:path}", blob)], Access())
 
 
-def _app(routes: list[BaseRoute]) -> Starlette:
+def _app(routes: list[BaseRoute], access: Access) -> Starlette:
     app = Starlette(
         routes=routes,
         exception_handlers={
-            HubError: error_answer,
+            HubError: access.error_answer,
             MovedError: moved_answer,
             HTTPException: _http_error,
         },
@@ -80,11 +84,6 @@ def _http_error(request: Request, error: Exception) -> Response:
     """No such address, or not with this method."""
     assert isinstance(error, HTTPException)
     return plain_error(request.url.path, error.status_code, error.detail, dict(error.headers or {}))
-
-
-def _whoami(_: Request) -> Response:
-    # There are no accounts here, so no token is anybody's.
-    raise HubError(401, "Invalid username or password.")
 
 
 async def _control_faults(faults: FaultBoard, request: Request) -> Response:

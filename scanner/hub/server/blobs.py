@@ -24,6 +24,8 @@ LFS_SUFFIXES = (
 )
 # fmt: on
 SETTINGS_NAME = ".hub.json"
+BLOBS_FOLDER = ".hub/blobs"
+"""Contents of replaced files, by their ETag: what an old commit still serves (`actions.commit`)."""
 _CHUNK_BYTES = 1 << 20
 # A file rewritten within one clock tick keeps its timestamps, so a very young stamp proves nothing (git calls such
 # an index entry "racily clean"). Ticks are 4-10 ms on common kernels.

@@ -16,22 +16,36 @@ from typing import Any, Literal, get_args
 
 from scanner.errors import UsageError
 
-FaultKind = Literal["429", "500", "drop", "slow", "ignore_range", "truncate", "wrong_sha256", "wrong_size"]
+FaultKind = Literal[
+    "429", "500", "denied", "drop", "slow", "ignore_range",
+    "wrong_linked_etag", "wrong_linked_size", "no_linked_etag",
+    "truncate", "wrong_sha256", "wrong_size", "slow_body", "stalled_body", "chunked",
+]  # fmt: skip
 FaultHost = Literal["any", "api", "cdn"]
-REQUEST_KINDS: frozenset[FaultKind] = frozenset({"429", "500", "drop", "slow", "ignore_range"})
-BODY_KINDS: frozenset[FaultKind] = frozenset({"truncate", "wrong_sha256", "wrong_size"})
-_STATUSES = (500, 502, 503, 504)
+RetryHint = Literal["ratelimit", "seconds", "date", "both", "none", "garbage"]
+PASSING_KINDS: frozenset[FaultKind] = frozenset({"slow", "ignore_range"})
+"""The answer comes all the same."""
+ANSWER_KINDS: frozenset[FaultKind] = frozenset({"429", "500", "denied", "drop"})
+"""Instead of the answer."""
+HEADER_KINDS: frozenset[FaultKind] = frozenset({"wrong_linked_etag", "wrong_linked_size", "no_linked_etag"})
+BODY_KINDS: frozenset[FaultKind] = frozenset(
+    {"truncate", "wrong_sha256", "wrong_size", "slow_body", "stalled_body", "chunked"}
+)
+_STATUSES = {"500": (500, 502, 503, 504), "denied": (401, 403, 404)}
 
 
 @dataclass(frozen=True)
 class Fault:
     """One thing that goes wrong.
 
-    `429` answers "rate limit exceeded" until `seconds` have passed by its own account; `500` answers `status`;
-    `drop` closes the connection without an answer; `slow` waits `seconds` first; `ignore_range` sends the whole
-    file to a request for a part; `truncate` sends `keep_bytes` (half, when None) of the announced body and drops;
-    `wrong_sha256` flips the body's last byte; `wrong_size` sends a complete body that is `size_delta` longer.
-    The last three wait for a GET that is answered with a body, whatever else matches before.
+    Instead of an answer: `429` says "rate limit exceeded" for `seconds`, told as `hint` says; `500` answers `status`;
+    `denied` answers `status` (401, 403, 404) with `code` and `message`; `drop` closes the connection.
+    Before it: `slow` waits `seconds`; `ignore_range` sends the whole file to a request for a part.
+    In the headers of a file's address: `wrong_linked_etag`, `wrong_linked_size` (by `size_delta`), `no_linked_etag`.
+    In the body: `truncate` sends `keep_bytes` (half, when None) of what is announced and drops; `wrong_sha256` flips
+    the last byte; `wrong_size` sends a complete body that is `size_delta` longer; `slow_body` sends `bytes_per_s`;
+    `stalled_body` sends `keep_bytes` and then nothing for `seconds`; `chunked` announces no length. These wait for a
+    GET that is answered with a body, whatever else matches before.
     """
 
     kind: FaultKind
@@ -45,17 +59,28 @@ class Fault:
     seconds: float = 1.0
     keep_bytes: int | None = None
     size_delta: int = -1
+    hint: RetryHint = "ratelimit"
+    code: str | None = None
+    message: str = ""
+    bytes_per_s: int = 1000
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(FaultKind):
             raise UsageError(f"fault kind {self.kind!r} is not one of {', '.join(get_args(FaultKind))}")
         if self.host not in get_args(FaultHost):
             raise UsageError(f"fault host {self.host!r} is not one of {', '.join(get_args(FaultHost))}")
-        if self.status not in _STATUSES:
-            raise UsageError(f"fault status {self.status!r} is not one of {', '.join(map(str, _STATUSES))}")
-        numbers = (self.times, self.seconds, self.keep_bytes)
+        if self.hint not in get_args(RetryHint):
+            raise UsageError(f"fault hint {self.hint!r} is not one of {', '.join(get_args(RetryHint))}")
+        if self.kind == "denied" and self.status == 500:
+            object.__setattr__(self, "status", 401)
+        statuses = _STATUSES["denied" if self.kind == "denied" else "500"]
+        if self.status not in statuses:
+            raise UsageError(f"fault status {self.status!r} is not one of {', '.join(map(str, statuses))}")
+        if not isinstance(self.code, str | None) or not isinstance(self.message, str):
+            raise UsageError("fault code and message must be texts")
+        numbers = (self.times, self.seconds, self.keep_bytes, self.bytes_per_s)
         if any(isinstance(n, bool) or not isinstance(n, int | float | None) or (n or 0) < 0 for n in numbers):
-            raise UsageError("fault times, seconds and keep_bytes must be numbers of at least 0")
+            raise UsageError("fault times, seconds, keep_bytes and bytes_per_s must be numbers of at least 0")
         if not isinstance(self.size_delta, int) or self.size_delta == 0:
             raise UsageError("fault size_delta must be a whole number other than 0")
         try:
@@ -94,11 +119,14 @@ class FaultBoard:
         with self._lock:
             return tuple(fault for fault, _ in self._open)
 
-    def take(self, kinds: frozenset[FaultKind], host: str, method: str, path: str) -> Fault | None:
-        """The first open fault of these kinds that this request meets; it counts as used."""
+    def take(
+        self, kinds: frozenset[FaultKind], host: str, method: str, path: str, skip: Iterable[Fault] = ()
+    ) -> Fault | None:
+        """The first open fault of these kinds that this request meets, other than `skip`; it counts as used."""
+        skipped = {id(fault) for fault in skip}
         with self._lock:
             for at, (fault, left) in enumerate(self._open):
-                if fault.kind in kinds and fault.matches(host, method, path):
+                if fault.kind in kinds and id(fault) not in skipped and fault.matches(host, method, path):
                     if left is not None and left <= 1:
                         del self._open[at]
                     else:
@@ -127,10 +155,16 @@ def parse_faults(raw: Any) -> list[Fault]:
 
 
 def load_faults(path: Path) -> list[Fault]:
+    """The faults of a JSON file: a list of them, or the `faults` of an object (see `script.load_script`)."""
+    raw = read_json(path)
+    return parse_faults(raw.get("faults", []) if isinstance(raw, dict) and "kind" not in raw else raw)
+
+
+def read_json(path: Path) -> Any:
+    """Raises UsageError when the file is missing or no JSON."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read as JSON: {error}") from None
-    return parse_faults(raw)

@@ -101,21 +101,31 @@ def cdn_blob(folder: HubFolder, urls: SignedUrls, request: Request) -> Response:
     repo = folder.find(asked_name(request))
     if repo is None:
         raise repo_not_found()
-    entry = repo.by_path.get(param(request, "path"))
-    if entry is None or entry.sha256 != param(request, "sha256"):
+    path, sha256 = param(request, "path"), param(request, "sha256")
+    entry = repo.by_path.get(path)
+    if entry is None or entry.sha256 != sha256:
+        old = [commit.by_path[path] for commit in folder.commits(repo.id) if path in commit.by_path]
+        kept = (folder.kept(repo.id, former) for former in old if former.sha256 == sha256)
+        entry = next((one for one in kept if one is not None), None)
+    if entry is None:
         raise entry_not_found(repo.sha)
     headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(Path(entry.path).name)}"}
     return _BlobResponse(entry.disk, headers=headers, media_type="application/octet-stream")
 
 
 def _current_entry(folder: HubFolder, repo: RepoSnapshot, path: str) -> FileEntry:
-    """The file of a commit, provided that the disk still holds that very content."""
+    """The file of a commit, provided that the disk still holds that very content: in its place, or kept aside."""
     wanted = repo.by_path.get(path)
+    if wanted is None:
+        raise entry_not_found(repo.sha)
     head = folder.find(repo.id)
     current = head.by_path.get(path) if head is not None else None
-    if wanted is None or current is None or current.blob_id != wanted.blob_id:
+    if current is not None and current.blob_id == wanted.blob_id:
+        return current
+    kept = folder.kept(repo.id, wanted)
+    if kept is None:
         raise entry_not_found(repo.sha)
-    return current
+    return kept
 
 
 def _media_type(path: str) -> str:

@@ -1,19 +1,32 @@
-"""What happens around every answer: quota, faults, rate headers, the request log."""
+"""What happens around every answer: quota, script, faults, rate headers, the request log."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import NamedTuple
 from urllib.parse import unquote
 
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from scanner.hub.server.answers import plain_error
+from scanner.hub.server.answers import header_text, plain_error
 from scanner.hub.server.connections import hang_up, wait_for_disconnect
-from scanner.hub.server.faults import BODY_KINDS, REQUEST_KINDS, Fault, FaultBoard, FaultHost
+from scanner.hub.server.faults import (
+    ANSWER_KINDS,
+    BODY_KINDS,
+    HEADER_KINDS,
+    PASSING_KINDS,
+    Fault,
+    FaultBoard,
+    FaultHost,
+)
 from scanner.hub.server.limits import RateLimiter, RateState, bucket_of
+from scanner.hub.server.script import Script
+from scanner.hub.server.tamper import BodyTamper, is_file_address, spoil_headers
 
 FAULTS_PATH = "/_hub/faults"
 
@@ -26,6 +39,28 @@ class RequestRecord(NamedTuple):
     status: int
 
 
+class TimedRecord(NamedTuple):
+    """The same with its moment (`time.monotonic`, when it came in) and the origin that it asked."""
+
+    at_s: float
+    host: FaultHost
+    method: str
+    path: str
+    status: int
+
+
+class RequestLog:
+    """What a hub was asked, in the order in which the answers began."""
+
+    def __init__(self) -> None:
+        self.records: list[RequestRecord] = []
+        self.timed: list[TimedRecord] = []
+
+    def add(self, record: TimedRecord) -> None:
+        self.records.append(RequestRecord(*record[2:]))
+        self.timed.append(record)
+
+
 class Gate:
     """ASGI middleware in front of one of the two origins."""
 
@@ -34,12 +69,14 @@ class Gate:
         app: ASGIApp,
         host: FaultHost,
         faults: FaultBoard,
+        script: Script,
         limiter: RateLimiter | None = None,
-        log: list[RequestRecord] | None = None,
+        log: RequestLog | None = None,
     ) -> None:
         self._app = app
         self._host = host
         self._faults = faults
+        self._script = script
         self._limiter = limiter
         self._log = log
 
@@ -49,9 +86,13 @@ class Gate:
             return
         # Routes match the undecoded path, so that an encoded slash stays part of a name.
         raw_path = scope["raw_path"].decode("ascii", "replace")
-        path, method = unquote(raw_path, errors="replace"), scope["method"]
+        path, method, came_at = unquote(raw_path, errors="replace"), scope["method"], time.monotonic()
         scope = {**scope, "path": raw_path}
         rate = self._limiter.count(bucket_of(raw_path)) if self._limiter is not None else None
+
+        def record(status: int) -> None:
+            if self._log is not None:
+                self._log.add(TimedRecord(came_at, self._host, method, path, status))
 
         async def send_checked(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -59,42 +100,48 @@ class Gate:
                     headers = MutableHeaders(scope=message)
                     for name, value in rate.headers.items():
                         headers.setdefault(name, value)
-                self._record(method, path, message["status"])
+                        if not headers[name]:  # a fault wants it left out
+                            del headers[name]
+                if is_file_address(message) and (fault := self._faults.take(HEADER_KINDS, self._host, method, path)):
+                    spoil_headers(message, fault)
+                record(message["status"])
             await send(message)
 
         if rate is not None and not rate.is_allowed:
             await _refuse(raw_path, rate)(scope, receive, send_checked)
             return
-        answer: ASGIApp = self._app
-        while fault := self._faults.take(REQUEST_KINDS, self._host, method, path):
+        before, after = self._script.due(self._host, method, path)
+        for action in before:
+            await run_in_threadpool(action)
+        met: list[Fault] = []
+        while fault := self._faults.take(PASSING_KINDS, self._host, method, path, met):
+            met.append(fault)
             if fault.kind == "slow":
                 await asyncio.sleep(fault.seconds)
-            elif fault.kind == "ignore_range":
+            else:
                 kept = [(name, value) for name, value in scope["headers"] if name.lower() != b"range"]
                 scope = {**scope, "headers": kept}
-            elif fault.kind == "drop":
-                self._record(method, path, 0)
+        answer: ASGIApp = self._app
+        if fault := self._faults.take(ANSWER_KINDS, self._host, method, path):
+            if fault.kind == "drop":
+                record(0)
                 hang_up(scope)
                 await wait_for_disconnect(receive)
                 return
-            else:
-                answer = _broken_answer(raw_path, fault, rate)
-                break
+            answer = _broken_answer(raw_path, fault, rate)
 
         def take_body_fault() -> Fault | None:
             return self._faults.take(BODY_KINDS, self._host, method, path)
 
         if method != "GET":
             await answer(scope, receive, send_checked)
-            return
-        tamper = _BodyTamper(send_checked, take_body_fault, lambda: hang_up(scope))
-        await answer(scope, receive, tamper)
-        if tamper.has_cut:
-            await wait_for_disconnect(receive)
-
-    def _record(self, method: str, path: str, status: int) -> None:
-        if self._log is not None:
-            self._log.append(RequestRecord(method, path, status))
+        else:
+            tamper = BodyTamper(send_checked, receive, take_body_fault, lambda: hang_up(scope))
+            await answer(scope, receive, tamper)
+            if tamper.has_cut:
+                await wait_for_disconnect(receive)
+        for action in after:
+            await run_in_threadpool(action)
 
 
 def _refuse(path: str, rate: RateState) -> ASGIApp:
@@ -105,69 +152,27 @@ def _refuse(path: str, rate: RateState) -> ASGIApp:
 def _broken_answer(path: str, fault: Fault, rate: RateState | None) -> ASGIApp:
     if fault.kind == "500":
         return plain_error(path, fault.status, "Internal Error - this one was asked for.", {})
+    if fault.kind == "denied":
+        message = fault.message or "This one was asked for."
+        headers = {"X-Error-Message": header_text(message)}
+        return plain_error(path, fault.status, message, headers | ({"X-Error-Code": fault.code} if fault.code else {}))
     quota = rate.quota if rate is not None else 1
-    bucket = bucket_of(path)
-    return _refuse(path, RateState(bucket, quota, 0, max(0, round(fault.seconds)), 300))
+    state = RateState(bucket_of(path), quota, 0, max(0, round(fault.seconds)), 300)
+    message = "Too many requests: this one was asked for."
+    return plain_error(path, 429, message, _retry_hint(fault, state))
 
 
-class _BodyTamper:
-    """Passes one answer on, spoiling its body if a fault wants a body just now."""
-
-    def __init__(
-        self,
-        send: Callable[[Message], Awaitable[None]],
-        take: Callable[[], Fault | None],
-        cut: Callable[[], None],
-    ) -> None:
-        self._send = send
-        self._take = take
-        self._cut = cut
-        self.has_cut = False
-        self._fault: Fault | None = None
-        self._left = 0
-        """Bytes of the original body still to come (of those to be passed on, for `truncate`)."""
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            await self._send(self._started(message))
-        elif self.has_cut:
-            return  # nobody is there any more
-        elif self._fault is None:
-            await self._send(message)
-        else:
-            await self._pass_on(message, self._fault)
-
-    def _started(self, message: Message) -> Message:
-        headers = MutableHeaders(scope=message)
-        size = int(headers.get("content-length", "0"))
-        self._fault = self._take() if message["status"] in (200, 206) and size > 0 else None
-        if self._fault is None:
-            return message
-        self._left = size
-        if self._fault.kind == "truncate":
-            keep = size // 2 if self._fault.keep_bytes is None else self._fault.keep_bytes
-            self._left = min(keep, size - 1)
-        elif self._fault.kind == "wrong_size":
-            self._left = max(0, size + self._fault.size_delta)
-            headers["content-length"] = str(self._left)
-        return message
-
-    async def _pass_on(self, message: Message, fault: Fault) -> None:
-        body, more = message.get("body", b""), message.get("more_body", False)
-        if fault.kind == "wrong_sha256":
-            self._left -= len(body)
-            if body and self._left == 0:
-                body = body[:-1] + bytes([body[-1] ^ 0xFF])
-            await self._send({**message, "body": body})
-            return
-        body = body[: self._left]
-        self._left -= len(body)
-        if fault.kind == "truncate":
-            await self._send({**message, "body": body, "more_body": True})
-            if self._left == 0:
-                self.has_cut = True
-                self._cut()
-            return
-        if not more:
-            body += bytes(self._left)
-        await self._send({**message, "body": body, "more_body": more})
+def _retry_hint(fault: Fault, state: RateState) -> dict[str, str]:
+    """How a 429 says when to come back. Without `RateLimit` of its own it must not carry the true one either."""
+    seconds = str(round(fault.seconds))
+    silent = {"RateLimit": "", "RateLimit-Policy": ""}
+    when = datetime.now(UTC) + timedelta(seconds=min(fault.seconds, 10**8))
+    hints = {
+        "ratelimit": state.headers,
+        "seconds": silent | {"Retry-After": seconds},
+        "date": silent | {"Retry-After": format_datetime(when, usegmt=True)},
+        "both": state.headers | {"Retry-After": seconds},
+        "none": silent,
+        "garbage": {"RateLimit": '"api";r=x;t=-1', "RateLimit-Policy": "?", "Retry-After": "soon"},
+    }
+    return hints[fault.hint]

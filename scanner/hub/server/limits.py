@@ -32,7 +32,10 @@ class RateState:
 
 
 class RateLimiter:
-    """Counts requests per bucket: `api`, `resolvers` (file addresses) and `pages` (the rest)."""
+    """Counts requests per bucket: `api`, `resolvers` (file addresses) and `pages` (the rest).
+
+    A quota for `all` is one for everything together, and the headers name that bucket.
+    """
 
     def __init__(
         self,
@@ -47,6 +50,7 @@ class RateLimiter:
         self._windows: dict[str, tuple[float, int]] = {}
 
     def count(self, bucket: str) -> RateState:
+        bucket = "all" if "all" in self._quotas else bucket
         quota = self._quotas.get(bucket, DEFAULT_QUOTA)
         with self._lock:
             now = self._clock()

@@ -25,13 +25,13 @@ _SORTS: dict[str, Callable[[RepoSnapshot], float]] = {
 }
 
 
-def list_models(folder: HubFolder, request: Request) -> Response:
+def list_models(folder: HubFolder, max_page: int, request: Request) -> Response:
     query = request.query_params
     sort = query.get("sort", "trendingScore")
     if sort not in _SORTS:
         raise HubError(400, f"sort must be one of: {', '.join(_SORTS)}")
     expand = expand_names(request)
-    limit = page_size(request, MAX_PAGE, MAX_PAGE)
+    limit = page_size(request, max_page, max_page)
     after = decode_cursor(query["cursor"], sort) if "cursor" in query else None
     if after is not None and isinstance(after.value, str):
         raise HubError(400, "Invalid cursor")

@@ -20,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 
 from scanner.hub.server.blobs import (
+    BLOBS_FOLDER,
     SETTINGS_NAME,
     FileEntry,
     FoundFile,
@@ -133,10 +134,7 @@ class HubFolder:
     def find(self, repo_id: str) -> RepoSnapshot | None:
         """The head of the repo of exactly this name."""
         with self._lock:
-            snapshot = self._look(repo_id)
-            if snapshot is None:
-                self._states.pop(repo_id, None)
-            return snapshot
+            return self._look(repo_id)
 
     def find_by_any_name(self, name: str) -> RepoSnapshot | None:
         """By a former name, or by a name in other letters."""
@@ -147,6 +145,16 @@ class HubFolder:
         with self._lock:
             state = self._states.get(repo_id)
             return tuple(reversed(state.commits)) if state else ()
+
+    def kept(self, repo_id: str, entry: FileEntry) -> FileEntry | None:
+        """A file of an old commit whose content was put aside when it was replaced."""
+        root = self._root(repo_id)
+        path = root / BLOBS_FOLDER / entry.etag if root is not None else None
+        try:
+            is_there = path is not None and stat.S_ISREG(path.lstat().st_mode) and path.lstat().st_size == entry.size
+        except OSError:
+            return None
+        return replace(entry, disk=str(path)) if is_there else None
 
     def at(self, head: RepoSnapshot, revision: str) -> RepoSnapshot | None:
         """`main`, a full commit id, or the unambiguous start of one."""
@@ -162,7 +170,8 @@ class HubFolder:
         root = self._root(repo_id)
         if root is None:
             return None
-        state = self._states.setdefault(repo_id, _RepoState())
+        state = self._states.get(repo_id) or self._inherited(root)
+        self._states[repo_id] = state
         found = sorted(walk_files(root))
         settings_stamp = _settings_stamp(root)
         evidence = (tuple(found), settings_stamp)
@@ -171,11 +180,23 @@ class HubFolder:
         settled = settings_stamp is None or is_settled(settings_stamp, time.time_ns())
         state.entries, files_settled = hash_files(found, state.entries)
         settings = read_settings(root)
-        snapshot = self._snapshot(repo_id, root, state, settings)
+        try:
+            snapshot = self._snapshot(repo_id, root, state, settings)
+        except OSError:  # removed while it was looked at
+            return None
+        if state.commits and state.commits[-1].settings.history != settings.history:
+            state.commits = []
         same = [commit for commit in state.commits if commit.sha != snapshot.sha]
         state.commits = [*same, snapshot][-_MAX_COMMITS:]
         state.evidence = evidence if settled and files_settled else None
         return snapshot
+
+    def _inherited(self, root: Path) -> _RepoState:
+        """The commits of a repo under the name that it had before, if that is nobody's now."""
+        for name in reversed(read_settings(root).renamed_from):
+            if name in self._states and self._root(name) is None:
+                return self._states.pop(name)
+        return _RepoState()
 
     def _snapshot(self, repo_id: str, root: Path, state: _RepoState, settings: RepoSettings) -> RepoSnapshot:
         files = tuple(state.entries.values())

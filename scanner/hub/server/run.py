@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 from scanner.errors import UsageError
 from scanner.hub.server.faults import FaultBoard, load_faults
 from scanner.hub.server.limits import DEFAULT_WINDOW_S, RateLimiter
+from scanner.hub.server.script import Script, load_script
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from scanner.hub.server.gate import RequestRecord
+    from scanner.hub.server.gate import RequestRecord, TimedRecord
 
 DEFAULT_PORT = 8899
 _START_TIMEOUT_S = 20.0
@@ -39,6 +40,10 @@ class HubServer:
     faults: FaultBoard
     request_log: list[RequestRecord]
     """(method, path, status) of every answer of both origins, in the order in which they began."""
+    timed_log: list[TimedRecord]
+    """The same with the moment at which each request came in, and its origin."""
+    script: Script
+    """What is to happen to the repos when a request comes in."""
 
 
 def _print_now(text: str) -> None:
@@ -53,15 +58,22 @@ def serve(
     *,
     cdn_port: int = 0,
     faults: Path | None = None,
+    quota: int | None = None,
+    window_s: float = DEFAULT_WINDOW_S,
+    strict_errors: bool = False,
     stop: threading.Event | None = None,
 ) -> None:
     """Serves a folder until Ctrl-C or SIGTERM (or until `stop` is set).
 
-    `announce` gets `HF_ENDPOINT=...` once the hub really listens. A faults file also opens the fault board to
-    HTTP. Raises UsageError when the folder does not exist or the port is taken.
+    `announce` gets `HF_ENDPOINT=...` once the hub really listens. A faults file may hold a script of changes too, and
+    opens the fault board to HTTP. `quota` requests per window are allowed, all addresses together.
+    Raises UsageError when the folder does not exist, the port is taken, or the faults file is malformed.
     """
     stopped = stop or threading.Event()
-    board = FaultBoard(load_faults(faults)) if faults is not None else FaultBoard()
+    board, script = FaultBoard(load_faults(faults)) if faults is not None else FaultBoard(), Script()
+    if faults is not None:
+        load_script(faults, directory, script)
+    limiter = RateLimiter(None if quota is None else {"all": quota}, window_s)
     with ExitStack() as stack:
         stack.enter_context(_signals_set(stopped))
         hub = stack.enter_context(
@@ -71,9 +83,11 @@ def serve(
                 host,
                 cdn_port,
                 board,
-                RateLimiter(),
+                limiter,
+                script,
                 has_fault_api=faults is not None,
                 keeps_log=False,
+                strict_errors=strict_errors,
             )
         )
         announce(f"HF_ENDPOINT={hub.endpoint}")
@@ -87,10 +101,35 @@ def running_hub(
     port: int = 0,
     quotas: Mapping[str, int] | None = None,
     window_s: float = DEFAULT_WINDOW_S,
+    max_page: int = 1000,
+    tokens: Mapping[str, str] | None = None,
+    strict_errors: bool = False,
 ) -> Iterator[HubServer]:
-    """A hub in the background, for tests and demos. `quotas` per window: `{"api": 500, "resolvers": 3000}`."""
-    limiter = RateLimiter(quotas, window_s)
-    with _running(directory, port, "127.0.0.1", 0, FaultBoard(), limiter, has_fault_api=True, keeps_log=True) as hub:
+    """A hub in the background, for tests and demos.
+
+    Args:
+        directory: of the repos.
+        port: 0 takes a free one.
+        quotas: requests per window, `{"api": 500, "resolvers": 3000}`, or `{"all": 50}` for everything together.
+        window_s: length of a window.
+        max_page: repos on one page of a listing.
+        tokens: token -> role; any other token is refused. None accepts every token.
+        strict_errors: see `access.Access`.
+    """
+    with _running(
+        directory,
+        port,
+        "127.0.0.1",
+        0,
+        FaultBoard(),
+        RateLimiter(quotas, window_s),
+        Script(),
+        has_fault_api=True,
+        keeps_log=True,
+        max_page=max_page,
+        tokens=tokens,
+        strict_errors=strict_errors,
+    ) as hub:
         yield hub
 
 
@@ -102,14 +141,19 @@ def _running(
     cdn_port: int,
     faults: FaultBoard,
     limiter: RateLimiter,
+    script: Script,
     *,
     has_fault_api: bool,
     keeps_log: bool,
+    max_page: int = 1000,
+    tokens: Mapping[str, str] | None = None,
+    strict_errors: bool = False,
 ) -> Iterator[HubServer]:
     # Here, not at the top: the command line imports this module before it knows that a server is wanted.
+    from scanner.hub.server.access import Access
     from scanner.hub.server.app import api_app, cdn_app
     from scanner.hub.server.files import SignedUrls
-    from scanner.hub.server.gate import Gate
+    from scanner.hub.server.gate import Gate, RequestLog
     from scanner.hub.server.repos import HubFolder
 
     if not directory.is_dir():
@@ -119,11 +163,12 @@ def _running(
         cdn_sockets = _listen(stack, host, cdn_port, with_ipv6=host == "127.0.0.1")
         cdn_port = cdn_sockets[0].getsockname()[1]
         folder, urls = HubFolder(directory), SignedUrls(cdn_port)
-        log: list[RequestRecord] = []
+        log = RequestLog()
         kept_log = log if keeps_log else None
-        api = api_app(folder, urls, faults if has_fault_api else None)
-        api_gate = Gate(api, "api", faults, limiter, kept_log)
-        cdn_gate = Gate(cdn_app(folder, urls), "cdn", faults, None, kept_log)
+        access = Access(tokens or {}, strict_errors)
+        api = api_app(folder, urls, faults if has_fault_api else None, access, max_page)
+        api_gate = Gate(api, "api", faults, script, limiter, kept_log)
+        cdn_gate = Gate(cdn_app(folder, urls), "cdn", faults, script, None, kept_log)
 
         async def by_port(scope: Scope, receive: Receive, send: Send) -> None:
             is_cdn = scope["type"] == "http" and scope["server"][1] == cdn_port
@@ -135,7 +180,14 @@ def _running(
         shown = "127.0.0.1" if host == "0.0.0.0" else host
         cdn_shown = "localhost" if shown == "127.0.0.1" else shown
         api_port = api_sockets[0].getsockname()[1]
-        yield HubServer(f"http://{shown}:{api_port}", f"http://{cdn_shown}:{cdn_port}", faults, log)
+        yield HubServer(
+            f"http://{shown}:{api_port}",
+            f"http://{cdn_shown}:{cdn_port}",
+            faults,
+            log.records,
+            log.timed,
+            script,
+        )
 
 
 def _listen(stack: ExitStack, host: str, port: int, *, with_ipv6: bool = False) -> list[socket.socket]:

@@ -5,6 +5,7 @@
      "renamed_from": ["owner/first-name", "owner/second-name", "single-name"],
      "downloads": 0, "downloads_all_time": 0, "likes": 0, "trending_score": 0,
      "tags": ["added to the derived ones"], "library_name": "...", "pipeline_tag": "...",
+     "history": "any text; another one forgets the commits before (a force push)",
      "security": {"scansDone": true, "filesWithIssues": [{"path": "...", "level": "unsafe"}]}}
 
 Every field is optional, and a field of the wrong type counts as absent: one bad file must not take a whole
@@ -50,6 +51,8 @@ class RepoSettings:
     tags: tuple[str, ...] = ()
     library_name: str | None = None
     pipeline_tag: str | None = None
+    history: str | None = None
+    """Changes when the history before the present commit was thrown away."""
     issues: tuple[tuple[str, str], ...] | None = None
     """(path, level) of a finished security scan; None when nothing has scanned this repo."""
 
@@ -87,6 +90,7 @@ def read_settings(repo_dir: Path) -> RepoSettings:
         tags=_texts(raw.get("tags")),
         library_name=_text(raw.get("library_name")),
         pipeline_tag=_text(raw.get("pipeline_tag")),
+        history=_text(raw.get("history")),
         issues=_issues(raw.get("security")),
     )
 

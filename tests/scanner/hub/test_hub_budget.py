@@ -182,19 +182,15 @@ def test_fifty_requests_in_ten_seconds_are_never_exceeded(add_repo, registry: Pa
     with running_hub(registry, quotas={"api": 50, "resolvers": 50}, window_s=10.0) as hub:
         client = HubClient(Settings(max_sleep_s=30.0), hub.endpoint)
         repos = list(client.iter_adapters("createdAt", "peft"))
-        failures: list[BaseException] = []
 
         def scan(number: int) -> None:
-            try:
-                files = HubFiles(client, repos[number], tmp_path / f"{threading.get_ident()}")
-                for name in ("adapter_config.json", "adapter_model.safetensors"):
-                    files.fetch(name, 10**6, is_small=name.endswith(".json"))
-            except BaseException as error:
-                failures.append(error)
+            files = HubFiles(client, repos[number], tmp_path / f"{threading.get_ident()}")
+            for name in ("adapter_config.json", "adapter_model.safetensors"):
+                files.fetch(name, 10**6, is_small=name.endswith(".json"))
 
         with ThreadPoolExecutor(6) as pool:
             list(pool.map(scan, range(len(repos))))
-        assert not failures and len(repos) == 60
+        assert len(repos) == 60
         statuses = [status for _, _, status in hub.request_log]
         assert 429 not in statuses
         # 60 adapters need 120 file requests: three windows of 48 (2 are kept in reserve).

@@ -74,7 +74,9 @@ def test_the_same_content_is_fetched_once(add_repo, client: HubClient, served: H
         HubFiles(client, client.repo(name), tmp_path / "d").fetch(WEIGHTS, LIMIT) for name in ("ann/guard", "bob/copy")
     ]
     assert paths[0] == paths[1]
-    assert sum("localhost" not in path and path.count("/") > 4 and status == 200 for path, status in _asked(served)) <= 1
+    assert (
+        sum("localhost" not in path and path.count("/") > 4 and status == 200 for path, status in _asked(served)) <= 1
+    )
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])

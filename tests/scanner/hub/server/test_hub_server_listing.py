@@ -62,13 +62,14 @@ def test_paging_returns_each_repo_once(
     assert found == ids(client.list_models(sort=sort))  # type: ignore[arg-type]
 
 
-def test_the_client_pages_by_itself(client: HfApi, hub: HubServer, write_repo, monkeypatch) -> None:
-    monkeypatch.setattr("scanner.hub.server.listing.MAX_PAGE", 2)
+def test_the_client_pages_by_itself(registry: Path, write_repo) -> None:
     for number in range(5):
         write_repo(f"o/r{number}", created_at=day(1 + number))
-    assert ids(client.list_models(sort="created_at")) == [f"o/r{n}" for n in (4, 3, 2, 1, 0)]
-    assert len(hub.request_log) == 3
-    assert ids(client.list_models(sort="created_at", limit=3)) == ["o/r4", "o/r3", "o/r2"]
+    with running_hub(registry, max_page=2) as hub:
+        client = HfApi(endpoint=hub.endpoint, token=False)
+        assert ids(client.list_models(sort="created_at")) == [f"o/r{n}" for n in (4, 3, 2, 1, 0)]
+        assert len(hub.request_log) == 3
+        assert ids(client.list_models(sort="created_at", limit=3)) == ["o/r4", "o/r3", "o/r2"]
 
 
 def test_link_is_absolute_on_the_address_that_was_asked(web: httpx2.Client, hub: HubServer, write_repo) -> None:
