@@ -76,7 +76,7 @@ def collect_hub_repo(
         earlier: where scans of the same content are found.
     """
     records = collect_repo(repo, HubFiles(client, repo, folder), settings, earlier)
-    if all(record.reason != "revision_gone" for record in records):
+    if not any(record.reason in ("revision_gone", "file_gone") for record in records):
         return records
     try:
         current = client.repo(str(repo.repo_id))

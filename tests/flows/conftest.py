@@ -94,3 +94,44 @@ def lorascope(tmp_path: Path) -> Run:
         return subprocess.run(command, capture_output=True, text=True, env=env, timeout=timeout, check=False)
 
     return run
+
+
+@pytest.fixture
+def plain_crawl(store: str, tmp_path: Path) -> Callable[..., int]:
+    """`plain_crawl()` runs the tasks of a crawl one after the other, without Prefect; the number of repos looked at."""
+    from itertools import count
+
+    from flows.crawl import _shards
+    from scanner.settings import Settings, hub_endpoint
+    from scanner.store import utc_now
+    from tasks import stages
+    from tasks.workspace import Workspace
+
+    numbers = count()
+
+    def run(probe: str = "none", **poll: object) -> int:
+        work = tmp_path / f"work{next(numbers)}"
+        work.mkdir()
+        endpoint, started, name = hub_endpoint(), utc_now(), f"crawl-{work.name}"
+        options = {"limit": None, "base": None, "since": None, **poll}
+        polled = stages.poll_new_repos.fn(str(work), endpoint, store, **options)
+        workspace = Workspace(work)
+        for number, (base, repos) in enumerate(_shards(workspace.read_repos(polled["repos"]), Settings())):
+            shard = f"shard{number}"
+            listed = workspace.write_repos(shard, repos)
+            keep = probe != "none"
+            batch = stages.collect_batch.fn(str(work), endpoint, store, shard, f"{shard}-0", listed, keep_weights=keep)
+            probed = stages.probe_base_group.fn(
+                str(work), endpoint, store, name, shard, [batch["records"]],
+                mode=probe, battery="V", texts=None, texts_limit=4,
+            )  # fmt: skip
+            stages.append_batch.fn(
+                probed["records"], store, crawl_id=name, base_model=base, probe_id=probed["probe_id"],
+                scanned_at=started.isoformat(),
+            )  # fmt: skip
+        verdicts = stages.judge_crawl.fn(store, endpoint, name)
+        summary = {"n_adapters": sum(verdicts.values()), "verdicts": verdicts}
+        stages.record_crawl.fn(store, endpoint, name, polled, summary, base=None, started_at=started.isoformat())
+        return int(polled["n_new"])
+
+    return run

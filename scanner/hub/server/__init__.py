@@ -9,7 +9,8 @@ things go wrong on purpose (quota, 5xx, dropped, cut and tampered downloads).
 
 from __future__ import annotations
 
+from scanner.hub.server import actions
 from scanner.hub.server.faults import Fault, FaultBoard, load_faults
 from scanner.hub.server.run import DEFAULT_PORT, HubServer, running_hub, serve
 
-__all__ = ["DEFAULT_PORT", "Fault", "FaultBoard", "HubServer", "load_faults", "running_hub", "serve"]
+__all__ = ["DEFAULT_PORT", "Fault", "FaultBoard", "HubServer", "actions", "load_faults", "running_hub", "serve"]

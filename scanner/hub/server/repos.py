@@ -184,8 +184,9 @@ class HubFolder:
             snapshot = self._snapshot(repo_id, root, state, settings)
         except OSError:  # removed while it was looked at
             return None
-        if state.commits and state.commits[-1].settings.history != settings.history:
-            state.commits = []
+        before = state.commits[-1] if state.commits else snapshot
+        if before.settings.history != settings.history or before.uid != snapshot.uid:
+            state.commits = []  # a force push, or another repo under the name of one that is gone
         same = [commit for commit in state.commits if commit.sha != snapshot.sha]
         state.commits = [*same, snapshot][-_MAX_COMMITS:]
         state.evidence = evidence if settled and files_settled else None
