@@ -137,6 +137,94 @@ def test_filled_later(world: World, plain_crawl: Crawl, database: Open) -> None:
     actions.commit(world.root, "cem/new", files)
     assert plain_crawl() == 1
     rows = database().rows("SELECT adapter_path FROM current_verdicts WHERE repo_id = 'cem/new'")
+    assert [row["adapter_path"] for row in rows] == [WEIGHTS]
+
+
+def test_a_gate_that_opens(world: World, plain_crawl: Crawl, database: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    actions.set_state(world.root, VICTIM, gated="manual")
+    plain_crawl()
+    assert _current(database())[VICTIM] == ("inconclusive", "gated")
+    monkeypatch.setenv("LORASCOPE_RECHECK_AFTER_S", "0")
+    window = {"since": (datetime.now(UTC) + timedelta(days=1)).isoformat()}  # no listing brings it back
+    assert plain_crawl(**window) == 0  # asked about, and still closed
+    told = database().rows("SELECT repo_id, event, detail FROM repo_events")
+    assert told == [{"repo_id": VICTIM, "event": "refused", "detail": "gated"}]
+    actions.set_state(world.root, VICTIM, gated=False)
+    assert plain_crawl(**window) == 1
+    assert _current(database())[VICTIM] == ("inconclusive", "")
+    assert plain_crawl(**window) == 0
+
+
+def test_a_rename_keeps_the_history(world: World, plain_crawl: Crawl, database: Open) -> None:
+    plain_crawl()
+    actions.rename(world.root, VICTIM, "ann/better-name")
+    assert plain_crawl(since="2026-01-01") == 0
+    current = _current(database())
+    assert "ann/better-name" in current and VICTIM not in current
+    actions.commit(world.root, "ann/better-name", {"README.md": "a second commit"})
+    assert plain_crawl() == 1
+    history = database().rows(
+        "SELECT repo_id FROM verdicts WHERE repo_uid = (SELECT repo_uid FROM repo_names WHERE repo_id = ?) "
+        "ORDER BY judged_at",
+        ["ann/better-name"],
+    )
+    assert [row["repo_id"] for row in history] == [VICTIM, "ann/better-name"]
+    assert len(_current(database())) == 2
+
+
+def test_quarantine(world: World, plain_crawl: Crawl, database: Open) -> None:
+    world.hub.faults.add(Fault("500", match=f"/{VICTIM}/", times=None))
+    assert [plain_crawl() for _ in range(5)] == [2, 1, 1, 0, 0]
+    (row,) = database().rows("SELECT repo_id, reason, message, tries FROM quarantine")
+    assert (row["repo_id"], row["reason"], row["tries"]) == (VICTIM, "hub_unavailable", 3)
+    assert "given up after 3 crawls" in row["message"]
+    assert _current(database())[VICTIM] == ("error", "hub_unavailable")
+    world.hub.faults.clear()
+    actions.commit(world.root, VICTIM, {"README.md": "a new commit"})
+    assert plain_crawl() == 1
+    assert _current(database())[VICTIM] == ("inconclusive", "")
+
+
+def test_the_same_content_is_not_fetched_again(world: World, plain_crawl: Crawl, database: Open) -> None:
+    _copy(world, "cem/copy")
+    _copy(world, "dee/other-config", lora_dropout=0.25)
+    plain_crawl()
+    digest = database().rows("SELECT content_sha256 FROM adapters WHERE repo_id = ?", [VICTIM])[0]["content_sha256"]
+    fetched = [record.path for record in world.hub.timed_log if record.host == "cdn" and digest in record.path]
+    assert len(fetched) == 2  # under a config of its own the update is another one
+    world.hub.timed_log.clear()
+    # The same again: under another name, and as a new commit of the first.
+    _copy(world, "eve/late-copy")
+    actions.commit(world.root, VICTIM, {"README.md": "only the card changes"})
+    assert plain_crawl() == 2
+    assert [record for record in world.hub.timed_log if record.host == "cdn"] == []
+    rows = database().rows(
+        "SELECT a.repo_id, a.copied_from, a.rank, count(w.feature) AS n, any_value(v.verdict) AS verdict "
+        "FROM adapters a JOIN weight_scans w USING (adapter_id) JOIN verdicts v USING (adapter_id) "
+        "WHERE content_sha256 = ? GROUP BY ALL ORDER BY copied_from NULLS FIRST, repo_id",
+        [digest],
+    )
+    # The same weights under one config: one scan, three copies; under another config a scan of its own.
+    assert len(rows) == 5
+    assert {(row["rank"], row["n"], row["verdict"]) for row in rows} == {(8, rows[0]["n"], "inconclusive")}
+    assert sum(row["copied_from"] is None for row in rows) == 2
+    modules = database().rows("SELECT adapter_id, count(*) AS n FROM module_features GROUP BY 1")
+    assert len({row["n"] for row in modules}) == 1
+
+
+def test_many_adapters_in_one_repo(
+    world: World, plain_crawl: Crawl, database: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        folder = world.victim / f"checkpoint-{number}"
+        folder.mkdir()
+        config = json.loads((world.victim / CONFIG).read_text()) | {"lora_dropout": number / 100}
+        (folder / CONFIG).write_text(json.dumps(config))
+        shutil.copy(world.victim / WEIGHTS, folder / WEIGHTS)
+    size = (world.victim / WEIGHTS).stat().st_size
+    monkeypatch.setenv("LORASCOPE_MAX_REPO_BYTES", str(size * 4))
+    plain_crawl()
+    rows = database().rows("SELECT adapter_path, reason FROM adapters WHERE repo_id = ? ORDER BY 1", [VICTIM])
     checkpoints = [f"checkpoint-{number}/{WEIGHTS}" for number in range(5)]
     assert [row["adapter_path"] for row in rows] == sorted([WEIGHTS, *checkpoints])
     assert {row["reason"] for row in rows} == {"", "limit_exceeded"}
