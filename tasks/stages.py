@@ -138,7 +138,7 @@ def probe_base_group(
     return {
         "records": workspace.write_records(f"{name}-probed", probed),
         "n_probed": len(chosen),
-        "probe_id": f"{mode}/{probe.battery_id}",
+        "probe_id": f"{mode}/{probe.identity}",
         "outcomes": Counter(str(r.probe.outcome) for r in probed if r.probe),
     }
 

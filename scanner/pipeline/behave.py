@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from scanner.errors import HubUnreachableError, SkipError, TransientError
-from scanner.model import Outcome, ProbeReport, ScanRecord, Stage
+from scanner.model import LABEL_WORDS, Outcome, ProbeReport, ScanRecord, Stage
 from scanner.probe import Probe, ProbeItem, ProbeLimits, run_probe
 from scanner.settings import Settings
 
@@ -44,7 +44,13 @@ def probe_group(
     because the weight scan of these adapters stands by itself.
     """
     items = [
-        ProbeItem(r.info.adapter_id, str(r.local_path), r.config_path, chosen[r.info.adapter_id])
+        ProbeItem(
+            r.info.adapter_id,
+            str(r.local_path),
+            r.config_path,
+            chosen[r.info.adapter_id],
+            r.info.task_profile or LABEL_WORDS,
+        )
         for r in records
         if r.info.adapter_id in chosen
     ]
@@ -65,11 +71,12 @@ def _no_base(items: Sequence[ProbeItem], probe: Probe, reason: str) -> dict[str,
     return {
         item.adapter_id: ProbeReport(
             battery=probe.battery.name,
-            battery_id=probe.battery_id,
+            battery_id=probe.id_for(item.profile),
             outcome=Outcome.ERROR,
             reason=reason[:300],
-            n_texts=len(probe.texts),
+            n_texts=len(probe.texts_for(item.profile)),
             selected_by=item.selected_by,
+            task_profile=item.profile,
         )
         for item in items
     }
