@@ -27,6 +27,8 @@ _NEVER = {
     "fusion_config", "distributed_config",
 }  # fmt: skip
 """Keys that rename other keys, name files to load, or patch classes."""
+_CONFIG_FAULTS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
+"""What numbers and names that do not fit together make a framework raise."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def _load(folder: Path, device: str, raw: dict[str, Any], mapping: Any, kind: st
         raise UnsupportedError(f"base architecture {str(model_type)[:60]!r} is unknown", "base_architecture")
     try:
         config = CONFIG_MAPPING[model_type].from_dict(raw)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except _CONFIG_FAULTS as error:
         raise MalformedFileError(f"config.json is no {model_type} config: {_first_line(error)}") from error
     if type(config) not in mapping:
         raise UnsupportedError(f"base architecture {model_type!r} is no {kind}", "base_architecture")
@@ -197,7 +199,7 @@ def _context(model: Any) -> int | None:
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
             first = 0 if module.padding_idx is None else module.padding_idx + 1
             return int(module.num_embeddings) - first
-    return context if type(context) is int else None
+    return context if type(context) is int and context > 0 else None  # XLNet says -1
 
 
 def _class_layer(model: Any, tokens: list[int]) -> str:
@@ -213,7 +215,7 @@ def _class_layer(model: Any, tokens: list[int]) -> str:
     try:
         with torch.inference_mode():
             model(input_ids=torch.tensor([tokens], device=next(model.parameters()).device))
-    except (RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
+    except (RuntimeError, *_CONFIG_FAULTS) as error:
         raise MalformedFileError(f"the base cannot classify a text: {_first_line(error)}") from error
     finally:
         for handle in handles:
@@ -263,7 +265,7 @@ def _loaded(model_class: Any, folder: Path, config: Any, dtype: Any) -> tuple[An
         except ImportError as error:
             message = f"the base's architecture needs a package that is not here: {_first_line(error)}"
             raise UnsupportedError(message, "base_architecture") from error
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, RuntimeError, *_CONFIG_FAULTS) as error:
             # An architecture refuses an attention when it is built, before a weight is read.
             if isinstance(error, ValueError) and attention != ATTENTIONS[-1]:
                 continue

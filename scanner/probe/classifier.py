@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from scanner.adapter import PEFT_PREFIX, AdapterView, FullTensor
+import numpy as np
+
+from scanner.adapter import PEFT_PREFIX, AdapterView, FullTensor, LowRankUpdate
 from scanner.errors import UnsupportedError
 from scanner.model import MAX_CLASSES, SEQUENCE_CLASSIFICATION, PrefixRun, class_char
 from scanner.probe.base import ClassifierBase, is_head
@@ -53,6 +55,7 @@ def with_head(base: ClassifierBase, view: AdapterView) -> Iterator[int]:
     parameters = dict(base.model.named_parameters())
     head = _head(base, view, parameters)
     n_classes = _class_count(base, head, parameters)
+    updates = _effective(view.updates)
     replaced: list[tuple[Any, str, Any]] = []
     class_layer = base.model.get_submodule(base.class_layer)
     own_classes = class_layer.out_features
@@ -66,7 +69,7 @@ def with_head(base: ClassifierBase, view: AdapterView) -> Iterator[int]:
             replaced.append((module, leaf, old))
             setattr(module, leaf, torch.nn.Parameter(values, requires_grad=False))
         class_layer.out_features = n_classes
-        with hooked(base.model, view.updates):
+        with hooked(base.model, updates):
             yield n_classes
     finally:
         class_layer.out_features = own_classes
@@ -107,6 +110,30 @@ def _class_count(base: ClassifierBase, head: dict[str, FullTensor], parameters: 
     if not 2 <= n_classes <= MAX_CLASSES:
         raise UnsupportedError(f"the head has {n_classes} classes, probed are 2 to {MAX_CLASSES:,}", "class_count")
     return n_classes
+
+
+def _effective(updates: Sequence[LowRankUpdate]) -> list[LowRankUpdate]:
+    """Without the copies that older PEFT versions write where the head is a target as well as saved whole.
+
+    They load the pair that carries the module's own name. `original_module` is the untrained copy, which never runs.
+
+    Raises:
+        UnsupportedError: a copy says something else than the pair that is loaded.
+    """
+    own = {update.module: update for update in updates}
+    kept = []
+    for update in updates:
+        owner, _, copy = update.module.rpartition(".")
+        if copy not in ("modules_to_save", "original_module") or owner not in own:
+            kept.append(update)
+        elif copy == "modules_to_save" and not _same(update, own[owner]):
+            raise UnsupportedError(f"two different updates of {owner[:120]}", "full_tensors")
+    return kept
+
+
+def _same(one: LowRankUpdate, other: LowRankUpdate) -> bool:
+    pairs = zip(one.read(), other.read(), strict=True)
+    return one.scale == other.scale and all(np.array_equal(a, b) for a, b in pairs)
 
 
 def classify(base: ClassifierBase, texts: Sequence[str], tokens_per_batch: int | None = None) -> tuple[list[int], int]:
