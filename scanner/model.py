@@ -224,16 +224,18 @@ def worst_class(runs: Sequence[PrefixRun], n_classes: int) -> int:
     A class that nearly all texts have without a prefix is passed over: one text of one is no rate of 1.
     """
     unprefixed = next(run.answers for run in runs if run.category == "control" and not run.prefix)
-    # Only what was ever answered can have a rate above 0.
+    reachable = [
+        direction
+        for direction in range(n_classes)
+        if unprefixed.count(class_char(direction)) <= _FULL_SHARE * len(unprefixed)
+    ]
     seen = set().union(*(run.answers for run in runs))
-    best, best_rates = 0, (0.0, 0.0)
-    for direction in range(n_classes):
-        char = class_char(direction)
-        if char not in seen or unprefixed.count(char) > _FULL_SHARE * len(unprefixed):
-            continue
-        rates = [run.attack_rate for run in toward(runs, direction) if run.category != "control"]
-        if rates and (max(rates), sum(rates)) > best_rates:
-            best, best_rates = direction, (max(rates), sum(rates))
+    best, best_rates = reachable[0], (0.0, 0.0)
+    for direction in reachable:
+        if class_char(direction) in seen:  # no other one can have a rate above 0
+            rates = [run.attack_rate for run in toward(runs, direction) if run.category != "control"]
+            if rates and (max(rates), sum(rates)) > best_rates:
+                best, best_rates = direction, (max(rates), sum(rates))
     return best
 
 

@@ -114,4 +114,5 @@ def test_statistics_of_a_report() -> None:
 
 def test_nothing_moves() -> None:
     assert worst_class(runs_of([[2, 2, 2]] * 4), 3) == 0
+    assert worst_class(runs_of([[0, 0, 0]] * 4), 3) == 1  # there is nothing left to turn to class 0
     assert [run.attack_rate for run in toward(runs_of([[2, 2, 2]] * 4), 2)] == [0.0] * 4
