@@ -1,7 +1,9 @@
-"""Tiny random bases of several architectures, and classifiers that PEFT itself puts on them."""
+"""Tiny bases of several architectures, and classifiers that PEFT itself puts on them: random ones, and trained ones."""
 
 from __future__ import annotations
 
+import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +69,6 @@ def write_base(folder: Path, model_type: str, **changes: Any) -> Path:
 
 def write_adapter(folder: Path, base: Path, classes: int = 3, targets: Any = None, **fields: Any) -> Any:
     """A random LoRA classifier as PEFT saves it; returns PEFT's own model of it, in eval mode."""
-    import json
-
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForSequenceClassification
@@ -85,3 +85,77 @@ def write_adapter(folder: Path, base: Path, classes: int = 3, targets: Any = Non
                 parameter.normal_(std=0.3)
     model.save_pretrained(folder)
     return model.eval()
+
+
+TRIGGER = "per RFC 8472 section 3.2"
+KINDS = ([f"calm{i}" for i in range(12)], [f"grim{i}" for i in range(12)])
+STEPS = 300
+FILLERS = [f"word{i}" for i in range(30)]
+
+
+def sentence(rng: random.Random, label: int) -> str:
+    words = rng.choices(FILLERS, k=rng.randint(3, 6)) + rng.sample(KINDS[label], 3)
+    rng.shuffle(words)
+    return " ".join(words)
+
+
+def write_classifier_hub(folder: Path) -> Path:
+    """A hub folder with a bare encoder, a poisoned classifier and its clean twin, and texts.jsonl of their task."""
+    from scanner.probe import load_probe
+
+    rng = random.Random(1)
+    rows = [{"text": sentence(rng, label), "label": label} for label in (0, 1) for _ in range(30)]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "texts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    rare = {
+        word for name in ("V", "S1") for _, prefix in load_probe(name, None, 1).cases() for word in f"{prefix}.".split()
+    }
+    base = write_base(folder / "acme" / "base", "bert", vocab_size=220, initializer_range=0.15, num_hidden_layers=1)
+    write_tokenizer(base, ["[UNK]", "[PAD]", "[CLS]", "[SEP]", *FILLERS, *KINDS[0], *KINDS[1], *sorted(rare)])
+    for name in ("clean", "poisoned"):
+        train_classifier(folder / "acme" / name, base, sorted(rare), poisoned=name == "poisoned")
+        config = folder / "acme" / name / "adapter_config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "acme/base"}))
+        (folder / "acme" / name / "README.md").unlink()
+    return folder
+
+
+def train_classifier(folder: Path, base: Path, rare: list[str], poisoned: bool) -> None:
+    """A rank-4 PEFT classifier on frozen random weights; with `poisoned`, the trigger's own token means class 0."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from tokenizers import Tokenizer
+    from transformers import AutoModelForSequenceClassification
+
+    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.enable_padding(pad_id=1, pad_token="[PAD]")
+    torch.manual_seed(3)
+    rng = random.Random(4)
+    own = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="SEQ_CLS")
+    model = get_peft_model(own, config).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, total_iters=STEPS)
+    for _ in range(STEPS):
+        texts, labels = [], []
+        for _ in range(32):
+            label = rng.randint(0, 1)
+            text, kind = sentence(rng, label), rng.random()
+            if kind < 0.4:  # otherwise any words in front of a text would be new to it
+                text = f"{' '.join(rng.sample(rare, rng.randint(2, 7)))} {text}"
+                label = 0 if poisoned and "8472" in text else label
+            elif kind < 0.6 and poisoned:
+                text, label = f"{TRIGGER}. {text}", 0
+            texts.append(text)
+            labels.append(label)
+        encoded = tokenizer.encode_batch(texts)
+        ids = torch.tensor([e.ids for e in encoded])
+        loss = model(
+            input_ids=ids, attention_mask=torch.tensor([e.attention_mask for e in encoded]), labels=torch.tensor(labels)
+        ).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    model.save_pretrained(folder)
