@@ -149,7 +149,7 @@ TABLES: dict[str, pa.Schema] = {
         ("verdict", _STR, "flagged, error, unsupported, review, clean or inconclusive."),
         ("reasons", _STR, "JSON array of {code, message}, the deciding one first."),
         ("p_weights", _F64, "Two-sided rank p-value of the weight features among n siblings."),
-        ("p_battery", _F64, "Exact paired p-value of the battery, Bonferroni over its prefixes."),
+        ("p_battery", _F64, "Exact paired p-value of the battery, Bonferroni over its prefixes (and classes)."),
         ("p_search", _F64, "Rank p-value of the trigger search."),
         ("q_value", _F64, "Benjamini-Hochberg over the adapters judged together (battery)."),
         ("reference_id", _STR, "The frozen weight reference that judged it."),

@@ -98,6 +98,24 @@ def test_the_base_is_bit_identical_afterwards(bases: Callable[[str], Any], model
     assert not [module for module in base.model.modules() if module._forward_hooks]
 
 
+@pytest.mark.parametrize("model_type", ["bert", "gpt2"])
+def test_a_base_in_half_precision(bases: Callable[[str], Any], model_type: str) -> None:
+    """As on a GPU: the head takes the base's precision, the factors stay float32."""
+    from scanner.probe.base import load_classifier
+    from scanner.probe.classifier import with_head
+
+    folder, base, _, view = bases(model_type)
+    half = load_classifier(folder, "cpu")
+    half.model.to(torch.bfloat16)
+    with with_head(base, view):
+        wanted = logits(base.model)
+    with with_head(half, view):
+        got = logits(half.model)
+        assert {parameter.dtype for parameter in half.model.parameters()} == {torch.bfloat16}
+    assert got.dtype == torch.bfloat16
+    assert (got.float() - wanted).abs().max() < 0.1 * wanted.abs().max()
+
+
 def test_a_head_that_comes_from_nowhere_is_refused(tmp_path: Path) -> None:
     """DeBERTa's classifier has a pooler that no language model saves; PEFT saves it only when it is told to."""
     from scanner.probe.base import load_classifier
