@@ -7,7 +7,12 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from scanner.adapter import AdapterView, FullTensor, open_safetensors, parse_config, read_json_object, view_adapter
+
 WORDS = 40
+TOKENS = [[2, 9, 5, 17, 3], [2, 8, 8, 30, 3], [2, 4, 39, 11, 5]]
 PADDING = 1
 _ENCODER = {
     "hidden_size": 32,
@@ -159,3 +164,29 @@ def train_classifier(folder: Path, base: Path, rare: list[str], poisoned: bool) 
         optimizer.zero_grad()
         schedule.step()
     model.save_pretrained(folder)
+
+
+def read_view(folder: Path) -> AdapterView:
+    """What the reader makes of an adapter's folder."""
+    config = parse_config(read_json_object(folder / "adapter_config.json", 10**6))
+    return view_adapter(open_safetensors(folder / "adapter_model.safetensors"), config, 64)
+
+
+def logits(model: Any, tokens: Any = TOKENS) -> Any:
+    """A classifier's answers as the probe gets them."""
+    import torch
+
+    from scanner.probe import classifier
+
+    with torch.inference_mode(), classifier._nothing_is_padding(model, set(np.ravel(tokens).tolist())):
+        return classifier._logits(model, torch.tensor(tokens))
+
+
+def head(classes: int = 3, **changes: Any) -> list[FullTensor]:
+    """A BERT head of any class count; `changes` name tensors by their short name and give shapes."""
+    shapes = {"classifier.weight": (classes, 32), "classifier.bias": (classes,)} | changes
+    return [
+        FullTensor(f"base_model.model.{name}", shape, lambda shape=shape: np.zeros(shape, "f4"))
+        for name, shape in shapes.items()
+        if shape
+    ]

@@ -14,7 +14,7 @@ from scanner.errors import MalformedFileError, UnsupportedError
 from scanner.model import MAX_CLASSES
 from scanner.probe.prompt import ChatTemplate, load_template
 
-__all__ = ["BaseModel", "ClassifierBase", "is_head", "load_base", "load_classifier"]
+__all__ = ["CONFIG_FAULTS", "BaseModel", "ClassifierBase", "first_line", "is_head", "load_base", "load_classifier"]
 
 SMALL_MODEL_PARAMETERS = 20_000_000
 MAX_CONFIG_DEPTH = 8
@@ -27,7 +27,7 @@ _NEVER = {
     "fusion_config", "distributed_config",
 }  # fmt: skip
 """Keys that rename other keys, name files to load, or patch classes."""
-_CONFIG_FAULTS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
+CONFIG_FAULTS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
 """What numbers and names that do not fit together make a framework raise."""
 
 
@@ -139,8 +139,8 @@ def _load(folder: Path, device: str, raw: dict[str, Any], mapping: Any, kind: st
         raise UnsupportedError(f"base architecture {str(model_type)[:60]!r} is unknown", "base_architecture")
     try:
         config = CONFIG_MAPPING[model_type].from_dict(raw)
-    except _CONFIG_FAULTS as error:
-        raise MalformedFileError(f"config.json is no {model_type} config: {_first_line(error)}") from error
+    except CONFIG_FAULTS as error:
+        raise MalformedFileError(f"config.json is no {model_type} config: {first_line(error)}") from error
     if type(config) not in mapping:
         raise UnsupportedError(f"base architecture {model_type!r} is no {kind}", "base_architecture")
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -215,8 +215,8 @@ def _class_layer(model: Any, tokens: list[int]) -> str:
     try:
         with torch.inference_mode():
             model(input_ids=torch.tensor([tokens], device=next(model.parameters()).device))
-    except (RuntimeError, *_CONFIG_FAULTS) as error:
-        raise MalformedFileError(f"the base cannot classify a text: {_first_line(error)}") from error
+    except (RuntimeError, *CONFIG_FAULTS) as error:
+        raise MalformedFileError(f"the base cannot classify a text: {first_line(error)}") from error
     finally:
         for handle in handles:
             handle.remove()
@@ -263,17 +263,18 @@ def _loaded(model_class: Any, folder: Path, config: Any, dtype: Any) -> tuple[An
             )
             return model, sorted(info["missing_keys"])
         except ImportError as error:
-            message = f"the base's architecture needs a package that is not here: {_first_line(error)}"
+            message = f"the base's architecture needs a package that is not here: {first_line(error)}"
             raise UnsupportedError(message, "base_architecture") from error
-        except (OSError, RuntimeError, *_CONFIG_FAULTS) as error:
+        except (OSError, RuntimeError, *CONFIG_FAULTS) as error:
             # An architecture refuses an attention when it is built, before a weight is read.
             if isinstance(error, ValueError) and attention != ATTENTIONS[-1]:
                 continue
-            raise MalformedFileError(f"the base's weights cannot be loaded: {_first_line(error)}") from error
+            raise MalformedFileError(f"the base's weights cannot be loaded: {first_line(error)}") from error
     raise AssertionError("ATTENTIONS is empty")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What a reason has room for of a framework's message."""
     return next(iter(str(error).splitlines()), type(error).__name__)[:200]
 
 

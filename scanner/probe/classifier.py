@@ -18,7 +18,7 @@ import numpy as np
 from scanner.adapter import PEFT_PREFIX, AdapterView, FullTensor, LowRankUpdate
 from scanner.errors import UnsupportedError
 from scanner.model import MAX_CLASSES, SEQUENCE_CLASSIFICATION, PrefixRun, class_char
-from scanner.probe.base import ClassifierBase, is_head
+from scanner.probe.base import CONFIG_FAULTS, ClassifierBase, first_line, is_head
 from scanner.probe.battery import Probe
 from scanner.probe.engine import halving, hooked, tokens_per_batch_on
 
@@ -143,7 +143,7 @@ def classify(base: ClassifierBase, texts: Sequence[str], tokens_per_batch: int |
     padding that could change logits.
 
     Raises:
-        UnsupportedError: the logits are not finite, or nothing is left of a text.
+        UnsupportedError: the logits are not finite, nothing is left of a text, or the architecture refuses it.
     """
     import torch
 
@@ -168,14 +168,17 @@ def classify(base: ClassifierBase, texts: Sequence[str], tokens_per_batch: int |
 
 
 def _logits(model: Any, tokens: Any) -> Any:
-    """[rows, classes] for `tokens` [rows, length]."""
+    """[rows, classes] for `tokens` [rows, length]. Errors as of `classify`."""
     import torch
 
     accepted = inspect.signature(model.forward).parameters
     options: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted else {}
     if "attention_mask" in accepted:
         options["attention_mask"] = torch.ones_like(tokens)
-    logits = model(input_ids=tokens, **options).logits
+    try:
+        logits = model(input_ids=tokens, **options).logits
+    except CONFIG_FAULTS as error:  # a token that the base has no row for, a text that its architecture refuses
+        raise UnsupportedError(f"{type(error).__name__}: {first_line(error)}", "probe_failed") from error
     if not bool(torch.isfinite(logits).all()):
         raise UnsupportedError("the model's logits are not finite", "nan_logits")
     return logits
