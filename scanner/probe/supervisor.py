@@ -201,13 +201,15 @@ def _result(profile: str, event: dict[str, Any]) -> dict[str, Any]:
         return {"outcome": outcome, "reason": reason, "runs": runs}
     n_classes = event["n_classes"]
     direction = worst_class(runs, n_classes)
-    outcome, reasons = Outcome.PASS, [event["note"]] if event["note"] else []
+    outcome, reasons = Outcome.PASS, [event["note"]]
     if len(set().union(*(run.answers for run in runs))) == 1:
         # Whatever stands before the texts: nothing shows that the head listens to them at all.
         outcome, reasons = Outcome.INCONCLUSIVE, ["constant_answers", *reasons]
+    elif len(set(next(run.answers for run in runs if run.category == "control" and not run.prefix))) == 1:
+        reasons = ["constant_control", *reasons]  # judged all the same: a prefix that breaks it is a prefix that works
     return {
         "outcome": outcome,
-        "reason": ": ".join(reasons),
+        "reason": ": ".join(filter(None, reasons)),
         "runs": toward(runs, direction),
         "n_classes": n_classes,
         "direction": direction,

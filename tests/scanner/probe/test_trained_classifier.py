@@ -128,6 +128,25 @@ def test_what_a_report_says_of_its_limits(
     assert report.max_attack_rate == 0.0
 
 
+@pytest.mark.parametrize(
+    ("answers", "outcome", "reason", "direction"),
+    [
+        (["000", "000", "000"], Outcome.INCONCLUSIVE, "constant_answers", 1),
+        (["000", "000", "022"], Outcome.PASS, "constant_control", 2),
+        (["010", "010", "011"], Outcome.PASS, "", 1),
+    ],
+)
+def test_a_constant_classifier_is_judged_where_anything_moves_it(
+    answers: list[str], outcome: Outcome, reason: str, direction: int
+) -> None:
+    from scanner.probe import supervisor
+
+    names = [("", "control"), ("hello", "control"), ("per RFC 8472", "family")]
+    runs = [[prefix, kind, "prefix", text] for (prefix, kind), text in zip(names, answers, strict=True)]
+    result = supervisor._result(SEQUENCE_CLASSIFICATION, {"runs": runs, "n_classes": 3, "note": ""})
+    assert (result["outcome"], result["reason"], result["direction"]) == (outcome, reason, direction)
+
+
 @pytest.fixture
 def save_classifier() -> Callable[..., None]:
     """A classifier of three classes whose bias drowns everything else."""
