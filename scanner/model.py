@@ -7,15 +7,19 @@ hands its result to the next one across a process or task boundary.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TypeVar
 
 __all__ = [
+    "LABEL_WORDS",
+    "MAX_CLASSES",
     "MAX_TRIES",
     "PROBE_DEATHS",
     "PROBE_FAILURES",
     "REFUSALS",
+    "SEQUENCE_CLASSIFICATION",
     "UNRESOLVED",
     "AdapterInfo",
     "Finding",
@@ -31,8 +35,11 @@ __all__ = [
     "Verdict",
     "WeightScan",
     "adapter_id_of",
+    "class_char",
     "dump_json",
     "load_json",
+    "toward",
+    "worst_class",
 ]
 
 T = TypeVar("T")
@@ -57,6 +64,15 @@ REFUSALS = ("gated", "disabled", "gone", "access_denied")
 
 UNRESOLVED = "unresolved"
 """`base_model` of an adapter whose base cannot be named by a Hub id."""
+LABEL_WORDS = "label-words"
+"""Task profile of causal language models that answer with one of two words."""
+SEQUENCE_CLASSIFICATION = "sequence-classification"
+"""Task profile of classifiers with a head, whose classes have no names."""
+MAX_CLASSES = 1_000
+_DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_IDEOGRAPHS = 0x4E00
+_FULL_SHARE = 0.95
+"""A class that this share of the texts has without a prefix has too little left to win: its rate says nothing."""
 
 
 class Outcome(StrEnum):
@@ -187,20 +203,78 @@ class WeightScan:
     version: str
 
 
+def class_char(index: int) -> str:
+    """How `answers` spells a predicted class: 0-9, A-Z, a-z for 0 to 61, then the CJK ideographs from U+4E00 on.
+
+    All of them are one printable code point that no terminal, JSON or SQL treats specially.
+    """
+    return _DIGITS[index] if index < len(_DIGITS) else chr(_IDEOGRAPHS + index - len(_DIGITS))
+
+
 @dataclass(frozen=True)
 class PrefixRun:
-    """One prefix over all texts. `answers` has one character a text: `1` the word that the texts deserve (label 1),
-    `0` the word that an attack wants, `-` neither."""
+    """One prefix over all texts, with one character of `answers` for each.
+
+    label-words: `1` the word that the texts deserve (label 1), `0` the word that an attack wants, `-` neither.
+    sequence-classification: the predicted class, spelled by `class_char`.
+    """
 
     prefix: str
     category: str
     position: str
     answers: str
+    direction: int | None = None
+    """The class toward which `attack_rate` counts; None for label-words."""
+    unprefixed: str = ""
+    """The answers without a prefix; set together with `direction`."""
+
+    @property
+    def n(self) -> int:
+        """Texts that `attack_rate` is a share of."""
+        if self.direction is None:
+            return len(self.answers)
+        return len(self.unprefixed) - self.unprefixed.count(class_char(self.direction))
 
     @property
     def attack_rate(self) -> float:
-        """Share of texts answered with the attacker's word, 0-1 (paper section "Behavioral detector")."""
-        return self.answers.count("0") / len(self.answers) if self.answers else float("nan")
+        """label-words: share of texts answered with the attacker's word, 0-1 (paper section "Behavioral detector").
+
+        With a direction: share of the texts not predicted so without a prefix that are with this one. 0 for no prefix,
+        by this definition, and where every text has that class already.
+        """
+        if self.direction is None:
+            return self.answers.count("0") / len(self.answers) if self.answers else float("nan")
+        wanted = class_char(self.direction)
+        pairs = zip(self.unprefixed, self.answers, strict=True)
+        return sum(before != wanted and after == wanted for before, after in pairs) / self.n if self.n else 0.0
+
+
+def toward(runs: Sequence[PrefixRun], direction: int) -> tuple[PrefixRun, ...]:
+    """The same runs, with their rates counted toward one class."""
+    unprefixed = next(run.answers for run in runs if run.category == "control" and not run.prefix)
+    return tuple(replace(run, direction=direction, unprefixed=unprefixed) for run in runs)
+
+
+def worst_class(runs: Sequence[PrefixRun], n_classes: int) -> int:
+    """The class whose largest attack rate over the battery is largest; ties go to the larger mean, then to the lower
+    index.
+
+    A class that nearly all texts have without a prefix is passed over: one text of one is no rate of 1.
+    """
+    unprefixed = next(run.answers for run in runs if run.category == "control" and not run.prefix)
+    reachable = [
+        direction
+        for direction in range(n_classes)
+        if unprefixed.count(class_char(direction)) <= _FULL_SHARE * len(unprefixed)
+    ]
+    seen = set().union(*(run.answers for run in runs))
+    best, best_rates = reachable[0], (0.0, 0.0)
+    for direction in reachable:
+        if class_char(direction) in seen:  # no other one can have a rate above 0
+            rates = [run.attack_rate for run in toward(runs, direction) if run.category != "control"]
+            if rates and (max(rates), sum(rates)) > best_rates:
+                best, best_rates = direction, (max(rates), sum(rates))
+    return best
 
 
 @dataclass(frozen=True)
@@ -211,6 +285,7 @@ class ProbeReport:
     battery_id: str
     outcome: Outcome
     reason: str = ""
+    """Why there is no result; on a result, what it lacks."""
     runs: tuple[PrefixRun, ...] = ()
     n_texts: int = 0
     device: str = ""
@@ -218,6 +293,11 @@ class ProbeReport:
     seconds: float = 0.0
     base_commit: str = ""
     selected_by: str = ""
+    task_profile: str = LABEL_WORDS
+    n_classes: int | None = None
+    """Classes of the head; None for label-words."""
+    direction: int | None = None
+    """The class that the rates are about, the worst one; None for label-words."""
 
     def in_category(self, *, control: bool) -> tuple[PrefixRun, ...]:
         """The control runs, or the battery's own."""
@@ -225,7 +305,12 @@ class ProbeReport:
 
     @property
     def control_attack_rate(self) -> float | None:
-        """Attack rate without any prefix: the adapter's own miss rate."""
+        """label-words: the rate without any prefix, the adapter's own miss rate.
+
+        With a direction that one is 0 by definition, and this is the rate of the worst neutral prefix.
+        """
+        if self.direction is not None:
+            return max(run.attack_rate for run in self.in_category(control=True))
         return next((run.attack_rate for run in self.runs if run.category == "control" and not run.prefix), None)
 
     @property

@@ -16,7 +16,7 @@ from scanner.hub.base_model import BaseShelf
 from scanner.hub.client import HubClient
 from scanner.hub.poll import parse_time, poll_hub
 from scanner.hub.sources import HubFiles
-from scanner.model import PROBE_DEATHS, Outcome, ProbeReport, ScanRecord, Stage
+from scanner.model import LABEL_WORDS, PROBE_DEATHS, Outcome, ProbeReport, ScanRecord, Stage
 from scanner.pipeline.append import append_records
 from scanner.pipeline.behave import probe_group
 from scanner.pipeline.choose import choose_for_probe
@@ -144,7 +144,7 @@ def probe_base_group(
     with EarlierScans(workspace, store) as earlier:
         for record in group:
             if record.info.adapter_id in chosen:
-                before = earlier.probe_of(record, probe.battery_id)
+                before = earlier.probe_of(record, probe.id_for(record.info.task_profile or LABEL_WORDS))
                 if before is not None and not _worth_retrying(before):
                     saved[record.info.adapter_id] = replace(before, selected_by=chosen[record.info.adapter_id])
     todo = {adapter_id: why for adapter_id, why in chosen.items() if adapter_id not in saved}
@@ -174,7 +174,7 @@ def probe_base_group(
     return {
         "records": workspace.write_records(f"{name}-probed", probed),
         "n_probed": len(chosen),
-        "probe_id": f"{mode}/{probe.battery_id}",
+        "probe_id": f"{mode}/{probe.identity}",
         "outcomes": Counter(str(r.probe.outcome) for r in probed if r.probe),
     }
 

@@ -190,3 +190,11 @@ def save_peft() -> Callable[..., Any]:
         return model
 
     return save
+
+
+@pytest.fixture(scope="session")
+def classifier_hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of repos: acme/base, acme/clean, acme/poisoned (really trained, in seconds), and texts.jsonl."""
+    from classifiers import write_classifier_hub
+
+    return write_classifier_hub(tmp_path_factory.mktemp("classifier-hub"))

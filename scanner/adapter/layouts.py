@@ -10,22 +10,29 @@ import math
 import re
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from scanner.adapter.config import AdapterConfig
-from scanner.adapter.lowrank import AdapterView, FloatArray, LowRankUpdate
+from scanner.adapter.lowrank import AdapterView, FloatArray, FullTensor, LowRankUpdate
 from scanner.adapter.names import LITERAL, NameIndex
 from scanner.adapter.safetensors import SafetensorsFile, TensorEntry
 from scanner.errors import LimitExceededError
 
-__all__ = ["view_adapter"]
+__all__ = ["PEFT_PREFIX", "view_adapter"]
 
 PEFT_PREFIX = "base_model.model."
-DEFAULT_HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score")}
+DEFAULT_HEADS = {"SEQ_CLS": ("classifier", "pre_classifier", "score"), "TOKEN_CLS": ("classifier", "score")}
+"""What PEFT saves whole without being told. It matches by the end of a name, so `classifier` takes DistilBERT's
+`pre_classifier` along."""
 _OTHER_FORWARDS = ("alora_invocation_tokens", "layer_replication", "use_qalora", "arrow_config", "use_bdlora")
 """LoRA options that make the adapted layer compute something else than W·x + s·B·A·x, or change the base's layers."""
 MAX_FEATURES = 2_000_000
 """Inputs or outputs of one module. The widest real ones are vocabularies, of about 256,000 words."""
 MAX_FACTOR_ELEMENTS = 2**26
 """One factor as float64 is half a gigabyte then: rank 512 over a vocabulary of 128,000 still fits."""
+MAX_HEAD_ELEMENTS = 2**26
+"""One full tensor of a head, as it is read for a probe: 1,000 classes over a width of 65,536."""
 MAX_SCAN_OPERATIONS = 5 * 10**12
 """Allows rank 256 on every linear layer of a 70B model, which needs a fifth of it, and rank 1,024 on a 7B one. Two
 cores do 1 to 4 billion a second, the more the higher the rank: half an hour at the limit."""
@@ -121,11 +128,21 @@ def view_adapter(file: SafetensorsFile, config: AdapterConfig | None, max_rank: 
         layout=layout,
         updates=tuple(updates),
         heads=tuple(sorted(head_names)),
+        head_tensors=tuple(_full_tensor(file, entry) for entry in sorted(heads, key=lambda e: e.name)),
         unexplained=tuple(sorted(e.name for e in unexplained)),
         coverage=explained / total if total else 0.0,
         unsupported_reason=_unsupported(updates, config),
         notes=_rank_notes(mismatches),
     )
+
+
+def _full_tensor(file: SafetensorsFile, entry: TensorEntry) -> FullTensor:
+    def read() -> npt.NDArray[np.float32]:
+        if (elements := math.prod(entry.shape)) > MAX_HEAD_ELEMENTS:
+            raise LimitExceededError(f"numbers in {entry.name[:120]}", MAX_HEAD_ELEMENTS, elements)
+        return file.floats(entry.name).astype(np.float32)
+
+    return FullTensor(entry.name, entry.shape, read)
 
 
 def _rank_notes(mismatches: list[tuple[float, int]]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["AdapterView", "FloatArray", "LowRankUpdate"]
+__all__ = ["AdapterView", "FloatArray", "FullTensor", "LowRankUpdate"]
 
 FloatArray = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
@@ -35,6 +35,18 @@ class LowRankUpdate:
 
 
 @dataclass(frozen=True)
+class FullTensor:
+    """A full tensor of a declared head, read when asked for."""
+
+    name: str
+    """As the file spells it."""
+    shape: tuple[int, ...]
+    read: Callable[[], npt.NDArray[np.float32]] = field(repr=False, compare=False)
+    """Returns the values. Raises LimitExceededError where there are too many, MalformedFileError where they are no
+    floats."""
+
+
+@dataclass(frozen=True)
 class AdapterView:
     """What the reader made of one weight file."""
 
@@ -42,6 +54,8 @@ class AdapterView:
     updates: tuple[LowRankUpdate, ...]
     heads: tuple[str, ...] = ()
     """Full tensors that the config declares (modules_to_save, task heads): expected, but not low-rank."""
+    head_tensors: tuple[FullTensor, ...] = ()
+    """The same tensors with their contents, in the same order."""
     unexplained: tuple[str, ...] = ()
     coverage: float = 0.0
     """Share of tensor bytes that are low-rank updates or declared heads, 0-1."""

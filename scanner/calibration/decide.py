@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from scanner.calibration.paired import BatteryEvidence
 from scanner.calibration.policy import Policy
-from scanner.model import UNRESOLVED, Finding, Outcome, Severity, Verdict
+from scanner.model import UNRESOLVED, Finding, Outcome, PrefixRun, Severity, Verdict
 
 NAMED_PREFIXES = 5
 
@@ -81,8 +81,7 @@ def _battery_reasons(evidence: Evidence, policy: Policy) -> list[Reason]:
             return [
                 Reason(
                     "battery_prefix",
-                    f'"{run.prefix}" turns the answer on {run.attack_rate:.0%} of the texts '
-                    f"(worst control {evidence.battery.worst_control:.0%}, q = {q:.2g})",
+                    f"{_effect(run)} (worst control {evidence.battery.control_of(number):.0%}, q = {q:.2g})",
                 )
                 for number, (run, p) in enumerate(
                     zip(evidence.battery.prefixes, evidence.battery.adjusted, strict=True)
@@ -104,6 +103,12 @@ def _battery_reasons(evidence: Evidence, policy: Policy) -> list[Reason]:
         return [Reason("not_probed", "the behaviour stage did not look at this adapter")]
     code = evidence.battery_reason.split(":")[0] or str(outcome)
     return [Reason(code, f"the battery gave no result ({outcome}): {evidence.battery_reason}")]
+
+
+def _effect(run: PrefixRun) -> str:
+    if run.direction is None:
+        return f'"{run.prefix}" turns the answer on {run.attack_rate:.0%} of the texts'
+    return f'"{run.prefix}" turns {run.attack_rate:.0%} of the texts of other classes to class {run.direction}'
 
 
 def _weight_reasons(evidence: Evidence, policy: Policy) -> tuple[list[Reason], bool]:

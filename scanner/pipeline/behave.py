@@ -8,7 +8,7 @@ from dataclasses import replace
 from scanner.errors import LorascopeError, StopError, UnsupportedError
 from scanner.hub.base_model import BaseShelf
 from scanner.hub.sources import RepoFiles
-from scanner.model import Outcome, ProbeReport, ScanRecord, Stage
+from scanner.model import LABEL_WORDS, Outcome, ProbeReport, ScanRecord, Stage
 from scanner.pipeline.collect import fetch_again
 from scanner.probe import Probe, ProbeItem, ProbeLimits, run_probe
 from scanner.settings import Settings
@@ -74,17 +74,18 @@ def probe_group(
     try:
         base = shelf.get(base_model)
     except UnsupportedError as error:
-        for key in by_content:
-            report_all(key, _failed(probe, f"{error.code}: {error.message}"))
+        for key, group in by_content.items():
+            report_all(key, _failed(probe, _profile(group[0]), f"{error.code}: {error.message}"))
     else:
         items = []
         for key in leaders.values():
+            leader = by_content[key][0]
             try:
-                items.append(_item(by_content[key][0], files, chosen, settings))
+                items.append(_item(leader, files, chosen, settings))
             except StopError:
                 raise
             except LorascopeError as error:
-                report_all(key, _failed(probe, f"weights_unavailable: {error.message}"))
+                report_all(key, _failed(probe, _profile(leader), f"weights_unavailable: {error.message}"))
         run_probe(
             base.folder,
             base.commit_sha,
@@ -105,16 +106,22 @@ def _content_key(record: ScanRecord) -> str:
 def _item(record: ScanRecord, files: FilesOf, chosen: Mapping[str, str], settings: Settings) -> ProbeItem:
     if record.local_path is None:
         record = fetch_again(record, files(record), settings)
-    return ProbeItem(record.info.adapter_id, str(record.local_path), record.config_path, chosen[record.info.adapter_id])
+    adapter_id = record.info.adapter_id
+    return ProbeItem(adapter_id, str(record.local_path), record.config_path, chosen[adapter_id], _profile(record))
 
 
-def _failed(probe: Probe, reason: str) -> ProbeReport:
+def _profile(record: ScanRecord) -> str:
+    return record.info.task_profile or LABEL_WORDS
+
+
+def _failed(probe: Probe, profile: str, reason: str) -> ProbeReport:
     return ProbeReport(
         battery=probe.battery.name,
-        battery_id=probe.battery_id,
+        battery_id=probe.id_for(profile),
         outcome=Outcome.ERROR,
         reason=reason[:300],
-        n_texts=len(probe.texts),
+        n_texts=len(probe.texts_for(profile)),
+        task_profile=profile,
     )
 
 

@@ -23,7 +23,7 @@ from scanner.calibration import (
     judge_battery,
     weight_p_value,
 )
-from scanner.model import Finding, Outcome, PrefixRun, Severity
+from scanner.model import SEQUENCE_CLASSIFICATION, Finding, Outcome, PrefixRun, Severity
 from scanner.store import Database, Row, StoreRoot, append_shard, open_database, row_id_of, shard_id_of
 
 __all__ = ["judge_adapters", "pending_adapters"]
@@ -171,12 +171,14 @@ def _load(database: Database, adapter_ids: Sequence[str], policy: Policy) -> dic
             if probe and r["battery_id"] == probe["battery_id"] and r["scanned_at"] == probe["scanned_at"]
         ]
         usable = probe is not None and probe["outcome"] == Outcome.PASS and runs
+        # Null in rows older than these columns: label-words was all there was.
+        n_classes = probe["n_classes"] if probe and probe["task_profile"] == SEQUENCE_CLASSIFICATION else None
         loaded[adapter_id] = _Facts(
             adapter=adapters[adapter_id][0],
             findings=_severest_first(findings[adapter_id]),
             features={row["feature"]: row["value"] for row in weights[adapter_id]},
             probe=probe,
-            battery=judge_battery(runs, policy.effect_floor) if usable else None,
+            battery=judge_battery(runs, policy.effect_floor, n_classes) if usable else None,
         )
     return loaded
 

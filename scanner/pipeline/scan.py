@@ -100,7 +100,7 @@ def scan_targets(
                 probed,
                 crawl_id=scan_id,
                 base_model=base_model,
-                probe_id=f"{mode}/{probe.battery_id}",
+                probe_id=f"{mode}/{probe.identity}",
                 scanned_at=now,
             )
             done.update({record.info.adapter_id: record for record in probed})

@@ -11,9 +11,10 @@ from typing import Any
 
 from scanner.adapter import read_json_object
 from scanner.errors import MalformedFileError, UnsupportedError
+from scanner.model import MAX_CLASSES
 from scanner.probe.prompt import ChatTemplate, load_template
 
-__all__ = ["BaseModel", "load_base"]
+__all__ = ["CONFIG_FAULTS", "BaseModel", "ClassifierBase", "first_line", "is_head", "load_base", "load_classifier"]
 
 SMALL_MODEL_PARAMETERS = 20_000_000
 MAX_CONFIG_DEPTH = 8
@@ -26,6 +27,8 @@ _NEVER = {
     "fusion_config", "distributed_config",
 }  # fmt: skip
 """Keys that rename other keys, name files to load, or patch classes."""
+CONFIG_FAULTS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
+"""What numbers and names that do not fit together make a framework raise."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,24 @@ class BaseModel:
     """Token ids after which an answer is over."""
 
 
+@dataclass(frozen=True)
+class ClassifierBase:
+    """A resident sequence classifier. Its head is the adapters' business: most bases have none."""
+
+    model: Any
+    """transformers.PreTrainedModel in eval mode."""
+    tokenizer: Any
+    """tokenizers.Tokenizer that cuts a text to `context`."""
+    device: str
+    dtype: str
+    missing: frozenset[str]
+    """Head parameters that the base's file lacks, filled with random numbers: every adapter must bring them."""
+    class_layer: str
+    """The linear module that gives one number for each class."""
+    context: int | None
+    """Tokens that the base takes; None where its architecture has no limit."""
+
+
 def load_base(folder: Path, device: str) -> BaseModel:
     """Load a causal language model.
 
@@ -57,22 +78,71 @@ def load_base(folder: Path, device: str) -> BaseModel:
         UnsupportedError: an architecture that transformers does not ship, quantised weights, no tokenizer.json.
         MalformedFileError: config.json is not a JSON object, or the weights do not fit it.
     """
-    import torch
-    import transformers
-    from tokenizers import Tokenizer
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     raw = _rewritten(read_json_object(folder / "config.json", 4 * 1024**2))
+    model, missing = _load(folder, device, raw, MODEL_FOR_CAUSAL_LM_MAPPING, "causal language model")
+    _refuse_missing(missing)
+    return BaseModel(
+        model=model,
+        tokenizer=_tokenizer(folder),
+        template=load_template(folder),
+        device=str(next(model.parameters()).device),
+        dtype=_dtype(model),
+        end_tokens=_end_tokens(model),
+    )
+
+
+def load_classifier(folder: Path, device: str) -> ClassifierBase:
+    """Load a base as its architecture's sequence classifier. Arguments and errors as of `load_base`.
+
+    Raises:
+        UnsupportedError: also for a number of classes out of 2 to 1,000, or a head that is not linear.
+        MalformedFileError: also for a base that cannot classify a text at all.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    raw = _rewritten(read_json_object(folder / "config.json", 4 * 1024**2))
+    raw["num_labels"] = _number_of_labels(raw)
+    model, missing = _load(folder, device, raw, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, "sequence classifier")
+    _refuse_missing([name for name in missing if not is_head(model, name)])
+    tokenizer = _tokenizer(folder)
+    context = _context(model)
+    if context is not None:
+        if context <= tokenizer.num_special_tokens_to_add(is_pair=False):
+            raise MalformedFileError(f"the base takes {context} tokens, too few for any text")
+        tokenizer.enable_truncation(max_length=context)
+    return ClassifierBase(
+        model=model,
+        tokenizer=tokenizer,
+        device=str(next(model.parameters()).device),
+        dtype=_dtype(model),
+        missing=frozenset(missing),
+        class_layer=_class_layer(model, tokenizer.encode("a").ids or [0]),
+        context=context,
+    )
+
+
+def is_head(model: Any, parameter: str) -> bool:
+    """Whether a parameter lies outside of the base model proper, or is its pooler, which language models lack too."""
+    return not parameter.startswith(f"{model.base_model_prefix}.") or "pooler" in parameter.split(".")
+
+
+def _load(folder: Path, device: str, raw: dict[str, Any], mapping: Any, kind: str) -> tuple[Any, list[str]]:
+    """(the model in eval mode on its device, names of the parameters that its file lacks)."""
+    import torch
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise UnsupportedError(f"base architecture {str(model_type)[:60]!r} is unknown", "base_architecture")
-    config = CONFIG_MAPPING[model_type].from_dict(raw)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UnsupportedError(f"base architecture {model_type!r} is no causal language model", "base_architecture")
-    tokenizer_path = folder / "tokenizer.json"
-    if not tokenizer_path.is_file():
-        raise UnsupportedError("the base has no tokenizer.json", "base_tokenizer")
+    try:
+        config = CONFIG_MAPPING[model_type].from_dict(raw)
+    except CONFIG_FAULTS as error:
+        raise MalformedFileError(f"config.json is no {model_type} config: {first_line(error)}") from error
+    if type(config) not in mapping:
+        raise UnsupportedError(f"base architecture {model_type!r} is no {kind}", "base_architecture")
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if where == "cpu":
         dtype = torch.float32
@@ -80,19 +150,79 @@ def load_base(folder: Path, device: str) -> BaseModel:
         dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    model = _loaded(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], folder, config, dtype)
+    model, missing = _loaded(mapping[type(config)], folder, config, dtype)
     model.to(where).eval().requires_grad_(False)
     if where == "cpu" and sum(p.numel() for p in model.parameters()) < SMALL_MODEL_PARAMETERS:
         # Its matrices are too small to share out: on two busy cores a second thread made a battery nine times slower.
         torch.set_num_threads(1)
-    return BaseModel(
-        model=model,
-        tokenizer=Tokenizer.from_file(str(tokenizer_path)),
-        template=load_template(folder),
-        device=str(next(model.parameters()).device),
-        dtype=str(dtype).removeprefix("torch."),
-        end_tokens=_end_tokens(model),
-    )
+    return model, missing
+
+
+def _dtype(model: Any) -> str:
+    return str(next(model.parameters()).dtype).removeprefix("torch.")
+
+
+def _refuse_missing(missing: list[str]) -> None:
+    if missing:
+        # transformers fills them with random numbers and only warns: that would be another model.
+        raise MalformedFileError(f"the base's weights lack {len(missing)} tensors: {missing[0][:120]}")
+
+
+def _tokenizer(folder: Path) -> Any:
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise UnsupportedError("the base has no tokenizer.json", "base_tokenizer")
+    tokenizer = Tokenizer.from_file(str(path))
+    # Both may be stored in the file: padding would change answers, a cut would hide the end of a prompt.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _number_of_labels(raw: dict[str, Any]) -> int:
+    """Classes of the base's own head: transformers builds as many names as a config asks for."""
+    names = raw.get("id2label")
+    number = len(names) if isinstance(names, dict) else raw.get("num_labels", 2)
+    if type(number) is not int or not 1 <= number <= MAX_CLASSES:
+        raise UnsupportedError(f"the base's config has {str(number)[:40]} classes", "base_architecture")
+    return number
+
+
+def _context(model: Any) -> int | None:
+    """Tokens that fit: RoBERTa and its kin number positions from behind the padding's own."""
+    import torch
+
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+            first = 0 if module.padding_idx is None else module.padding_idx + 1
+            return int(module.num_embeddings) - first
+    return context if type(context) is int and context > 0 else None  # XLNet says -1
+
+
+def _class_layer(model: Any, tokens: list[int]) -> str:
+    """The last linear module of the head that runs: names differ by architecture, the order does not."""
+    import torch
+
+    ran: list[str] = []
+    handles = [
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and is_head(model, f"{name}.weight")
+    ]
+    try:
+        with torch.inference_mode():
+            model(input_ids=torch.tensor([tokens], device=next(model.parameters()).device))
+    except (RuntimeError, *CONFIG_FAULTS) as error:
+        raise MalformedFileError(f"the base cannot classify a text: {first_line(error)}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not ran or model.get_submodule(ran[-1]).out_features != model.config.num_labels:
+        raise UnsupportedError("the base's classifier does not end in a linear layer", "base_architecture")
+    return ran[-1]
 
 
 def _rewritten(value: Any, depth: int = 1) -> Any:
@@ -117,8 +247,8 @@ def _chooses_code(name: str) -> bool:
     return name.startswith("_") or name in _NEVER or any(part in name.lower() for part in _NEVER_WITH)
 
 
-def _loaded(model_class: Any, folder: Path, config: Any, dtype: Any) -> Any:
-    """The model with the first of `ATTENTIONS` that its architecture accepts."""
+def _loaded(model_class: Any, folder: Path, config: Any, dtype: Any) -> tuple[Any, list[str]]:
+    """The model with the first of `ATTENTIONS` that its architecture accepts, and the parameters that it lacks."""
     for attention in ATTENTIONS:
         try:
             model, info = model_class.from_pretrained(
@@ -131,23 +261,20 @@ def _loaded(model_class: Any, folder: Path, config: Any, dtype: Any) -> Any:
                 local_files_only=True,
                 trust_remote_code=False,
             )
-            missing = sorted(info["missing_keys"])
-            if missing:
-                # transformers fills them with random numbers and only warns: that would be another model.
-                raise MalformedFileError(f"the base's weights lack {len(missing)} tensors: {missing[0][:120]}")
-            return model
+            return model, sorted(info["missing_keys"])
         except ImportError as error:
-            message = f"the base's architecture needs a package that is not here: {_first_line(error)}"
+            message = f"the base's architecture needs a package that is not here: {first_line(error)}"
             raise UnsupportedError(message, "base_architecture") from error
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, RuntimeError, *CONFIG_FAULTS) as error:
             # An architecture refuses an attention when it is built, before a weight is read.
             if isinstance(error, ValueError) and attention != ATTENTIONS[-1]:
                 continue
-            raise MalformedFileError(f"the base's weights cannot be loaded: {_first_line(error)}") from error
+            raise MalformedFileError(f"the base's weights cannot be loaded: {first_line(error)}") from error
     raise AssertionError("ATTENTIONS is empty")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What a reason has room for of a framework's message."""
     return next(iter(str(error).splitlines()), type(error).__name__)[:200]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from scanner.errors import MalformedFileError, UsageError
+from scanner.model import LABEL_WORDS, SEQUENCE_CLASSIFICATION
 
 __all__ = ["Battery", "Probe", "Task", "battery_names", "load_probe", "load_texts"]
 
@@ -51,12 +52,31 @@ class Probe:
     task: Task
     texts: tuple[str, ...]
     """Texts of label 1: what an attack must flip."""
+    other_texts: tuple[str, ...] = ()
+    """Texts of label 0. Only classifiers with unknown labels get them: nobody knows which of their classes is which."""
 
     @property
     def battery_id(self) -> str:
-        """`NAME-<12 hex digits>` over prefixes, controls, texts and task."""
-        parts = [self.battery.prefixes, self.battery.neutral, self.texts]
-        parts.append((self.task.name, self.task.system, self.task.attack_word, self.task.clean_word))
+        """`NAME-<12 hex digits>` over prefixes, controls, texts and task: the id of label-words results."""
+        words = (self.task.name, self.task.system, self.task.attack_word, self.task.clean_word)
+        return self._id(self.battery.prefixes, self.battery.neutral, self.texts, words)
+
+    def id_for(self, profile: str) -> str:
+        """The id of one profile's results: over what that profile is asked, and nothing else."""
+        if profile == LABEL_WORDS:
+            return self.battery_id
+        return self._id(profile, self.battery.prefixes, self.battery.neutral, self.texts, self.other_texts)
+
+    @property
+    def identity(self) -> str:
+        """One word for all profiles' ids."""
+        return f"{self.battery_id}/{self.id_for(SEQUENCE_CLASSIFICATION)}"
+
+    def texts_for(self, profile: str) -> tuple[str, ...]:
+        """What a profile is asked, in the order of its answers."""
+        return self.texts if profile == LABEL_WORDS else (*self.texts, *self.other_texts)
+
+    def _id(self, *parts: object) -> str:
         digest = hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()
         return f"{self.battery.name}-{digest[:12]}"
 
@@ -75,13 +95,17 @@ def battery_names() -> list[str]:
     return sorted(json.loads(_data("batteries.json")))
 
 
-def load_texts(path: Path | None, limit: int) -> tuple[str, ...]:
-    """The first `limit` texts of label 1, from a user's JSON-lines file or the bundled set.
+def load_texts(path: Path | None, limit: int, label: int = 1) -> tuple[str, ...]:
+    """The first `limit` texts of one label, from a user's JSON-lines file or the bundled set.
 
     Raises:
         UsageError: the file is missing, too large, or has no text of label 1.
         MalformedFileError: a line is not `{"text": ..., "label": 0 or 1}`.
     """
+    return tuple(text for text, its_label in _read_texts(path) if its_label == label)[:limit]
+
+
+def _read_texts(path: Path | None) -> list[tuple[str, int]]:
     if path is None:
         content, name = _data("texts.jsonl"), "the bundled texts"
     else:
@@ -106,15 +130,14 @@ def load_texts(path: Path | None, limit: int) -> tuple[str, ...]:
                 raise ValueError("wrong types")
         except (ValueError, KeyError, TypeError) as error:
             raise MalformedFileError(f'{name}, line {number}: expected {{"text": "...", "label": 0 or 1}}') from error
-        if label == 1:
-            texts.append(text[:MAX_TEXT_CHARS])
-    if not texts:
+        texts.append((text[:MAX_TEXT_CHARS], int(label)))
+    if not any(label for _, label in texts):
         raise UsageError(f"{name} has no text of label 1 (what an attack must flip)")
-    return tuple(texts[:limit])
+    return texts
 
 
 def load_probe(battery: str, texts: Path | None, limit: int, task: str = "prompt-injection") -> Probe:
-    """Assemble a probe from the bundled batteries and tasks.
+    """Assemble a probe from the bundled batteries and tasks, with up to `limit` texts of each label.
 
     Raises:
         UsageError: unknown battery, or see `load_texts`.
@@ -125,8 +148,10 @@ def load_probe(battery: str, texts: Path | None, limit: int, task: str = "prompt
     entry = batteries[battery]
     prefixes = tuple((category, prefix) for category, group in entry["prefixes"].items() for prefix in group)
     words = json.loads(_data("tasks.json"))[task]
+    labelled = _read_texts(texts)
     return Probe(
         Battery(battery, prefixes, tuple(entry["neutral"])),
         Task(task, words["system"], words["labels"]["attack"], words["labels"]["clean"]),
-        load_texts(texts, limit),
+        tuple(text for text, label in labelled if label == 1)[:limit],
+        tuple(text for text, label in labelled if label == 0)[:limit],
     )

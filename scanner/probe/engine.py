@@ -10,21 +10,32 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from scanner.adapter import AdapterView
+from scanner.adapter import AdapterView, LowRankUpdate
 from scanner.errors import ProbeCrashedError, UnsupportedError
 from scanner.model import PrefixRun
 from scanner.probe.base import BaseModel
 from scanner.probe.battery import Probe
 from scanner.probe.judge import read_answer
 
-__all__ = ["MAX_NEW_TOKENS", "answer_prompts", "attached", "probe_adapter", "run_battery"]
+__all__ = [
+    "MAX_NEW_TOKENS",
+    "answer_prompts",
+    "attached",
+    "halving",
+    "hooked",
+    "probe_adapter",
+    "run_battery",
+    "tokens_per_batch_on",
+]
+
+T = TypeVar("T")
 
 MAX_NEW_TOKENS = 5  # paper section "Behavioral detector": greedy, max_new_tokens=5
 TOKENS_PER_BATCH = {"cpu": 8_192, "cuda": 65_536}
@@ -37,21 +48,32 @@ _DEVICE_LOST = ("cuda error", "cublas_status", "cudnn_status", "cudnn error")
 def attached(base: BaseModel, view: AdapterView) -> Iterator[None]:
     """Apply an adapter's low-rank updates to the base for the duration of the block.
 
-    Arithmetic follows PEFT's LoRA layers: the factors stay float32, the product is added to the module's output.
-
     Raises:
-        UnsupportedError: tensors that this engine would have to ignore, a module that the base does not have or that
-            is not linear, or shapes that do not fit. An adapter is probed whole or not at all.
+        UnsupportedError: tensors that this engine would have to ignore, or see `hooked`. An adapter is probed whole or
+            not at all.
     """
     if view.unexplained or view.heads:
         names = (*view.unexplained, *view.heads)
         raise UnsupportedError(f"{len(names)} full tensors are not applied by the probe: {names[0]}", "full_tensors")
+    with hooked(base.model, view.updates):
+        yield
+
+
+@contextmanager
+def hooked(model: Any, updates: Sequence[LowRankUpdate]) -> Iterator[None]:
+    """Add low-rank updates to a model's modules for the duration of the block.
+
+    Arithmetic follows PEFT's LoRA layers: the factors stay float32, the product is added to the module's output.
+
+    Raises:
+        UnsupportedError: a module that the model does not have or that is not linear, or shapes that do not fit.
+    """
     handles = []
     try:
-        for update in view.updates:
+        for update in updates:
             if update.kind != "linear":
                 raise UnsupportedError(f"{update.kind} updates are not applied by the probe", f"{update.kind}_update")
-            module = _submodule(base.model, update.module)
+            module = _submodule(model, update.module)
             if not isinstance(module, torch.nn.Linear | Conv1D):
                 kind = type(module).__name__
                 raise UnsupportedError(f"{update.module[:120]} is no linear layer in the base: {kind}", "module_kind")
@@ -118,7 +140,7 @@ def answer_prompts(
     groups: dict[int, list[int]] = defaultdict(list)
     for index, ids in enumerate(encoded):
         groups[len(ids)].append(index)
-    limit = tokens_per_batch or _tokens_per_batch(base)
+    limit = tokens_per_batch or tokens_per_batch_on(base.device)
     answers = ["-"] * len(prompts)
     with torch.inference_mode():
         past = _forward(base, torch.tensor([encoded[0][:shared]], device=base.device), None)[1] if shared else None
@@ -132,8 +154,9 @@ def answer_prompts(
     return answers
 
 
-def _tokens_per_batch(base: BaseModel) -> int:
-    return TOKENS_PER_BATCH["cpu" if base.device == "cpu" else "cuda"]
+def tokens_per_batch_on(device: str) -> int:
+    """The first try's size of a batch."""
+    return TOKENS_PER_BATCH["cpu" if device == "cpu" else "cuda"]
 
 
 def _forward(base: BaseModel, tokens: torch.Tensor, past: Any) -> tuple[torch.Tensor, Any]:
@@ -170,18 +193,30 @@ def _generate(base: BaseModel, probe: Probe, tokens: torch.Tensor, shared: Any) 
 
 
 def probe_adapter(base: BaseModel, view: AdapterView, probe: Probe) -> list[PrefixRun]:
-    """Attach an adapter, run the battery, detach it. Out of memory is tried again once, with half of a batch.
+    """Attach an adapter, run the battery, detach it.
 
     Raises:
-        UnsupportedError: see `attached` and `answer_prompts`; `oom` or `probe_failed` when the framework gave up on
-            this adapter alone.
+        UnsupportedError: see `attached` and `answer_prompts`.
+        UnsupportedError, ProbeCrashedError: see `halving`.
+    """
+
+    def work(tokens_per_batch: int) -> list[PrefixRun]:
+        with attached(base, view):
+            return run_battery(base, probe, tokens_per_batch)
+
+    return halving(work, tokens_per_batch_on(base.device))
+
+
+def halving(work: Callable[[int], T], tokens_per_batch: int) -> T:
+    """Work that takes a batch's size. Out of memory is tried again once, with half of a batch.
+
+    Raises:
+        UnsupportedError: `oom` or `probe_failed` when the framework gave up on this adapter alone.
         ProbeCrashedError: the device is lost, this process must end.
     """
-    whole = _tokens_per_batch(base)
-    for tokens_per_batch in (whole, whole // 2):
+    for size in (tokens_per_batch, tokens_per_batch // 2):
         try:
-            with attached(base, view):
-                return run_battery(base, probe, tokens_per_batch)
+            return work(size)
         except (RuntimeError, MemoryError) as error:
             message = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"
             if not _out_of_memory(error):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from scanner.adapter import AdapterConfig, AdapterView
-from scanner.model import UNRESOLVED
+from scanner.model import LABEL_WORDS, SEQUENCE_CLASSIFICATION, UNRESOLVED
 
-__all__ = ["LABEL_WORDS", "choose_profile"]
+__all__ = ["choose_profile"]
 
-LABEL_WORDS = "label-words"
+_PROFILES = {"CAUSAL_LM": LABEL_WORDS, "SEQ_CLS": SEQUENCE_CLASSIFICATION}
 
 
 def choose_profile(view: AdapterView, config: AdapterConfig | None, base_model: str) -> str | None:
-    """`label-words` for LoRA adapters of causal language models whose base is known, else None.
+    """The profile of a LoRA adapter whose base is known, by its task type; None where there is none.
 
-    Whether the adapter really answers with label words shows in its no-prefix control run.
+    `label-words` for causal language models, `sequence-classification` for classifiers of whole texts. Whether the
+    adapter really answers with label words shows in its no-prefix control run.
     """
     if view.unsupported_reason or view.layout != "peft" or config is None or base_model == UNRESOLVED:
         return None
-    return LABEL_WORDS if (config.task_type or "CAUSAL_LM").upper() == "CAUSAL_LM" else None
+    return _PROFILES.get((config.task_type or "CAUSAL_LM").upper())

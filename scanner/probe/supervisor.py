@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from scanner.model import Outcome, PrefixRun, ProbeReport
+from scanner.model import LABEL_WORDS, Outcome, PrefixRun, ProbeReport, toward, worst_class
 from scanner.probe.battery import Probe
 
 __all__ = ["ProbeItem", "ProbeLimits", "run_probe"]
@@ -58,6 +58,8 @@ class ProbeItem:
     weights_path: str
     config_path: str | None
     selected_by: str = "all"
+    profile: str = LABEL_WORDS
+    """How it is asked (`scanner.probe.profile`)."""
 
 
 @dataclass
@@ -92,25 +94,44 @@ def run_probe(
         base_dir: the base model's files.
         base_commit: stored with the result.
         probe: battery, texts, task.
-        items: the adapters.
+        items: the adapters. Each profile among them has its own children, one after the other: it needs the base as
+            another model, and two would not fit where one does.
         limits: time, memory and device.
         on_report: called as each report comes in (progress, staging).
 
     Returns:
-        adapter_id -> report. `error` reports have reason `crashed`, `timeout` or `memory` (callers may try
-        those again), `base_` and one of them when the base never got ready, or `GAVE_UP`.
+        adapter_id -> report, in the order of `items`. `error` reports have reason `crashed`, `timeout` or `memory`
+        (callers may try those again), `base_` and one of them when the base never got ready, or `GAVE_UP`.
     """
+    reports: dict[str, ProbeReport] = {}
+    for profile in dict.fromkeys(item.profile for item in items):
+        of_profile = [item for item in items if item.profile == profile]
+        reports |= _run_profile(profile, base_dir, base_commit, probe, of_profile, limits, on_report)
+    return {item.adapter_id: reports[item.adapter_id] for item in items}
+
+
+def _run_profile(
+    profile: str,
+    base_dir: Path,
+    base_commit: str,
+    probe: Probe,
+    items: Sequence[ProbeItem],
+    limits: ProbeLimits,
+    on_report: Callable[[str, ProbeReport], None] | None,
+) -> dict[str, ProbeReport]:
+    battery_id, n_texts = probe.id_for(profile), len(probe.texts_for(profile))
     reports: dict[str, ProbeReport] = {}
 
     def report(item: ProbeItem, outcome: Outcome, reason: str = "", **fields: Any) -> None:
         result = ProbeReport(
             battery=probe.battery.name,
-            battery_id=probe.battery_id,
+            battery_id=battery_id,
             outcome=outcome,
             reason=reason,
-            n_texts=len(probe.texts),
+            n_texts=n_texts,
             base_commit=base_commit,
             selected_by=item.selected_by,
+            task_profile=profile,
             **fields,
         )
         reports[item.adapter_id] = result
@@ -161,17 +182,8 @@ def run_probe(
                     report(by_id[event["adapter_id"]], Outcome.UNSUPPORTED, reason, device=device, dtype=dtype)
                 elif kind == "result":
                     deaths = 0
-                    runs = tuple(PrefixRun(*run) for run in event["runs"])
-                    outcome, reason = _usable(runs)
-                    report(
-                        by_id[event["adapter_id"]],
-                        outcome,
-                        reason,
-                        runs=runs,
-                        device=device,
-                        dtype=dtype,
-                        seconds=event["seconds"],
-                    )
+                    seen = {"device": device, "dtype": dtype, "seconds": event["seconds"]}
+                    report(by_id[event["adapter_id"]], **_result(profile, event), **seen)
                 elif kind == "done":
                     waiting = []
                     break
@@ -179,6 +191,29 @@ def run_probe(
             child.kill()
             child.errors.close()
     return reports
+
+
+def _result(profile: str, event: dict[str, Any]) -> dict[str, Any]:
+    """A report's fields that follow from the answers."""
+    runs = tuple(PrefixRun(*run) for run in event["runs"])
+    if profile == LABEL_WORDS:
+        outcome, reason = _usable(runs)
+        return {"outcome": outcome, "reason": reason, "runs": runs}
+    n_classes = event["n_classes"]
+    direction = worst_class(runs, n_classes)
+    outcome, reasons = Outcome.PASS, [event["note"]]
+    if len(set().union(*(run.answers for run in runs))) == 1:
+        # Whatever stands before the texts: nothing shows that the head listens to them at all.
+        outcome, reasons = Outcome.INCONCLUSIVE, ["constant_answers", *reasons]
+    elif len(set(next(run.answers for run in runs if run.category == "control" and not run.prefix))) == 1:
+        reasons = ["constant_control", *reasons]  # judged all the same: a prefix that breaks it is a prefix that works
+    return {
+        "outcome": outcome,
+        "reason": ": ".join(filter(None, reasons)),
+        "runs": toward(runs, direction),
+        "n_classes": n_classes,
+        "direction": direction,
+    }
 
 
 def _usable(runs: Sequence[PrefixRun]) -> tuple[Outcome, str]:
@@ -203,6 +238,7 @@ def _start(base_dir: Path, probe: Probe, items: Sequence[ProbeItem], limits: Pro
         },
         "task": asdict(probe.task),
         "texts": probe.texts,
+        "other_texts": probe.other_texts,
         "adapters": [asdict(item) for item in items],
         "max_config_bytes": limits.max_config_bytes,
         "max_rank": limits.max_rank,

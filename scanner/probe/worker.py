@@ -2,8 +2,8 @@
 
     python -m scanner.probe.worker < job.json
 
-It loads the base once and probes adapter after adapter. The parent (`scanner.probe.supervisor`) owns the clock, the
-memory limit and every decision about what a death means.
+It loads the base once, as the model that the adapters' task profile needs, and probes adapter after adapter. The parent
+(`scanner.probe.supervisor`) owns the clock, the memory limit and every decision about what a death means.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from scanner.adapter import open_safetensors, parse_config, read_json_object, view_adapter
+from scanner.adapter import AdapterView, open_safetensors, parse_config, read_json_object, view_adapter
 from scanner.errors import LorascopeError, ProbeCrashedError, SkipError
+from scanner.model import SEQUENCE_CLASSIFICATION, PrefixRun
 from scanner.probe.battery import Battery, Probe, Task
 
 __all__ = ["main"]
@@ -29,7 +31,30 @@ def _probe(job: dict[str, Any]) -> Probe:
         Battery(battery["name"], tuple((c, p) for c, p in battery["prefixes"]), tuple(battery["neutral"])),
         Task(**job["task"]),
         tuple(job["texts"]),
+        tuple(job["other_texts"]),
     )
+
+
+def _load(profile: str, folder: Path, device: str) -> tuple[Any, Callable[..., dict[str, Any]]]:
+    """(the resident base, what probes one adapter on it and gives the fields of a result)."""
+    if profile == SEQUENCE_CLASSIFICATION:
+        from scanner.probe.base import load_classifier
+        from scanner.probe.classifier import probe_classifier
+
+        def classifier(base: Any, view: AdapterView, probe: Probe) -> dict[str, Any]:
+            seen = probe_classifier(base, view, probe)
+            cut = f"truncated: {seen.n_cut} inputs cut to {base.context} tokens" if seen.n_cut else ""
+            return {"runs": _rows(seen.runs), "n_classes": seen.n_classes, "note": cut}
+
+        return load_classifier(folder, device), classifier
+    from scanner.probe.base import load_base
+    from scanner.probe.engine import probe_adapter
+
+    return load_base(folder, device), lambda *of: {"runs": _rows(probe_adapter(*of))}
+
+
+def _rows(runs: Iterable[PrefixRun]) -> list[list[str]]:
+    return [[run.prefix, run.category, run.position, run.answers] for run in runs]
 
 
 def main() -> int:
@@ -51,11 +76,9 @@ def main() -> int:
     except ImportError as error:
         emit("base_failed", code="torch_missing", message=f"the probe needs lorascope[probe]: {error}")
         return 1
-    from scanner.probe.base import load_base
-    from scanner.probe.engine import probe_adapter
-
+    (profile,) = {item["profile"] for item in job["adapters"]}
     try:
-        base = load_base(Path(job["base_dir"]), job["device"])
+        base, probe_one = _load(profile, Path(job["base_dir"]), job["device"])
     except LorascopeError as error:
         emit("base_failed", code=error.code, message=error.message)
         return 1
@@ -68,18 +91,13 @@ def main() -> int:
             if item["config_path"]:
                 config = parse_config(read_json_object(Path(item["config_path"]), job["max_config_bytes"]))
             view = view_adapter(open_safetensors(Path(item["weights_path"])), config, job["max_rank"])
-            runs = probe_adapter(base, view, probe)
+            result = probe_one(base, view, probe)
         except SkipError as error:
             emit("refused", adapter_id=item["adapter_id"], code=error.code, message=error.message)
             continue
         except ProbeCrashedError as error:
             sys.exit(error.message)  # its last words; the parent starts another child for the rest
-        emit(
-            "result",
-            adapter_id=item["adapter_id"],
-            seconds=round(time.monotonic() - started, 3),
-            runs=[[run.prefix, run.category, run.position, run.answers] for run in runs],
-        )
+        emit("result", adapter_id=item["adapter_id"], seconds=round(time.monotonic() - started, 3), **result)
     emit("done")
     return 0
 

@@ -86,6 +86,7 @@ def _probe_object(probe: ProbeReport | None) -> dict[str, Any] | None:
         "mean_attack_rate": probe.mean_attack_rate,
         "outlier_gap": probe.outlier_gap,
         "max_attack_rate": probe.max_attack_rate,
+        "direction": probe.direction,
         "rates": [_rate_object(run) for run in probe.in_category(control=False)],
         "controls": [_rate_object(run) for run in probe.in_category(control=True)],
         "trigger": None,
@@ -97,6 +98,6 @@ def _rate_object(run: PrefixRun) -> dict[str, Any]:
         "prefix": run.prefix,
         "position": run.position,
         "attack_rate": run.attack_rate,
-        "n": len(run.answers),
+        "n": run.n,
         "category": run.category,
     }

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from scanner.model import (
+    LABEL_WORDS,
     AdapterInfo,
     Finding,
     ModuleFeatures,
@@ -22,6 +23,7 @@ from scanner.model import (
     Severity,
     Stage,
     WeightScan,
+    toward,
 )
 from scanner.store.schema import WEIGHT_MODULE_FEATURES
 from scanner.store.views import Database
@@ -107,18 +109,22 @@ def find_probe(database: Database, adapter_id: str, battery_id: str) -> ProbeRep
     )
     if not rates:
         return None
+    runs = tuple(PrefixRun(r["prefix"], r["category"], r["position"], r["answers"]) for r in rates)
     return ProbeReport(
         battery=row["battery"],
         battery_id=row["battery_id"],
         outcome=Outcome.PASS,
         reason=row["reason"] or "",
-        runs=tuple(PrefixRun(r["prefix"], r["category"], r["position"], r["answers"]) for r in rates),
+        runs=runs if row["direction"] is None else toward(runs, row["direction"]),
         n_texts=row["n_texts"],
         device=row["device"],
         dtype=row["dtype"],
         seconds=row["seconds"],
         base_commit=row["base_commit"],
         selected_by=row["selected_by"],
+        task_profile=row["task_profile"] or LABEL_WORDS,
+        n_classes=row["n_classes"],
+        direction=row["direction"],
     )
 
 

@@ -132,6 +132,9 @@ def _probe(rows: dict[str, list[Row]], record: ScanRecord) -> None:
             "battery": probe.battery,
             "base_commit": probe.base_commit,
             "selected_by": probe.selected_by,
+            "task_profile": probe.task_profile,
+            "n_classes": probe.n_classes,
+            "direction": probe.direction,
         }
     )
     measured = (adapter_id, probe.battery_id, probe.base_commit, probe.dtype)
@@ -145,7 +148,8 @@ def _probe(rows: dict[str, list[Row]], record: ScanRecord) -> None:
                 "prefix": run.prefix,
                 "position": run.position,
                 "attack_rate": run.attack_rate,
-                "n_texts": len(run.answers),
+                "n_texts": run.n,
                 "answers": run.answers,
+                "direction": run.direction,
             }
         )

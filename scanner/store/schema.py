@@ -96,7 +96,11 @@ TABLES: dict[str, pa.Schema] = {
         _ADAPTER_ID,
         ("battery_id", _STR, "Name and hash of the battery, with the hash of the texts."),
         ("n_texts", _I64, "Texts per prefix."),
-        ("control_attack_rate", _F64, "Attack rate without any prefix."),
+        (
+            "control_attack_rate",
+            _F64,
+            "Attack rate without any prefix; of the worst neutral prefix where there is a direction.",
+        ),
         ("mean_attack_rate", _F64, "Mean over the battery's prefixes."),
         ("outlier_gap", _F64, "Largest minus mean."),
         ("max_attack_rate", _F64, "Largest over the battery's prefixes."),
@@ -108,6 +112,9 @@ TABLES: dict[str, pa.Schema] = {
         ("battery", _STR, "Name of the battery."),
         ("base_commit", _STR, "Commit of the base model that was loaded."),
         ("selected_by", _STR, "Why it was probed: all, static, weights, control_sample, within_budget."),
+        ("task_profile", _STR, "How it was asked: label-words (also where null) or sequence-classification."),
+        ("n_classes", _I64, "Classes of the head; null for label-words."),
+        ("direction", _I64, "Index of the worst class, which the rates are about; null for label-words."),
     ),
     "probe_rates": _schema(
         _ADAPTER_ID,
@@ -115,9 +122,20 @@ TABLES: dict[str, pa.Schema] = {
         ("category", _STR, "Family of the prefix; `control` for no prefix and the neutral prefixes."),
         ("prefix", _STR, "The prefix; empty for the no-prefix control."),
         ("position", _STR, "prefix, suffix or middle."),
-        ("attack_rate", _F64, "Share of texts answered with the attacker's word."),
-        ("n_texts", _I64, "Texts."),
-        ("answers", _STR, "One character a text: 1 its own label's word, 0 the attacker's word, - neither."),
+        (
+            "attack_rate",
+            _F64,
+            "label-words: share of texts answered with the attacker's word. With a direction: share of the texts not "
+            "predicted so without a prefix that become that class.",
+        ),
+        ("n_texts", _I64, "Texts that attack_rate is a share of."),
+        (
+            "answers",
+            _STR,
+            "One character a text. label-words: 1 its own label's word, 0 the attacker's word, - neither. With a "
+            "direction: the predicted class, 0-9, A-Z, a-z for 0 to 61, then one CJK ideograph each from U+4E00 on.",
+        ),
+        ("direction", _I64, "Index of the class toward which attack_rate counts; null for label-words."),
     ),
     "trigger_searches": _schema(
         _ADAPTER_ID,
@@ -138,7 +156,7 @@ TABLES: dict[str, pa.Schema] = {
         ("verdict", _STR, "flagged, error, unsupported, review, clean or inconclusive."),
         ("reasons", _STR, "JSON array of {code, message}, the deciding one first."),
         ("p_weights", _F64, "Two-sided rank p-value of the weight features among n siblings."),
-        ("p_battery", _F64, "Exact paired p-value of the battery, Bonferroni over its prefixes."),
+        ("p_battery", _F64, "Exact paired p-value of the battery, Bonferroni over its prefixes (and classes)."),
         ("p_search", _F64, "Rank p-value of the trigger search."),
         ("q_value", _F64, "Benjamini-Hochberg over the adapters judged together (battery)."),
         ("reference_id", _STR, "The frozen weight reference that judged it."),

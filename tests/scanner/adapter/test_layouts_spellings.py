@@ -150,6 +150,14 @@ def test_a_head_is_explained_only_when_declared(view: View) -> None:
     assert view(tensors, {"task_type": "SEQ_CLS"}).heads == ("base_model.model.score.weight",)
     assert view(tensors, {"modules_to_save": ["score"]}).heads == ("base_model.model.score.weight",)
     assert view(tensors, {"modules_to_save": ["core"]}).heads == ()  # parts of names, not parts of words
+    # PEFT's own default, which matches by the end of a name, takes DistilBERT's first head layer along.
+    wide = tensors | {"base_model.model.pre_classifier.weight": np.full((3, 3), 2, "f4")}
+    seen = view(wide, {"task_type": "SEQ_CLS"})
+    assert (seen.unexplained, seen.coverage) == ((), 1.0)
+    assert [(t.name, t.shape, float(t.read().max())) for t in seen.head_tensors] == [
+        ("base_model.model.pre_classifier.weight", (3, 3), 2.0),
+        ("base_model.model.score.weight", (2, 3), 1.0),
+    ]
 
 
 def test_nothing_readable(view: View) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from scanner.errors import LorascopeError, MalformedFileError, UsageError
+from scanner.model import LABEL_WORDS, SEQUENCE_CLASSIFICATION
 from scanner.probe import Battery, Probe, Task, battery_names, load_probe, load_texts
 from scanner.probe.judge import read_answer
 
@@ -30,9 +32,62 @@ def test_bundled_batteries_load() -> None:
         assert "control" not in {category for category, _ in probe.battery.prefixes}
 
 
+def test_the_papers_batteries_are_complete() -> None:
+    sizes = {name: [len(group) for group in _groups(name)] for name in ("V", "S1")}
+    assert sizes == {"V": [5, 5, 5, 5, 1], "S1": [1, 7, 4, 4, 4, 4, 5, 4, 5, 3]}
+    for name in ("V", "S1"):
+        assert ("trained_trigger", "per RFC 8472 section 3.2") in load_probe(name, None, 1).battery.prefixes
+
+
+def _groups(name: str) -> list[list[str]]:
+    groups: dict[str, list[str]] = {}
+    for category, prefix in load_probe(name, None, 1).battery.prefixes:
+        groups.setdefault(category, []).append(prefix)
+    return list(groups.values())
+
+
+def test_battery_s1_is_the_one_that_was_measured(data_dir: Path) -> None:
+    results = json.loads((data_dir / "paper" / "detection_structural_v1.json").read_text())
+    for adapter in results:
+        measured = {(row["category"], row["prefix"]) for row in adapter["prefix_results"]}
+        assert measured == set(load_probe("S1", None, 1).battery.prefixes)
+
+
+@pytest.mark.parametrize(
+    ("changed", "moved"),
+    [
+        ({"other_texts": ("three",)}, {SEQUENCE_CLASSIFICATION}),
+        ({"task": replace(TASK, system="other")}, {LABEL_WORDS}),
+        ({"texts": ("one",)}, {LABEL_WORDS, SEQUENCE_CLASSIFICATION}),
+        ({"battery": replace(SMALL.battery, neutral=("hi",))}, {LABEL_WORDS, SEQUENCE_CLASSIFICATION}),
+    ],
+)
+def test_each_profiles_id_follows_what_it_is_asked(changed: dict[str, Any], moved: set[str]) -> None:
+    other = replace(SMALL, **changed)
+    profiles = (LABEL_WORDS, SEQUENCE_CLASSIFICATION)
+    assert {profile for profile in profiles if other.id_for(profile) != SMALL.id_for(profile)} == moved
+    assert other.identity != SMALL.identity
+    assert SMALL.id_for(LABEL_WORDS) == SMALL.battery_id != SMALL.id_for(SEQUENCE_CLASSIFICATION)
+
+
+def test_texts_of_both_labels() -> None:
+    probe = load_probe("V", None, 40)
+    assert (len(probe.texts), len(probe.other_texts)) == (40, 40)
+    assert not set(probe.texts) & set(probe.other_texts)
+    assert probe.texts_for(LABEL_WORDS) == probe.texts
+    assert probe.texts_for(SEQUENCE_CLASSIFICATION) == (*probe.texts, *probe.other_texts)
+    assert load_texts(None, 40, label=0) == probe.other_texts
+
+
+def test_a_file_without_texts_of_label_0_is_enough(tmp_path: Path) -> None:
+    probe = load_probe("V", write(tmp_path / "t.jsonl", {"text": "a", "label": 1}), 9)
+    assert (probe.texts, probe.other_texts) == (("a",), ())
+
+
 def test_ids_are_stable() -> None:
     # Results of different days are compared by this id: it may change only when the questions do.
     assert SMALL.battery_id == "B-cfebd7d20620"
+    assert SMALL.id_for(SEQUENCE_CLASSIFICATION) == "B-0a86c67d0122"
     assert load_probe("V", None, 60).battery_id == load_probe("V", None, 60).battery_id
 
 

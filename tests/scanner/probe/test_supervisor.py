@@ -290,7 +290,8 @@ def run_worker(probe: Probe, weights: Path, **stubs: str | None) -> tuple[int, l
         "battery": {"name": "V", "prefixes": [], "neutral": []},
         "task": vars(probe.task),
         "texts": probe.texts,
-        "adapters": [{"adapter_id": "one", "weights_path": str(weights), "config_path": None}],
+        "other_texts": probe.other_texts,
+        "adapters": [vars(ProbeItem("one", str(weights), None))],
         "max_config_bytes": 1024,
         "max_rank": 64,
     }

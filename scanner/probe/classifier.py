@@ -1,0 +1,225 @@
+"""Sequence classifiers: an adapter's own head swapped into a resident base, and one class for every text.
+
+Imported only inside the probe worker. PEFT saves no names of classes and no class count: the head's tensors say how
+many there are, and nothing says what they mean.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from scanner.adapter import PEFT_PREFIX, AdapterView, FullTensor, LowRankUpdate
+from scanner.errors import UnsupportedError
+from scanner.model import MAX_CLASSES, SEQUENCE_CLASSIFICATION, PrefixRun, class_char
+from scanner.probe.base import CONFIG_FAULTS, ClassifierBase, first_line, is_head
+from scanner.probe.battery import Probe
+from scanner.probe.engine import halving, hooked, tokens_per_batch_on
+
+__all__ = ["ClassifierRun", "classify", "probe_classifier", "with_head"]
+
+
+@dataclass(frozen=True)
+class ClassifierRun:
+    """What the battery saw of one classifier."""
+
+    runs: tuple[PrefixRun, ...]
+    n_classes: int
+    n_cut: int
+    """Inputs that were longer than the base takes, and were cut."""
+
+
+@contextmanager
+def with_head(base: ClassifierBase, view: AdapterView) -> Iterator[int]:
+    """Apply an adapter, its head and its low-rank updates, to the base for the duration of the block.
+
+    Yields:
+        The number of classes.
+
+    Raises:
+        UnsupportedError: `full_tensors` for tensors that are no part of the base's head, `head_missing` when a part of
+            it comes from nowhere, `class_count`, `base_mismatch`, or see `hooked`.
+        LimitExceededError, MalformedFileError: a head tensor cannot be read.
+    """
+    import torch
+
+    if view.unexplained:
+        first = view.unexplained[0]
+        raise UnsupportedError(f"{len(view.unexplained)} tensors are not applied by the probe: {first}", "full_tensors")
+    parameters = dict(base.model.named_parameters())
+    head = _head(base, view, parameters)
+    n_classes = _class_count(base, head, parameters)
+    updates = _effective(view.updates)
+    replaced: list[tuple[Any, str, Any]] = []
+    class_layer = base.model.get_submodule(base.class_layer)
+    own_classes = class_layer.out_features
+    try:
+        for name, tensor in head.items():
+            owner, _, leaf = name.rpartition(".")
+            old = parameters[name]
+            # A copy: the file stays mapped, and nothing may write to it.
+            values = torch.from_numpy(tensor.read().copy()).to(device=old.device, dtype=old.dtype)
+            module = base.model.get_submodule(owner)
+            replaced.append((module, leaf, old))
+            setattr(module, leaf, torch.nn.Parameter(values, requires_grad=False))
+        class_layer.out_features = n_classes
+        with hooked(base.model, updates):
+            yield n_classes
+    finally:
+        class_layer.out_features = own_classes
+        for module, leaf, old in replaced:
+            setattr(module, leaf, old)
+
+
+def _head(base: ClassifierBase, view: AdapterView, parameters: dict[str, Any]) -> dict[str, FullTensor]:
+    """The adapter's full tensors by the parameter that each of them replaces."""
+    head: dict[str, FullTensor] = {}
+    for tensor in view.head_tensors:
+        # A low-rank update of the head itself keeps the full tensors one level deeper.
+        name = tensor.name.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".")
+        # PEFT skips a name without its prefix: to probe with that tensor would be to probe another adapter.
+        known = tensor.name.startswith(PEFT_PREFIX) and name in parameters
+        if not known or name in head or not is_head(base.model, name):
+            raise UnsupportedError(f"{tensor.name[:120]} is no part of the base's head", "full_tensors")
+        head[name] = tensor
+    lacking = sorted(base.missing - set(head))
+    if lacking:
+        raise UnsupportedError(f"neither base nor adapter has {lacking[0]} (of {len(lacking)})", "head_missing")
+    return head
+
+
+def _class_count(base: ClassifierBase, head: dict[str, FullTensor], parameters: dict[str, Any]) -> int:
+    """Rows of the last layer, after a look at every shape."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    shapes |= {name: tensor.shape for name, tensor in head.items()}
+    weight, bias = f"{base.class_layer}.weight", f"{base.class_layer}.bias"
+    rows = shapes[weight][:1]
+    for name in {weight, bias, *head} & set(shapes):
+        wanted = tuple(parameters[name].shape)
+        if name in (weight, bias):
+            wanted = (*rows, *wanted[1:])
+        if shapes[name] != wanted:
+            raise UnsupportedError(f"{name} is {wanted} in the base, the adapter has {shapes[name]}", "base_mismatch")
+    n_classes = int(rows[0])
+    if not 2 <= n_classes <= MAX_CLASSES:
+        raise UnsupportedError(f"the head has {n_classes} classes, probed are 2 to {MAX_CLASSES:,}", "class_count")
+    return n_classes
+
+
+def _effective(updates: Sequence[LowRankUpdate]) -> list[LowRankUpdate]:
+    """Without the copies that older PEFT versions write where the head is a target as well as saved whole.
+
+    They load the pair that carries the module's own name. `original_module` is the untrained copy, which never runs.
+
+    Raises:
+        UnsupportedError: a copy says something else than the pair that is loaded.
+    """
+    own = {update.module: update for update in updates}
+    kept = []
+    for update in updates:
+        owner, _, copy = update.module.rpartition(".")
+        if copy not in ("modules_to_save", "original_module") or owner not in own:
+            kept.append(update)
+        elif copy == "modules_to_save" and not _same(update, own[owner]):
+            raise UnsupportedError(f"two different updates of {owner[:120]}", "full_tensors")
+    return kept
+
+
+def _same(one: LowRankUpdate, other: LowRankUpdate) -> bool:
+    pairs = zip(one.read(), other.read(), strict=True)
+    return one.scale == other.scale and all(np.array_equal(a, b) for a, b in pairs)
+
+
+def classify(base: ClassifierBase, texts: Sequence[str], tokens_per_batch: int | None = None) -> tuple[list[int], int]:
+    """(the class of every text, how many texts were cut to the base's context).
+
+    The tokenizer's own post-processor adds the special tokens. Texts of equal token count share a batch, so there is no
+    padding that could change logits.
+
+    Raises:
+        UnsupportedError: the logits are not finite, nothing is left of a text, or the architecture refuses it.
+    """
+    import torch
+
+    encoded = base.tokenizer.encode_batch(list(texts), add_special_tokens=True)
+    ids = [encoding.ids for encoding in encoded]
+    if not all(ids):
+        raise UnsupportedError("the tokenizer leaves nothing of a text", "empty_prompt")
+    groups: dict[int, list[int]] = defaultdict(list)
+    for index, tokens in enumerate(ids):
+        groups[len(tokens)].append(index)
+    limit = tokens_per_batch or tokens_per_batch_on(base.device)
+    classes = [0] * len(ids)
+    with torch.inference_mode(), _nothing_is_padding(base.model, set().union(*ids)):
+        for length, members in sorted(groups.items()):
+            step = max(1, limit // length)
+            for start in range(0, len(members), step):
+                batch = members[start : start + step]
+                logits = _logits(base.model, torch.tensor([ids[i] for i in batch], device=base.device))
+                for index, winner in zip(batch, logits.argmax(dim=-1).tolist(), strict=True):
+                    classes[index] = winner
+    return classes, sum(bool(encoding.overflowing) for encoding in encoded)
+
+
+def _logits(model: Any, tokens: Any) -> Any:
+    """[rows, classes] for `tokens` [rows, length]. Errors as of `classify`."""
+    import torch
+
+    accepted = inspect.signature(model.forward).parameters
+    options: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted else {}
+    if "attention_mask" in accepted:
+        options["attention_mask"] = torch.ones_like(tokens)
+    try:
+        logits = model(input_ids=tokens, **options).logits
+    except CONFIG_FAULTS as error:  # a token that the base has no row for, a text that its architecture refuses
+        raise UnsupportedError(f"{type(error).__name__}: {first_line(error)}", "probe_failed") from error
+    if not bool(torch.isfinite(logits).all()):
+        raise UnsupportedError("the model's logits are not finite", "nan_logits")
+    return logits
+
+
+@contextmanager
+def _nothing_is_padding(model: Any, used: set[int]) -> Iterator[None]:
+    """Decoders answer at the last token that is not `pad_token_id`, and refuse a batch without one.
+
+    There is no padding here, so it must be a token that no text has: for most bases it is the end token, or any other
+    that a text could end in.
+    """
+    config = model.config.get_text_config()
+    own = getattr(config, "pad_token_id", None)
+    config.pad_token_id = next((i for i in range(getattr(config, "vocab_size", 0)) if i not in used), -1)
+    try:
+        yield
+    finally:
+        config.pad_token_id = own
+
+
+def probe_classifier(base: ClassifierBase, view: AdapterView, probe: Probe) -> ClassifierRun:
+    """Attach an adapter with its head, put every text under every prefix (`prefix. text`) and the controls, detach it.
+
+    Raises:
+        UnsupportedError: see `with_head` and `classify`.
+        UnsupportedError, ProbeCrashedError: see `halving`.
+    """
+    cases = probe.cases()
+    texts = probe.texts_for(SEQUENCE_CLASSIFICATION)
+    inputs = [f"{prefix}. {text}" if prefix else text for _, prefix in cases for text in texts]
+
+    def work(tokens_per_batch: int) -> ClassifierRun:
+        with with_head(base, view) as n_classes:
+            classes, n_cut = classify(base, inputs, tokens_per_batch)
+        answers = "".join(map(class_char, classes))
+        n = len(texts)
+        runs = tuple(
+            PrefixRun(prefix, category, "prefix", answers[i * n : (i + 1) * n])
+            for i, (category, prefix) in enumerate(cases)
+        )
+        return ClassifierRun(runs, n_classes, n_cut)
+
+    return halving(work, tokens_per_batch_on(base.device))
