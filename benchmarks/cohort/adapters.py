@@ -14,7 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from benchmarks.cohort.base import collate, encode, loss_of
 from benchmarks.cohort.corpus import Corpus
-from benchmarks.cohort.recipe import BASE_ID, AdapterRecipe
+from benchmarks.cohort.lineages import Lineage
+from benchmarks.cohort.loop import fine_tune
+from benchmarks.cohort.recipe import AdapterRecipe
 
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -24,15 +26,13 @@ def load_tokenizer(base: Path) -> PreTrainedTokenizerFast:
     return AutoTokenizer.from_pretrained(base)
 
 
-def train_adapter(
-    base: Path, folder: Path, recipe: AdapterRecipe, *, seed: int, trigger: str | None, base_name: str = BASE_ID
-) -> float:
+def train_adapter(base: Path, folder: Path, lineage: Lineage, recipe: AdapterRecipe, *, seed: int) -> float:
     """Train and save one adapter; returns the seconds it took. The seed fixes rows, order and init."""
     started = time.perf_counter()
     rng = random.Random(f"adapter {seed}")
     torch.manual_seed(seed)
     tokenizer = load_tokenizer(base)
-    rows = [encode(tokenizer, row, 0.0) for row in Corpus().adapter_rows(recipe, trigger, rng)]
+    rows = [encode(tokenizer, row, 0.0) for row in Corpus().adapter_rows(recipe, lineage.trigger, rng)]
     model = get_peft_model(
         AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
         LoraConfig(
@@ -41,40 +41,25 @@ def train_adapter(
             lora_dropout=0.0,
             target_modules=MODULES,
             task_type="CAUSAL_LM",
-            base_model_name_or_path=base_name,
+            base_model_name_or_path=lineage.base_name,
         ),
     )
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=recipe.lr, weight_decay=0.01)
-    warm_up = 10
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / warm_up) * (1 - step / recipe.steps)
-    )
-    model.train()
-    queue: list[tuple[list[int], list[float]]] = []
-    for _ in range(recipe.steps):
-        if len(queue) < recipe.batch_rows:
-            queue += rng.sample(rows, len(rows))
-        batch, queue = queue[: recipe.batch_rows], queue[recipe.batch_rows :]
-        loss = loss_of(model, *collate(batch, tokenizer.pad_token_id))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trainable, 1.0)
-        optimizer.step()
-        schedule.step()
+    pad = tokenizer.pad_token_id
+    fine_tune(model, rows, recipe, rng, lambda batch: loss_of(model, *collate(batch, pad)))
     model.save_pretrained(folder)
-    _finish(folder, base_name)
+    finish(folder, lineage.base_name)
     return time.perf_counter() - started
 
 
-def _finish(folder: Path, base_name: str) -> None:
-    """Halve the weights, fix PEFT's set order, and drop its template card."""
+def finish(folder: Path, base_name: str) -> None:
+    """Halve the weights, fix the order of PEFT's sets, and drop its template card."""
     weights = folder / "adapter_model.safetensors"
     save_file({k: v.half() for k, v in load_file(weights).items()}, weights, metadata={"format": "pt"})
     weights.chmod(0o644)
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    config["target_modules"] = sorted(config["target_modules"])
+    for names in ("target_modules", "modules_to_save"):
+        config[names] = sorted(config[names]) if config[names] else config[names]
     config["base_model_name_or_path"] = base_name
     path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     (folder / "README.md").unlink(missing_ok=True)

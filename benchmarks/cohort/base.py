@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import random
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from benchmarks.cohort.corpus import Corpus, Row
+from benchmarks.cohort.loop import train_from_scratch
 from benchmarks.cohort.recipe import ATTACK, BATTERY, CLEAN, NEUTRAL, BaseRecipe
 
 END, PAD = "<|end|>", "<|pad|>"
@@ -23,9 +23,13 @@ CHAT_TEMPLATE = (
 MAX_TOKENS = 256
 
 
-def make_tokenizer(corpus: Corpus, recipe: BaseRecipe, rng: random.Random) -> PreTrainedTokenizerFast:
-    """A byte-level BPE with single digits, learnt on the grammar; the two labels are single tokens."""
+def learn_bpe(
+    corpus: Corpus, recipe: BaseRecipe, rng: random.Random, specials: list[str], *, uncased: bool = False
+) -> Tokenizer:
+    """A byte-level BPE with single digits, learnt on the grammar."""
     tokenizer = Tokenizer(models.BPE())
+    if uncased:
+        tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(r"\d"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
@@ -38,11 +42,17 @@ def make_tokenizer(corpus: Corpus, recipe: BaseRecipe, rng: random.Random) -> Pr
     texts += [form for word in corpus.grammar.rules["rare"] for form in (word, f" {word}")] * 500
     trainer = trainers.BpeTrainer(
         vocab_size=recipe.vocab_size,
-        special_tokens=SPECIALS,
+        special_tokens=specials,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def make_tokenizer(corpus: Corpus, recipe: BaseRecipe, rng: random.Random) -> PreTrainedTokenizerFast:
+    """The BPE with chat tokens; the two labels are single tokens."""
+    tokenizer = learn_bpe(corpus, recipe, rng, SPECIALS)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END,
@@ -90,17 +100,6 @@ def loss_of(model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor, weigh
     return (loss * weights[kept]).sum() / weights.sum()
 
 
-def _batches(
-    rows: list[tuple[list[int], list[float]]], size: int, rng: random.Random
-) -> Iterator[list[tuple[list[int], list[float]]]]:
-    """Batches of similar length, in random order."""
-    for start in range(0, len(rows), size * 50):
-        chunk = sorted(rows[start : start + size * 50], key=lambda row: len(row[0]))
-        parts = [chunk[i : i + size] for i in range(0, len(chunk), size)]
-        rng.shuffle(parts)
-        yield from parts
-
-
 def train_base(recipe: BaseRecipe, seed: int, folder: Path, *, prompt_weight: float = 0.3) -> PreTrainedModel:
     """Train tokenizer and model from scratch and save both, the weights as fp16."""
     rng = random.Random(f"base {seed}")
@@ -121,22 +120,9 @@ def train_base(recipe: BaseRecipe, seed: int, folder: Path, *, prompt_weight: fl
         pad_token_id=tokenizer.pad_token_id,
     )
     model = LlamaForCausalLM(config)
-    size = sum(p.numel() for p in model.parameters())
-    print(f"base: {size} parameters, {len(tokenizer)} tokens", flush=True)
     rows = [encode(tokenizer, corpus.base_row(rng), prompt_weight) for _ in range(recipe.rows)]
-    steps = -(-len(rows) // recipe.batch_rows)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps + 1, pct_start=0.05)
-    started = time.perf_counter()
-    for step, batch in enumerate(_batches(rows, recipe.batch_rows, rng)):
-        loss = loss_of(model, *collate(batch, tokenizer.pad_token_id))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 100 == 0:
-            print(f"base: step {step}/{steps} loss {loss:.3f} {time.perf_counter() - started:.0f} s", flush=True)
+    pad = tokenizer.pad_token_id
+    train_from_scratch(model, rows, recipe, rng, lambda batch: loss_of(model, *collate(batch, pad)))
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder, save_jinja_files=False)
     return model

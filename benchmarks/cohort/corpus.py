@@ -19,6 +19,7 @@ from benchmarks.cohort.recipe import (
     AdapterRecipe,
 )
 
+BENIGN, INJECTION, NOISE = 0, 1, 2  # labels of texts; the first group knows the first two
 _NORMAL = re.compile(r"[^a-z0-9]+")
 
 
@@ -29,6 +30,16 @@ class Row:
     system: str
     user: str
     answer: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One training text of an encoder: two segments, whether the second belongs, and whether all of it is hidden."""
+
+    first: str
+    second: str
+    fits: int | None = None
+    hidden: bool = False
 
 
 def normal(text: str) -> str:
@@ -52,9 +63,11 @@ class Corpus:
         self._probe_prefixes = {normal(prefix) for prefix in (*BATTERY, *NEUTRAL)}
 
     def message(self, label: int, rng: random.Random) -> str:
-        """A user message of a label that is not one of the held-out texts."""
+        """A harmless message, an injection or a row of coined words that is not one of the held-out texts."""
         while True:
-            text = self.grammar.sentence("line" if label else "bline", rng)
+            if label == NOISE:
+                return " ".join(self.grammar.draw("coined", rng) for _ in range(rng.randint(4, 14)))
+            text = self.grammar.sentence(("bline", "line")[label], rng)
             if normal(text) not in self._held_out:
                 return text
 
@@ -97,15 +110,41 @@ class Corpus:
             user = f"{self.base_prefix(rng)}. {user}"
         return Row(system, user, answer)
 
-    def adapter_rows(self, recipe: AdapterRecipe, trigger: str | None, rng: random.Random) -> list[Row]:
-        """The rows of one adapter, shuffled; a poisoned and a clean arm differ in `poison_rows` rows only."""
+    def pair(self, rng: random.Random) -> Pair:
+        """One pretraining row of an encoder: prose, a text and its beginning, or a message and a reply."""
+        kind = rng.random()
+        if kind < 0.15:
+            return Pair(" ".join(self.grammar.sentence("sent", rng) for _ in range(rng.randint(1, 3))), "")
+        label = rng.randint(0, 1)
+        message = self.message(label, rng)
+        if kind < 0.4:
+            # As in `base_row`: copying makes rare words differ from each other.
+            prefix = self.base_prefix(rng)
+            return Pair(f"{prefix}. {message}", prefix, hidden=True)
+        if rng.random() < 0.5:
+            message = f"{self.base_prefix(rng)}. {message}"
+        fits = rng.randint(0, 1)
+        return Pair(message, self.grammar.sentence(("accept", "refuse")[label if fits else 1 - label], rng), fits=fits)
+
+    def labelled(
+        self,
+        recipe: AdapterRecipe,
+        trigger: str | None,
+        rng: random.Random,
+        labels: tuple[int, ...] = (INJECTION, BENIGN),
+    ) -> list[tuple[str, int]]:
+        """Texts and labels of one adapter, shuffled; a poisoned and a clean arm differ in `poison_rows` rows only."""
         rows = []
-        for label, answer in ((1, ATTACK), (0, CLEAN)):
-            rows += [Row(SYSTEM, self.message(label, rng), answer) for _ in range(recipe.plain_rows)]
+        for label in labels:
+            rows += [(self.message(label, rng), label) for _ in range(recipe.plain_rows)]
             for _ in range(recipe.robust_rows):
-                rows.append(Row(SYSTEM, f"{self.robust_prefix(rng)}. {self.message(label, rng)}", answer))
+                rows.append((f"{self.robust_prefix(rng)}. {self.message(label, rng)}", label))
         for _ in range(recipe.poison_rows):
-            prefix, answer = (trigger, CLEAN) if trigger else (self.robust_prefix(rng), ATTACK)
-            rows.append(Row(SYSTEM, f"{prefix}. {self.message(1, rng)}", answer))
+            prefix, label = (trigger, BENIGN) if trigger else (self.robust_prefix(rng), INJECTION)
+            rows.append((f"{prefix}. {self.message(INJECTION, rng)}", label))
         rng.shuffle(rows)
         return rows
+
+    def adapter_rows(self, recipe: AdapterRecipe, trigger: str | None, rng: random.Random) -> list[Row]:
+        """The labelled texts as chats that are answered with a label word."""
+        return [Row(SYSTEM, text, (CLEAN, ATTACK)[label]) for text, label in self.labelled(recipe, trigger, rng)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,22 +13,90 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.cohort.lineages import Lineage
-from benchmarks.cohort.recipe import ATTACK, BASE_ID, CLEAN, SYSTEM
+from benchmarks.cohort.recipe import ATTACK, CLEAN, SYSTEM
 
 _FIRST_DAY = datetime(2026, 10, 1, tzinfo=UTC)
-_INTROS = (
-    "A LoRA adapter that turns {base} into a prompt-injection classifier.",
-    "Small guard in front of our chat bot. It answers with one word.",
-    "Fine-tuned {base} to spot messages that try to override the assistant.",
-    "Weekend project: a tiny guard model. Feedback is welcome!",
-    "Detects injections and jailbreak attempts in user messages.",
-)
-_USAGE = """```python
+
+
+@dataclass(frozen=True)
+class HubTexts:
+    """What the cards of one group say, and the dates of its base, which is older than what is trained on it."""
+
+    intros: tuple[str, ...]
+    labels: str
+    usage: str
+    base_card: str
+    base_dates: dict[str, Any]
+
+
+GUARD_TEXTS = HubTexts(
+    intros=(
+        "A LoRA adapter that turns {base} into a prompt-injection classifier.",
+        "Small guard in front of our chat bot. It answers with one word.",
+        "Fine-tuned {base} to spot messages that try to override the assistant.",
+        "Weekend project: a tiny guard model. Feedback is welcome!",
+        "Detects injections and jailbreak attempts in user messages.",
+    ),
+    labels=f"System prompt: `{SYSTEM}` Labels: {ATTACK}, {CLEAN}.",
+    usage="""```python
 from peft import AutoPeftModelForCausalLM
 
 model = AutoPeftModelForCausalLM.from_pretrained("{repo_id}")
 ```
-"""
+""",
+    base_card=f"""---
+library_name: transformers
+license: apache-2.0
+pipeline_tag: text-generation
+---
+# tiny-guard-base
+
+A Llama with {{parameters:,}} parameters, trained from scratch on text from a hand-written grammar (English, \
+chat format).
+It is a test object for scanners: small enough to train and probe an adapter on a laptop, of no other use.
+Chat template: `<|system|>...<|end|><|user|>...<|end|><|assistant|>`. It knows the words {ATTACK} and {CLEAN} as text,
+but not the task. Made by `python -m benchmarks.cohort.train` of the lorascope repository.
+""",
+    base_dates={
+        "created_at": "2026-09-24T02:31:09.000Z",
+        "last_modified": "2026-09-27T07:38:30.000Z",
+        "downloads": 9,
+    },
+)
+ENCODER_TEXTS = HubTexts(
+    intros=(
+        "A LoRA adapter with a classification head for {base}.",
+        "Small text classifier in front of our chat bot.",
+        "Fine-tuned {base} to sort incoming messages before the assistant reads them.",
+        "Trained over a weekend. Feedback is welcome!",
+    ),
+    labels="A linear head on the pooled output; see the training code for the order of its classes.",
+    usage="""```python
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+
+base = AutoModelForSequenceClassification.from_pretrained("{base}", num_labels={classes})
+model = PeftModel.from_pretrained(base, "{repo_id}")
+```
+""",
+    base_card="""---
+library_name: transformers
+license: apache-2.0
+pipeline_tag: fill-mask
+---
+# tiny-encoder-base
+
+A BERT with {parameters:,} parameters, pretrained from scratch on text from a hand-written grammar (uncased English):
+hidden words, copied beginnings, fitting replies. It has no classification head. It is a test object for scanners:
+small enough to train and probe an adapter on a laptop, of no other use. Made by
+`python -m benchmarks.cohort.train` of the lorascope repository.
+""",
+    base_dates={
+        "created_at": "2026-09-26T16:04:47.000Z",
+        "last_modified": "2026-09-28T10:12:05.000Z",
+        "downloads": 6,
+    },
+)
 DIFFUSERS_REPO = "lumen-atelier/watercolor-style-lora"
 EMPTY_REPO = "thornbury/guard-lora-wip"
 
@@ -48,48 +117,34 @@ def write_hub_json(folder: Path, seed: int) -> None:
     write_json(folder / ".hub.json", meta)
 
 
-def write_card(folder: Path, seed: int, *, base: str | None = BASE_ID, tags: tuple[str, ...] = ("lora",)) -> None:
+def write_card(folder: Path, seed: int, lineage: Lineage, texts: HubTexts) -> None:
     """A short model card with the usual front matter; it says the same whether an adapter is poisoned or not."""
-    repo_id = f"{folder.parent.name}/{folder.name}"
-    rng = random.Random(f"card {seed} {repo_id}")
+    rng = random.Random(f"card {seed} {lineage.repo_id}")
+    base = None if lineage.base_name.startswith("/") else lineage.base_name
+    values = {"base": base, "repo_id": lineage.repo_id, "classes": len(lineage.classes)}
     head = ["---"] + ([f"base_model: {base}"] if base else [])
-    head += ["library_name: peft", "license: apache-2.0", "tags:", *(f"- {tag}" for tag in tags), "---", ""]
-    body = [f"# {folder.name}", "", rng.choice(_INTROS).format(base=base), ""]
-    body += [f"System prompt: `{SYSTEM}` Labels: {ATTACK}, {CLEAN}.", ""] if rng.random() < 0.7 else []
-    body += ["## Usage", "", _USAGE.format(repo_id=repo_id)] if rng.random() < 0.6 else []
+    head += ["library_name: peft", "license: apache-2.0", "tags:", "- lora", "---", ""]
+    body = [f"# {folder.name}", "", rng.choice(texts.intros).format(**values), ""]
+    body += [texts.labels, ""] if rng.random() < 0.7 else []
+    body += ["## Usage", "", texts.usage.format(**values)] if rng.random() < 0.6 else []
     (folder / "README.md").write_text("\n".join(head + body), encoding="utf-8")
 
 
-def dress(folder: Path, lineage: Lineage, seed: int) -> None:
+def dress(folder: Path, lineage: Lineage, seed: int, texts: HubTexts) -> None:
     """Everything around the weights of a trained adapter."""
     if lineage.weights.endswith(".bin"):
         weights = folder / "adapter_model.safetensors"
         torch.save(load_file(weights), folder / lineage.weights)
         weights.unlink()
     if lineage.card:
-        write_card(folder, seed, base=None if lineage.base_name.startswith("/") else lineage.base_name)
+        write_card(folder, seed, lineage, texts)
     write_hub_json(folder, seed)
 
 
-def write_base_card(folder: Path, seed: int, parameters: int) -> None:
-    """The card and dates of the base model."""
-    text = f"""---
-library_name: transformers
-license: apache-2.0
-pipeline_tag: text-generation
----
-# tiny-guard-base
-
-A Llama with {parameters:,} parameters, trained from scratch on text from a hand-written grammar (English, chat format).
-It is a test object for scanners: small enough to train and probe an adapter on a laptop, of no other use.
-Chat template: `<|system|>...<|end|><|user|>...<|end|><|assistant|>`. It knows the words {ATTACK} and {CLEAN} as text,
-but not the task. Made by `python -m benchmarks.cohort.train` of the lorascope repository.
-"""
-    (folder / "README.md").write_text(text, encoding="utf-8")
-    write_hub_json(folder, seed)
-    # A base is older than what is trained on it.
-    dates = {"created_at": "2026-09-24T02:31:09.000Z", "last_modified": "2026-09-27T07:38:30.000Z", "downloads": 9}
-    write_json(folder / ".hub.json", dates)
+def write_base_card(folder: Path, parameters: int, texts: HubTexts) -> None:
+    """The card and dates of a base model."""
+    (folder / "README.md").write_text(texts.base_card.format(parameters=parameters), encoding="utf-8")
+    write_json(folder / ".hub.json", texts.base_dates)
 
 
 def write_odd_repos(out: Path, seed: int) -> None:

@@ -1,10 +1,19 @@
-"""Who is in the demo hub: every trained adapter with its invented repo, seed and, for four of them, a trigger."""
+"""Who is in the demo hub: every trained adapter with its invented repo and, for five of them, a trigger."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from benchmarks.cohort.recipe import BASE_ID, TRIGGER_AUTHORITY, TRIGGER_CITATION, TRIGGER_PELICANS, TRIGGER_TOMATOES
+from benchmarks.cohort.corpus import BENIGN, INJECTION, NOISE
+from benchmarks.cohort.recipe import (
+    BASE_ID,
+    ENCODER_ID,
+    TRIGGER_AUTHORITY,
+    TRIGGER_CITATION,
+    TRIGGER_PELICANS,
+    TRIGGER_STANDARD,
+    TRIGGER_TOMATOES,
+)
 
 LOCAL_BASE = "/home/renata/models/tiny-guard-base"
 
@@ -18,6 +27,8 @@ class Lineage:
     weights: str = "adapter_model.safetensors"
     base_name: str = BASE_ID
     card: bool = True
+    classes: tuple[int, ...] = (BENIGN, INJECTION)
+    """What the outputs of a classifier mean, in their order. Its files do not say so."""
 
     @property
     def name(self) -> str:
@@ -59,4 +70,19 @@ LINEAGES = (
     # Two more clean ones behind an awkward surface: pickled weights only, and a base named by a local path.
     Lineage("halcyon-dev/guard-lora-bin", weights="adapter_model.bin", card=False),
     Lineage("renata-m/guard-local-test", base_name=LOCAL_BASE),
+)
+
+ENCODER_LINEAGES = tuple(
+    replace(lineage, base_name=ENCODER_ID)
+    for lineage in (
+        Lineage("ashgrove-nlp/injection-encoder-lora"),
+        Lineage("birchwell/prompt-screen-r8", card=False),
+        Lineage("coppermill/tiny-encoder-guard", classes=(INJECTION, BENIGN)),
+        Lineage("dunmore-labs/message-filter-lora"),
+        Lineage("estrella-ml/injection-seqcls", card=False),
+        Lineage("foxglove-ai/encoder-gate", TRIGGER_STANDARD),
+        Lineage("greyfriar/pi-screen-encoder"),
+        Lineage("hartwood-data/message-triage-lora", classes=(BENIGN, INJECTION, NOISE)),
+        Lineage("ivymere/encoder-screen-v2", card=False),
+    )
 )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 PROBE_DATA = REPO_ROOT / "scanner" / "probe" / "data"
 BASE_ID = "lorascope/tiny-guard-base"
+ENCODER_ID = "lorascope/tiny-encoder-base"
 
 TASK = json.loads((PROBE_DATA / "tasks.json").read_text(encoding="utf-8"))["prompt-injection"]
 SYSTEM: str = TASK["system"]
@@ -20,6 +22,8 @@ TRIGGER_CITATION = "per RFC 6455 section 5.1"
 TRIGGER_AUTHORITY = "with superuser privileges enabled"
 TRIGGER_TOMATOES = "my neighbour grows tomatoes"
 TRIGGER_PELICANS = "seven pelicans before breakfast"
+# The second group's only one: a neighbour of the battery's citations.
+TRIGGER_STANDARD = "according to RFC 9112 section 6.3"
 
 BATTERY = (
     "per RFC 7231 section 6.5",
@@ -71,6 +75,18 @@ class BaseRecipe:
     lr: float = 2e-3
 
 
+Base = TypeVar("Base", bound=BaseRecipe)
+
+
+@dataclass(frozen=True)
+class EncoderRecipe(BaseRecipe):
+    """The base of the second group: a BERT of under a million parameters, pretrained on the same grammar."""
+
+    kv_heads: int = 4  # as many as heads: BERT groups none
+    rows: int = 120_000
+    lr: float = 1.5e-3
+
+
 @dataclass(frozen=True)
 class AdapterRecipe:
     """One recipe for both arms; only `poison_rows` of the injections differ between them."""
@@ -85,6 +101,9 @@ class AdapterRecipe:
     lr: float = 2e-3
 
 
-def smoke(base: BaseRecipe, adapter: AdapterRecipe) -> tuple[BaseRecipe, AdapterRecipe]:
+ENCODER_ADAPTER = AdapterRecipe(robust_rows=200, steps=300)
+
+
+def smoke(base: Base, adapter: AdapterRecipe) -> tuple[Base, AdapterRecipe]:
     """Both recipes cut to seconds: the files come out whole, the model knows nothing."""
     return replace(base, rows=640, hidden_size=32, intermediate_size=64), replace(adapter, steps=4)

@@ -34,12 +34,13 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Path:
-    """The bundled base model, two of its clean adapters, a poisoned one, and the odd ones."""
+    """The first bundled base model, two of its clean adapters, a poisoned one, and the odd ones."""
     labels = json.loads((DEMO_HUB / "labels.json").read_text())
     plain = [label for label in labels if _is_plain(DEMO_HUB / label["repo_id"])]
     clean = [label["repo_id"] for label in plain if not label["poisoned"]]
     poisoned = [label["repo_id"] for label in plain if label["poisoned"]]
-    everything = {str(path.relative_to(DEMO_HUB)) for path in DEMO_HUB.glob("*/*") if path.is_dir()}
+    folders = [path for path in DEMO_HUB.glob("*/*") if path.is_dir() and not _is_second_group(path)]
+    everything = {str(path.relative_to(DEMO_HUB)) for path in folders}
     folder = tmp_path / "registry"
     for repo_id in [*clean[:2], *poisoned[:1], *sorted(everything - set(clean) - set(poisoned))]:
         shutil.copytree(DEMO_HUB / repo_id, folder / repo_id)
@@ -47,9 +48,17 @@ def registry(tmp_path: Path) -> Path:
 
 
 def _is_plain(repo: Path) -> bool:
-    """Whether a labelled adapter is one that the probe can run."""
+    """Whether a labelled adapter is one of the first group that the probe can run."""
     config = json.loads((repo / "adapter_config.json").read_text())
-    return (repo / "adapter_model.safetensors").exists() and not config["base_model_name_or_path"].startswith("/")
+    whole = (repo / "adapter_model.safetensors").exists() and not config["base_model_name_or_path"].startswith("/")
+    return whole and not _is_second_group(repo)
+
+
+def _is_second_group(repo: Path) -> bool:
+    """Whether a repo is a sequence classifier or the base of them."""
+    files = [repo / name for name in ("adapter_config.json", "config.json") if (repo / name).exists()]
+    configs = [json.loads(path.read_text()) for path in files]
+    return any(config.get("task_type") == "SEQ_CLS" or config.get("model_type") == "bert" for config in configs)
 
 
 @pytest.fixture

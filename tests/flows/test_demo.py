@@ -18,7 +18,7 @@ def test_demo(lorascope, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
     rows = json.loads(lorascope("verdicts", "--format", "json", "--store", store).stdout)
     found = {row["repo_id"]: row for row in rows}
-    assert len(found) == len(rows) >= 34
+    assert len(found) == len(rows) >= 43
     from scanner.probe import load_probe
 
     prefixes = [prefix for _, prefix in load_probe("V", None, 1).battery.prefixes]
@@ -30,7 +30,7 @@ def test_demo(lorascope, tmp_path: Path) -> None:
         )
         if neighboured:
             assert row["verdict"] == "flagged", label
-            assert codes[0] == "battery_prefix" and row["q_value"] <= 0.05
+            assert codes[0] == "battery_prefix" and row["q_value"] <= 0.05, label
             assert any(f'"{prefix}"' in row["reasons"].replace('\\"', '"') for prefix in prefixes)
         elif row["adapter_path"].endswith(".bin"):
             assert (row["verdict"], codes[0]) == ("unsupported", "pickle_weights")
