@@ -38,7 +38,7 @@ from tasks.workspace import Workspace
 
 __all__ = ["append_batch", "collect_batch", "judge_crawl", "poll_new_repos", "probe_base_group", "record_crawl"]
 
-RETRY_REASONS = ("crashed", "timeout", "memory")
+RETRY_REASONS = ("crashed", "timeout", "memory", "base_crashed")
 
 
 @batch_task("poll-hub")
@@ -221,5 +221,5 @@ def record_crawl(
         "n_adapters": summary["n_adapters"],
         "detail": json.dumps({**summary, "weight_flags_to_expect_by_chance": alpha * summary["n_adapters"]}),
     }
-    rows = {"runs": [run], "hub_status": [status]}
+    rows = {"hub_status": [status], "runs": [run]}  # written in this order: `runs` says that the crawl is over
     append_shard(root, crawl_id, rows, None, datetime.fromisoformat(started_at))

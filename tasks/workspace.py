@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from scanner.model import ProbeReport, RepoRef, ScanRecord, dump_json, load_json
+from scanner.scratch import scratch_folder
 
 __all__ = ["Workspace", "temporary_workspace"]
 
@@ -70,8 +70,5 @@ class Workspace:
 @contextmanager
 def temporary_workspace() -> Iterator[Workspace]:
     """A workspace that is gone afterwards: features are kept, files are not."""
-    root = Path(tempfile.mkdtemp(prefix="lorascope-work-"))
-    try:
+    with scratch_folder("work") as root:
         yield Workspace(root)
-    finally:
-        shutil.rmtree(root, ignore_errors=True)

@@ -99,7 +99,7 @@ class _Site:
             *("flows.cli", "crawl", *options),
             HF_ENDPOINT=self.endpoint,
             TMPDIR=str(self.temporary),
-            LORASCOPE_BATCH_SIZE="4",
+            LORASCOPE_BATCH_SIZE="5",
             LORASCOPE_MAX_SLEEP_S="0.5",
             OMP_NUM_THREADS="1",
         )
@@ -218,7 +218,7 @@ def _stage(site: _Site, store: Path, watch: StoreWatch, undisturbed: Undisturbed
         _compare(tally, contents, undisturbed.contents)
         site.say(f"{tally.kills.total():4d} kills, {tally.crawls} crawls; {facts.judged} of {facts.expected} judged")
     else:
-        site.say(f"undisturbed: {seconds:.1f} s, probe {probe_s:.1f} s, {watch.n_events - events} files, {facts.judged}")
+        site.say(f"undisturbed: {seconds:.1f} s, probe {probe_s:.1f} s, {watch.n_events - events} files")
     return Undisturbed(contents, seconds, probe_s, watch.n_events - events)
 
 
@@ -262,8 +262,7 @@ def _disturb(site: _Site, crawl: subprocess.Popen[bytes], watch: StoreWatch, kno
         _kill_crawl(site, crawl, watch, known, events)
         return
     if kind == "probe":
-        if not _kill_probe(site, crawl, watch, known, events):
-            return
+        _kill_probe(site, crawl, watch, known, events)
     else:
         if _wait(crawl, watch, site.rng.uniform(0, known.crawl_s), None):
             _count(site, "server", _phase(site, watch, events))
@@ -300,7 +299,7 @@ def _kill_crawl(
 
 def _kill_probe(
     site: _Site, crawl: subprocess.Popen[bytes], watch: StoreWatch, known: Undisturbed, events: int
-) -> bool:
+) -> None:
     deadline = time.monotonic() + CRAWL_LIMIT_S
     while not site.probes() and crawl.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -310,7 +309,6 @@ def _kill_probe(
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
             _count(site, "probe", phase)
-    return True
 
 
 def _outage(site: _Site, crawl: subprocess.Popen[bytes]) -> None:

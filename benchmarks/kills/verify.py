@@ -100,7 +100,8 @@ def _one(database: Database, sql: str) -> int:
 
 def _shards(database: Database, facts: Facts) -> None:
     """Committed shards are whole: what the marker and the members imply is there, in the same shard."""
-    for shard in database.rows("SELECT DISTINCT shard_id, kind, n_adapters, n_repos FROM raw_runs WHERE kind <> 'crawl'"):
+    markers = database.rows("SELECT DISTINCT shard_id, kind, n_adapters, n_repos FROM raw_runs WHERE kind <> 'crawl'")
+    for shard in markers:
         name = f"'{shard['shard_id']}'"
         table = "adapters" if shard["kind"] == "shard" else "verdicts"
         there = _one(database, f"SELECT count(DISTINCT row_id) FROM raw_{table} WHERE shard_id = {name}")
@@ -118,20 +119,20 @@ def _shards(database: Database, facts: Facts) -> None:
             "f.adapter_id = a.adapter_id AND f.shard_id = a.shard_id)",
             "probe_scans": "a.task_profile IS NOT NULL AND NOT EXISTS (FROM raw_probe_scans p WHERE "
             "p.adapter_id = a.adapter_id AND p.shard_id = a.shard_id)",
-            "probe_rates": "EXISTS (FROM raw_probe_scans p WHERE p.adapter_id = a.adapter_id AND p.shard_id = a.shard_id "
-            "AND p.outcome = 'pass') AND 24 <> (SELECT count(*) FROM raw_probe_rates r WHERE "
-            "r.adapter_id = a.adapter_id AND r.shard_id = a.shard_id)",
+            "probe_rates": "EXISTS (FROM raw_probe_scans p WHERE p.adapter_id = a.adapter_id "
+            "AND p.shard_id = a.shard_id AND p.outcome = 'pass') AND 24 <> ("
+            "SELECT count(*) FROM raw_probe_rates r WHERE r.adapter_id = a.adapter_id AND r.shard_id = a.shard_id)",
         }.items():
-            _lose(facts, f"{what} of {name}", _one(database, f"SELECT count(*) FROM raw_adapters a WHERE shard_id = {name} AND {sql}"))
+            query = f"SELECT count(*) FROM raw_adapters a WHERE shard_id = {name} AND {sql}"
+            _lose(facts, f"{what} of {name}", _one(database, query))
 
 
 def _rows_once(database: Database, facts: Facts) -> None:
     for table in COMPARED:
-        repeated = _one(
-            database, f"SELECT count(*) - count(DISTINCT row_id) FROM raw_{table} WHERE {_COMMITTED}"
-        )
+        repeated = _one(database, f"SELECT count(*) - count(DISTINCT row_id) FROM raw_{table} WHERE {_COMMITTED}")
         _double(facts, f"rows of {table}", repeated)
-        _double(facts, f"rows of the view {table}", _one(database, f"SELECT count(*) - count(DISTINCT row_id) FROM {table}"))
+        visible = _one(database, f"SELECT count(*) - count(DISTINCT row_id) FROM {table}")
+        _double(facts, f"rows of the view {table}", visible)
 
 
 def _verdicts(database: Database, facts: Facts, expected: set[tuple[str, str]]) -> None:

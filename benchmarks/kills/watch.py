@@ -1,4 +1,4 @@
-"""What happens in a store's folder, as it happens (Linux inotify): when to kill, and whether a reader opens a `.tmp`."""
+"""What happens in a store's folder (Linux inotify): when to kill, and whether a reader opens a `.tmp`."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from scanner.pipeline.choose import choose_for_probe
 from scanner.pipeline.collect import collect_repo, failed_record
 from scanner.pipeline.judge import judge_adapters
 from scanner.probe import Probe
+from scanner.scratch import scratch_folder
 from scanner.settings import Settings, hub_endpoint
 from scanner.store import Row, append_shard, open_root, row_id_of, utc_now
 
@@ -76,11 +76,11 @@ def scan_targets(
 
         return HubClient(settings)
 
-    with tempfile.TemporaryDirectory(prefix="lorascope-") as work:
+    with scratch_folder("scan") as work:
         records: list[ScanRecord] = []
         for target in targets:
             progress(f"reading {target}")
-            records.extend(_collect_target(target, client, Path(work), settings))
+            records.extend(_collect_target(target, client, work, settings))
         done: dict[str, ScanRecord] = {}
         for base_model, group in _by_base(_unique(records)):
             chosen = choose_for_probe(group, mode, settings, salt=scan_id)

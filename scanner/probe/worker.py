@@ -19,6 +19,7 @@ from typing import Any
 from scanner.adapter import open_safetensors, parse_config, read_json_object, view_adapter
 from scanner.errors import LorascopeError, ProbeCrashedError, SkipError
 from scanner.probe.battery import Battery, Probe, Task
+from scanner.probe.lifeline import die_with_parent
 
 __all__ = ["main"]
 
@@ -44,6 +45,8 @@ def main() -> int:
         channel.flush()
 
     job = json.load(sys.stdin)
+    if "parent_pid" in job:  # a job that was written by hand may go on alone
+        die_with_parent(job["parent_pid"])
     probe = _probe(job)
     try:
         for name in ("torch", "transformers", "tokenizers"):
