@@ -166,12 +166,13 @@ def append_batch(
 def judge_crawl(store: str, endpoint: str, crawl_id: str) -> dict[str, int]:
     """Stage 8 for everything of this Hub that has facts and no verdict; counts by verdict."""
     root = open_root(store)
-    database = open_database(root)
-    try:
-        pending = pending_adapters(database, f"hub:{endpoint}")
-    finally:
-        database.close()
-    rows = judge_adapters(root, pending, crawl_id, Policy(), utc_now())
+    with root.exclusive():  # of two crawls at once, one judges
+        database = open_database(root)
+        try:
+            pending = pending_adapters(database, f"hub:{endpoint}")
+        finally:
+            database.close()
+        rows = judge_adapters(root, pending, crawl_id, Policy(), utc_now())
     return dict(Counter(str(row["verdict"]) for row in rows))
 
 

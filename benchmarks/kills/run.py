@@ -105,7 +105,7 @@ class _Site:
         )
 
     def probes(self) -> list[int]:
-        """Living probe children of our crawls, by their TMPDIR."""
+        """Living probe children of all our crawls, by their TMPDIR; slow, because it looks at every process."""
         needle = f"TMPDIR={self.temporary}\0".encode()
         found = []
         for entry in Path("/proc").glob("[0-9]*"):
@@ -247,7 +247,7 @@ def _follow(site: _Site, crawl: subprocess.Popen[bytes]) -> float:
     while crawl.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
         now = time.monotonic()
-        probe_s += (now - last) if site.probes() else 0.0
+        probe_s += (now - last) if _children(crawl) else 0.0
         last = now
     if crawl.returncode is None:
         site.tally.problems.append("a crawl hangs")
@@ -265,7 +265,7 @@ def _disturb(site: _Site, crawl: subprocess.Popen[bytes], watch: StoreWatch, kno
         _kill_probe(site, crawl, watch, known, events)
     else:
         if _wait(crawl, watch, site.rng.uniform(0, known.crawl_s), None):
-            _count(site, "server", _phase(site, watch, events))
+            _count(site, "server", _phase(site, crawl, watch, events))
             _outage(site, crawl)
     if crawl.poll() is None and not site.done() and site.rng.random() < 0.4:
         _kill_crawl(site, crawl, watch, known, events)
@@ -285,9 +285,10 @@ def _kill_crawl(
         return
     if n_events is not None:
         time.sleep(site.rng.choice((0.0, 0.0, 0.002)))
-    phase = _phase(site, watch, events)
+    # A file is there under its temporary name for a millisecond: first the kill, then the question what it hit.
+    phase = None if n_events else _phase(site, crawl, watch, events)
     kill_group(crawl)
-    _count(site, "crawl", phase)
+    _count(site, "crawl", phase or _phase(site, crawl, watch, events))
     deadline = time.monotonic() + ORPHAN_LIMIT_S
     while site.probes() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -301,11 +302,11 @@ def _kill_probe(
     site: _Site, crawl: subprocess.Popen[bytes], watch: StoreWatch, known: Undisturbed, events: int
 ) -> None:
     deadline = time.monotonic() + CRAWL_LIMIT_S
-    while not site.probes() and crawl.poll() is None and time.monotonic() < deadline:
+    while not (pids := _children(crawl)) and crawl.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    time.sleep(site.rng.uniform(0, known.probe_s))
-    for pid in site.probes():
-        phase = _phase(site, watch, events)
+    time.sleep(site.rng.uniform(0, known.probe_s) if pids else 0)
+    for pid in _children(crawl):
+        phase = _phase(site, crawl, watch, events)
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
             _count(site, "probe", phase)
@@ -332,6 +333,16 @@ def _outage(site: _Site, crawl: subprocess.Popen[bytes]) -> None:
         site.say(site.tally.problems[-1])
 
 
+def _children(crawl: subprocess.Popen[bytes]) -> list[int]:
+    """Probe children of one crawl."""
+    found: list[int] = []
+    with suppress(OSError):  # one of them ended meanwhile
+        for thread in Path(f"/proc/{crawl.pid}/task").glob("*/children"):
+            found += map(int, thread.read_text().split())
+        return [pid for pid in found if b"scanner.probe.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return []
+
+
 def _wait(crawl: subprocess.Popen[bytes], watch: StoreWatch, limit_s: float, n_events: int | None) -> bool:
     """False when the crawl ended first."""
     deadline = time.monotonic() + limit_s
@@ -348,10 +359,10 @@ def _count(site: _Site, kind: str, phase: str) -> None:
     site.tally.phases[f"{kind} during {phase}"] += 1
 
 
-def _phase(site: _Site, watch: StoreWatch, events: int) -> str:
+def _phase(site: _Site, crawl: subprocess.Popen[bytes], watch: StoreWatch, events: int) -> str:
     """What the crawl was doing, by its traces."""
     watch.drain()
-    if site.probes():
+    if _children(crawl):
         return "probe"
     if watch.n_events == events:
         return "collect" if any(site.temporary.glob("lorascope-work-*/new.repos.json")) else "start"

@@ -1,5 +1,6 @@
 """The append-only Parquet store and its SQL views."""
 
+from scanner.store.check import GRACE_S, Leftover, StoreCheck, check_store, remove_leftovers
 from scanner.store.crawls import known_commits, last_watermark, oldest_unfinished
 from scanner.store.files import StoreRoot, open_root
 from scanner.store.schema import SCHEMA_VERSION, TABLES
@@ -7,17 +8,22 @@ from scanner.store.views import Database, open_database
 from scanner.store.write import Row, append_shard, row_id_of, shard_id_of, utc_now
 
 __all__ = [
+    "GRACE_S",
     "SCHEMA_VERSION",
     "TABLES",
     "Database",
+    "Leftover",
     "Row",
+    "StoreCheck",
     "StoreRoot",
     "append_shard",
+    "check_store",
     "known_commits",
     "last_watermark",
     "oldest_unfinished",
     "open_database",
     "open_root",
+    "remove_leftovers",
     "row_id_of",
     "shard_id_of",
     "utc_now",

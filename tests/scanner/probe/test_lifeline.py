@@ -60,5 +60,6 @@ def test_a_killed_parent_takes_its_child_along() -> None:
 
 
 def test_a_child_whose_parent_is_gone_already_ends_at_once() -> None:
-    done = subprocess.run([sys.executable, "-c", CHILD, str(os.getpid() + 1)], capture_output=True, timeout=60, check=False)
+    somebody_else = str(os.getpid() + 1)
+    done = subprocess.run([sys.executable, "-c", CHILD, somebody_else], capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (1, b"")
