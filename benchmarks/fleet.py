@@ -86,10 +86,10 @@ class Fleet:
             assert run["state_type"] not in ("FAILED", "CRASHED"), f"{run['state']}\n{self.logs()}"
         return next((run for run in runs if run["state_type"] == "COMPLETED"), None)
 
-    def start_server(self) -> subprocess.Popen[bytes]:
+    def start_server(self, *options: str) -> subprocess.Popen[bytes]:
         """Start the Prefect server of `url` and wait until it answers; its database outlives it."""
         port = self.url.rsplit(":", 1)[1].split("/")[0]
-        server = self.start("server.log", "prefect", "server", "start", "--port", port, "--no-ui")
+        server = self.start("server.log", "prefect", "server", "start", "--port", port, "--no-ui", *options)
 
         def ready() -> bool:
             assert server.poll() is None, self.logs()

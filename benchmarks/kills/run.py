@@ -23,6 +23,8 @@ from benchmarks.kills.world import World
 __all__ = ["Tally", "run_kills"]
 
 ENDED_WELL = (0, 1, 3)
+SERVER_OPTIONS = ("--no-services",)
+"""Nothing is scheduled here; the services would only take processor time."""
 KINDS = {"crawl": 0.6, "probe": 0.25, "server": 0.15}
 CRAWL_LIMIT_S = 300
 ORPHAN_LIMIT_S = 5
@@ -143,7 +145,7 @@ def _site(root: Path, kills: int, seed: int, tally: Tally, say: Callable[[str], 
         try:
             endpoint = wait_for("hub", lambda: _announced(root / "hub.log"), 60, fleet.logs, every_s=0.1)
             texts = world.write_texts(root / "texts.jsonl")
-            server = fleet.start_server()
+            server = fleet.start_server(*SERVER_OPTIONS)
             site = _Site(root, fleet, server, endpoint, world, texts, random.Random(seed), kills, tally, say)
             yield site
         finally:
@@ -319,7 +321,7 @@ def _outage(site: _Site, crawl: subprocess.Popen[bytes]) -> None:
         _follow(site, crawl)
     else:
         time.sleep(site.rng.uniform(0, 2))
-    site.server = site.fleet.start_server()
+    site.server = site.fleet.start_server(*SERVER_OPTIONS)
     _follow(site, crawl)
     if crawl.returncode in ENDED_WELL:
         site.tally.outages_survived += 1
