@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import shutil
@@ -11,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -72,6 +73,12 @@ class Undisturbed:
     crawl_s: float
     probe_s: float
     n_events: int
+    n_markers: int
+
+    def left(self, n_done: int) -> Undisturbed:
+        """What a crawl has left to do when an earlier one, killed, has committed so much: kills aim at that."""
+        share = max(0.2, 1 - n_done / self.n_markers)
+        return replace(self, crawl_s=self.crawl_s * share, n_events=max(1, round(self.n_events * share)))
 
 
 @dataclass
@@ -86,6 +93,7 @@ class _Site:
     texts: Path
     rng: random.Random
     wanted: int
+    deadline: float
     tally: Tally
     say: Callable[[str], None]
 
@@ -119,13 +127,16 @@ class _Site:
         return found
 
     def done(self) -> bool:
-        return self.tally.kills.total() >= self.wanted
+        return self.tally.kills.total() >= self.wanted or time.monotonic() >= self.deadline
 
 
-def run_kills(root: Path, kills: int, seed: int, say: Callable[[str], None] = print) -> Tally:
-    """Kill until `kills` is reached; every store is finished, checked and compared before the next one begins."""
+def run_kills(
+    root: Path, kills: int, seed: int, say: Callable[[str], None] = print, limit_s: float = math.inf
+) -> Tally:
+    """Kill until `kills` or the time is reached; every store is finished and compared before the next one begins."""
     tally = Tally()
     with _site(root, kills, seed, tally, say) as site:
+        site.deadline = time.monotonic() + limit_s
         undisturbed = _episode(site, 0, None)
         number = 1
         while not site.done():
@@ -146,7 +157,7 @@ def _site(root: Path, kills: int, seed: int, tally: Tally, say: Callable[[str], 
             endpoint = wait_for("hub", lambda: _announced(root / "hub.log"), 60, fleet.logs, every_s=0.1)
             texts = world.write_texts(root / "texts.jsonl")
             server = fleet.start_server(*SERVER_OPTIONS)
-            site = _Site(root, fleet, server, endpoint, world, texts, random.Random(seed), kills, tally, say)
+            site = _Site(root, fleet, server, endpoint, world, texts, random.Random(seed), kills, math.inf, tally, say)
             yield site
         finally:
             kill_group(hub)
@@ -185,7 +196,7 @@ def _episode(site: _Site, number: int, undisturbed: list[Undisturbed] | None) ->
 
 def _stage(site: _Site, store: Path, watch: StoreWatch, undisturbed: Undisturbed | None) -> Undisturbed:
     """Crawl until everything is judged; without `undisturbed` nothing is killed."""
-    tally, quiet = site.tally, 0
+    tally, quiet, markers = site.tally, 0, watch.n_markers
     while True:
         began, events, killed = time.monotonic(), watch.n_events, tally.kills.total()
         crawl = site.start_crawl(store)
@@ -194,7 +205,7 @@ def _stage(site: _Site, store: Path, watch: StoreWatch, undisturbed: Undisturbed
             if undisturbed is None or site.done():
                 probe_s = _follow(site, crawl)
             else:
-                _disturb(site, crawl, watch, undisturbed)
+                _disturb(site, crawl, watch, undisturbed.left(watch.n_markers - markers))
         finally:
             kill_group(crawl)
         seconds = time.monotonic() - began
@@ -221,7 +232,7 @@ def _stage(site: _Site, store: Path, watch: StoreWatch, undisturbed: Undisturbed
         site.say(f"{tally.kills.total():4d} kills, {tally.crawls} crawls; {facts.judged} of {facts.expected} judged")
     else:
         site.say(f"undisturbed: {seconds:.1f} s, probe {probe_s:.1f} s, {watch.n_events - events} files")
-    return Undisturbed(contents, seconds, probe_s, watch.n_events - events)
+    return Undisturbed(contents, seconds, probe_s, watch.n_events - events, watch.n_markers - markers)
 
 
 def _note(site: _Site, facts: Facts) -> None:

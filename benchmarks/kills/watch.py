@@ -28,6 +28,8 @@ class StoreWatch:
     date: str
     n_events: int = 0
     """Files that appeared, temporary or final."""
+    n_markers: int = 0
+    """Commit markers among them: shards and judgements that are done."""
     last: str = ""
     """Table and name of the newest one."""
     decoys_opened: int = 0
@@ -72,6 +74,7 @@ class StoreWatch:
             elif mask & (_CREATE | _MOVED_TO):
                 self.n_events += 1
                 self.last = f"{self._tables[number]}/{name}"
+                self.n_markers += self.last.startswith("runs/") and name.endswith(".parquet")
 
     def close(self) -> None:
         """Stop watching."""
