@@ -215,5 +215,23 @@ def store_path(store: str | None) -> None:
     click.echo(store or default_store_uri())
 
 
+@store_group.command("check")
+@click.option("--clean", is_flag=True, help="Remove leftovers that are older than the grace period.")
+@click.option(
+    "--grace",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    default=86_400.0,
+    show_default=True,
+    help="Younger files may belong to a run that is still writing.",
+)
+@store_option
+def store_check(clean: bool, grace: float, store: str | None) -> None:
+    """Look for shards that are not whole and for files that dead processes have left."""
+    from flows.commands import run_store_check
+
+    sys.exit(run_store_check(store=store, clean=clean, grace_s=grace))
+
+
 if __name__ == "__main__":
     main()

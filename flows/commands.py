@@ -16,7 +16,16 @@ from rich.text import Text
 
 from scanner.settings import Settings, default_store_uri
 
-__all__ = ["crawl_summary", "exit_code", "run_crawl", "run_scan", "run_sql", "show_verdicts", "verdict_rows"]
+__all__ = [
+    "crawl_summary",
+    "exit_code",
+    "run_crawl",
+    "run_scan",
+    "run_sql",
+    "run_store_check",
+    "show_verdicts",
+    "verdict_rows",
+]
 
 _VERDICTS_SQL = """
 SELECT v.*, p.max_attack_rate, p.mean_attack_rate, p.outlier_gap, p.control_attack_rate
@@ -81,6 +90,7 @@ def crawl_summary(**options: Any) -> dict[str, Any]:
     Raises:
         UsageError: a wrong time, battery or texts file, before anything is started.
         HubUnreachableError: likewise, when the Hub cannot be reached.
+        StopError: the Prefect server is gone.
     """
     from flows.engine import configure_prefect
     from scanner.hub.client import HubClient
@@ -93,11 +103,23 @@ def crawl_summary(**options: Any) -> dict[str, Any]:
     load_probe(options.get("battery") or "V", Path(options["texts"]) if options.get("texts") else None, 1)
     HubClient(Settings()).ping()
     configure_prefect()
+    import httpx
+    from prefect.settings import PREFECT_API_URL
+
     from flows.crawl import crawl
     from flows.progress import progress_bar
+    from scanner.errors import StopError
 
-    with progress_bar():
-        summary: dict[str, Any] = crawl(**options)
+    try:
+        with progress_bar():
+            summary: dict[str, Any] = crawl(**options)
+    except (httpx.TransportError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "Failed to reach API" not in str(error):
+            raise
+        raise StopError(
+            f"the Prefect server {PREFECT_API_URL.value() or '(embedded)'} does not answer any more; "
+            "what was appended to the store is kept, and the next crawl goes on from there"
+        ) from error
     return summary
 
 
@@ -167,6 +189,27 @@ def run_sql(query: str, *, store: str | None, output: str) -> None:
         print_rows(_wide_console(), columns, rows)
     else:
         _print_machine(columns, rows, output)
+
+
+def run_store_check(*, store: str | None, clean: bool, grace_s: float) -> int:
+    """`lorascope store check`: 0 nothing to report, 3 an incomplete shard or leftovers older than the grace period."""
+    from scanner.report.tables import plain
+    from scanner.store import check_store, open_root, remove_leftovers, utc_now
+
+    root = open_root(store or default_store_uri())
+    check = check_store(root, utc_now())
+    for line in check.incomplete:
+        click.echo(f"incomplete   {plain(line)}")
+    for leftover in check.leftovers:
+        click.echo(f"{leftover.kind:12} {leftover.age_s:9.0f} s  {leftover.size_bytes:9d} B  {plain(leftover.path)}")
+    removed = remove_leftovers(root, check.leftovers, grace_s) if clean else []
+    old = [leftover for leftover in check.leftovers if leftover.age_s > grace_s]
+    counts = f"{sum(leftover.kind == 'uncommitted' for leftover in check.leftovers)} uncommitted files"
+    click.echo(
+        f"{check.shards} shards, {len(check.incomplete)} incomplete; {counts}, "
+        f"{sum(leftover.kind == 'temporary' for leftover in check.leftovers)} temporary files, {len(removed)} removed"
+    )
+    return 3 if check.incomplete or len(old) > len(removed) else 0
 
 
 def _print_machine(columns: Sequence[str], rows: Sequence[Sequence[Any]], output: str) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import time
 from contextlib import ExitStack
-from pathlib import Path
 
 from rich.console import Console
 
 from flows.bundle import bundled
+from scanner.scratch import scratch_folder
 
 __all__ = ["run_demo"]
 
@@ -21,10 +20,10 @@ def run_demo(store: str | None, texts_limit: int) -> int:
     started = time.monotonic()
     err, out = Console(stderr=True), Console(width=None if sys.stdout.isatty() else 180)
     with ExitStack() as stack:
-        work = stack.enter_context(tempfile.TemporaryDirectory(prefix="lorascope-demo-", ignore_cleanup_errors=True))
+        work = stack.enter_context(scratch_folder("demo"))
         # Everything of the demo stays in its own folder: the Hub cache, Prefect's database, the store.
-        os.environ["HF_HOME"] = str(Path(work) / "hf")
-        os.environ["PREFECT_HOME"] = str(Path(work) / "prefect")
+        os.environ["HF_HOME"] = str(work / "hf")
+        os.environ["PREFECT_HOME"] = str(work / "prefect")
         for foreign in ("PREFECT_API_URL", "HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE"):
             os.environ.pop(foreign, None)
         local = [os.environ.get("NO_PROXY", ""), "127.0.0.1", "localhost"]
@@ -38,7 +37,7 @@ def run_demo(store: str | None, texts_limit: int) -> int:
 
         from flows.commands import crawl_summary, show_verdicts, verdict_rows
 
-        uri = store or str(Path(work) / "store")
+        uri = store or str(work / "store")
         summary = crawl_summary(store=uri, probe="all", texts_limit=texts_limit)
         show_verdicts(base=None, verdict=None, store=uri, output="table", console=out)
         err.print(

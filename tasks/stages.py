@@ -180,7 +180,7 @@ def probe_base_group(
 
 
 def _worth_retrying(result: ProbeReport) -> bool:
-    return result.outcome == Outcome.ERROR and result.reason.startswith(PROBE_DEATHS)
+    return result.outcome == Outcome.ERROR and result.reason.startswith((*PROBE_DEATHS, "base_crashed"))
 
 
 @batch_task("append-shard")
@@ -202,12 +202,13 @@ def append_batch(
 def judge_crawl(store: str, endpoint: str, crawl_id: str) -> dict[str, int]:
     """Stage 8 for everything of this Hub that has facts and no verdict; counts by verdict."""
     root = open_root(store)
-    database = open_database(root)
-    try:
-        pending = pending_adapters(database, f"hub:{endpoint}")
-    finally:
-        database.close()
-    rows = judge_adapters(root, pending, crawl_id, Policy(), utc_now())
+    with root.exclusive():  # of two crawls at once, one judges
+        database = open_database(root)
+        try:
+            pending = pending_adapters(database, f"hub:{endpoint}")
+        finally:
+            database.close()
+        rows = judge_adapters(root, pending, crawl_id, Policy(), utc_now())
     return dict(Counter(str(row["verdict"]) for row in rows))
 
 

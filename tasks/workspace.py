@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scanner.model import Outcome, ProbeReport, RepoEvent, RepoRef, ScanRecord, dump_json, load_json
+from scanner.scratch import scratch_folder
 
 __all__ = ["Workspace", "temporary_workspace"]
 
@@ -108,8 +108,5 @@ class Workspace:
 @contextmanager
 def temporary_workspace() -> Iterator[Workspace]:
     """A workspace that is gone afterwards: features are kept, files are not."""
-    root = Path(tempfile.mkdtemp(prefix="lorascope-work-"))
-    try:
+    with scratch_folder("work") as root:
         yield Workspace(root)
-    finally:
-        shutil.rmtree(root, ignore_errors=True)

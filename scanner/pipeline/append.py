@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -25,8 +26,9 @@ def append_records(
 ) -> dict[str, int]:
     """Write the fact rows of a shard and its commit marker; rows written per table.
 
-    The shard's name follows from its members, the detectors' versions and the probe's id: a rerun of the same work
-    writes the same files.
+    The shard's name follows from its members, the detectors' versions, the probe's id and the run. A retry writes the
+    same files; another run never writes into them, so that a shard stays whole when one of two runs at once is killed
+    half-way. What another run has committed since this one began is not appended again: {} is returned.
 
     Raises:
         StoreError: the store cannot be written.
@@ -35,7 +37,8 @@ def append_records(
     if crawl_id.startswith("scan-") or any(record.is_unfinished for record in records):
         # Looked at again on purpose: another look is another file, and failed tries can be counted.
         versions["run"] = crawl_id
-    shard_id = shard_id_of("shard", [record.info.adapter_id for record in records], versions)
+    work = shard_id_of("shard", [record.info.adapter_id for record in records], versions)
+    shard_id = f"{work}-{hashlib.sha256(crawl_id.encode()).hexdigest()[:8]}"
     repos = {record.info.repo.repo_uid for record in records}
     marker = {
         "row_id": row_id_of("runs", shard_id, crawl_id),
@@ -48,4 +51,7 @@ def append_records(
         "n_repos": len(repos),
         "n_adapters": len(records),
     }
-    return append_shard(root, shard_id, record_rows(records), marker, scanned_at)
+    with root.exclusive():
+        if root.has_newer("runs", f"{work}-", scanned_at):
+            return {}
+        return append_shard(root, shard_id, record_rows(records), marker, scanned_at)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from scanner.pipeline.choose import choose_for_probe
 from scanner.pipeline.collect import collect_hub_repo, collect_repo, failed_record
 from scanner.pipeline.judge import judge_adapters
 from scanner.probe import Probe
+from scanner.scratch import scratch_folder
 from scanner.settings import Settings, hub_endpoint
 from scanner.store import Row, append_shard, open_root, row_id_of, utc_now
 
@@ -77,16 +77,16 @@ def scan_targets(
 
         return HubClient(settings)
 
-    with tempfile.TemporaryDirectory(prefix="lorascope-") as work:
-        shelf = BaseShelf(Path(work) / "bases", client)
+    with scratch_folder("scan") as work:
+        shelf = BaseShelf(work / "bases", client)
 
         def files(record: ScanRecord) -> RepoFiles:
-            return HubFiles(client(), record.info.repo, Path(work) / "downloads")
+            return HubFiles(client(), record.info.repo, work / "downloads")
 
         records: list[ScanRecord] = []
         for target in targets:
             progress(f"reading {target}")
-            records.extend(_collect_target(target, client, Path(work), settings))
+            records.extend(_collect_target(target, client, work, settings))
         done: dict[str, ScanRecord] = {}
         for base_model, group in _by_base(_unique(records)):
             chosen = choose_for_probe(group, mode, settings, salt=scan_id)

@@ -229,6 +229,7 @@ def _usable(runs: Sequence[PrefixRun]) -> tuple[Outcome, str]:
 
 def _start(base_dir: Path, probe: Probe, items: Sequence[ProbeItem], limits: ProbeLimits) -> _Child:
     job = {
+        "parent_pid": os.getpid(),
         "base_dir": str(base_dir),
         "device": limits.device,
         "battery": {

@@ -21,6 +21,7 @@ from scanner.adapter import AdapterView, open_safetensors, parse_config, read_js
 from scanner.errors import LorascopeError, ProbeCrashedError, SkipError
 from scanner.model import SEQUENCE_CLASSIFICATION, PrefixRun
 from scanner.probe.battery import Battery, Probe, Task
+from scanner.probe.lifeline import die_with_parent
 
 __all__ = ["main"]
 
@@ -69,6 +70,8 @@ def main() -> int:
         channel.flush()
 
     job = json.load(sys.stdin)
+    if "parent_pid" in job:  # a job that was written by hand may go on alone
+        die_with_parent(job["parent_pid"])
     probe = _probe(job)
     try:
         for name in ("torch", "transformers", "tokenizers"):

@@ -1,5 +1,6 @@
 """The append-only Parquet store and its SQL views."""
 
+from scanner.store.check import GRACE_S, Leftover, StoreCheck, check_store, remove_leftovers
 from scanner.store.contents import ContentIndex, find_probe, find_scanned, write_content_index
 from scanner.store.crawls import CrawlMemory, last_watermark
 from scanner.store.files import StoreRoot, open_root
@@ -8,19 +9,24 @@ from scanner.store.views import Database, open_database
 from scanner.store.write import Row, append_shard, row_id_of, shard_id_of, utc_now
 
 __all__ = [
+    "GRACE_S",
     "SCHEMA_VERSION",
     "TABLES",
     "ContentIndex",
     "CrawlMemory",
     "Database",
+    "Leftover",
     "Row",
+    "StoreCheck",
     "StoreRoot",
     "append_shard",
+    "check_store",
     "find_probe",
     "find_scanned",
     "last_watermark",
     "open_database",
     "open_root",
+    "remove_leftovers",
     "row_id_of",
     "shard_id_of",
     "utc_now",

@@ -12,11 +12,15 @@ S3 one PUT does the same. Scope: readers see whole files; which shards are compl
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from datetime import datetime
+from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -56,6 +60,35 @@ class StoreRoot:
             for info in infos
             if info.type == pafs.FileType.File and info.path.endswith(".parquet") and not info.base_name.startswith(".")
         )
+
+    def has_newer(self, table: str, prefix: str, since: datetime) -> bool:
+        """Whether a file of this name's beginning was written after `since`.
+
+        Raises:
+            StoreError: the location cannot be listed.
+        """
+        paths = [path for path in self.list_parquet(table) if PurePosixPath(path).name.startswith(prefix)]
+        return any(info.mtime and info.mtime > since for info in self.filesystem.get_file_info(paths))
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """One process of this machine at a time: for what must be looked up and then written, once.
+
+        The kernel frees the lock of a process that dies. On S3 there is no lock: there the views alone make sure that
+        no row shows twice.
+        """
+        if not self.is_local:
+            yield
+            return
+        try:
+            lock = os.open(Path(self.path) / ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise StoreError(f"cannot write to the store at {self.uri}: {error}") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
 
     def write(self, relative: str, table: pa.Table) -> None:
         """Write one Parquet file whole or not at all.

@@ -1,7 +1,7 @@
 """Append one shard: a file per table, then the commit marker.
 
-Readers join facts to markers, so a shard that was half written when its process died is invisible, and the rerun
-overwrites it: the names follow from the shard's membership, and every row carries a `row_id`.
+Readers join facts to markers, so a shard that was half written when its process died is invisible. A retry within one
+run overwrites itself: the names follow from the shard's membership and the run, and every row carries a `row_id`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def append_shard(
     marker: Row | None,
     scanned_at: datetime,
 ) -> dict[str, int]:
-    """Write the rows of one shard and, last, its marker row in `runs`.
+    """Write the rows of one shard and, last, its marker row in `runs`, whose `detail` says how many rows there are.
 
     Args:
         root: the store.
@@ -67,6 +67,9 @@ def append_shard(
     if marker is not None:
         tables["runs"] = [*tables.pop("runs", []), marker]  # popped and set again: the marker is written last
     for name, table_rows in tables.items():
+        if name == "runs" and marker is not None:
+            detail = {**json.loads(marker.get("detail") or "{}"), "rows": dict(written)}
+            table_rows[-1] = {**marker, "detail": json.dumps(detail)}
         filled = [{**row, "shard_id": shard_id, "scanned_at": scanned_at} for row in table_rows]
         root.write(f"{name}/scan_date={date}/{shard_id}.parquet", _to_arrow(name, filled))
         written[name] = len(filled)

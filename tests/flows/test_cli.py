@@ -167,3 +167,17 @@ def test_real_adapters_give_results_without_tracebacks(lorascope, tmp_path: Path
     assert unread == {"pickle_weights"}
     assert sum(bool(r["weights"]["features"]) for r in results) == 13
     assert not any(r["verdict"] in ("flagged", "clean", "error") for r in results)
+
+
+def test_store_check_lists_and_removes_what_dead_processes_left(lorascope, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    assert lorascope("store", "check", "--store", str(store)).returncode == 0
+    place = store / "adapters" / "scan_date=2026-03-01"
+    place.mkdir(parents=True)
+    (place / ".shard-1.parquet.0.tmp").write_bytes(b"PAR1")
+    young = lorascope("store", "check", "--store", str(store), "--clean")
+    assert (young.returncode, "1 temporary files, 0 removed" in young.stdout) == (0, True)
+    old = lorascope("store", "check", "--store", str(store), "--grace", "0")
+    assert old.returncode == 3 and ".shard-1.parquet.0.tmp" in old.stdout
+    clean = lorascope("store", "check", "--store", str(store), "--grace", "0", "--clean")
+    assert clean.returncode == 0 and list(place.iterdir()) == []
