@@ -18,20 +18,25 @@ from scanner.hub.server import api, files
 from scanner.hub.server.access import Access
 from scanner.hub.server.answers import HubError, plain_error
 from scanner.hub.server.api import MovedError, moved_answer
-from scanner.hub.server.faults import FaultBoard, parse_faults
+from scanner.hub.server.faults import FaultBoard, faults_of, parse_faults
 from scanner.hub.server.files import SignedUrls
 from scanner.hub.server.gate import FAULTS_PATH
 from scanner.hub.server.listing import MAX_PAGE, list_models
 from scanner.hub.server.repos import HubFolder
+from scanner.hub.server.script import Script, parse_script, script_of
 
 _MAX_FAULTS_BYTES = 1 << 20
 Endpoint = Callable[[Request], Response | Awaitable[Response]]
 
 
 def api_app(
-    folder: HubFolder, urls: SignedUrls, faults: FaultBoard | None, access: Access, max_page: int = MAX_PAGE
+    folder: HubFolder,
+    urls: SignedUrls,
+    board: tuple[FaultBoard, Script] | None,
+    access: Access,
+    max_page: int = MAX_PAGE,
 ) -> ASGIApp:
-    """`faults` also offers the fault board over HTTP; None leaves that door out."""
+    """`board` also offers faults and script over HTTP; None leaves that door out."""
     model = "/api/models"
     cache = "/api/resolve-cache/models"
     routes: list[BaseRoute] = [
@@ -48,9 +53,9 @@ def api_app(
         *_named(cache, "/{revision}/{path:path}", partial(files.resolve_cache, folder)),
         *_named("", "/resolve/{revision}/{path:path}", partial(files.resolve, folder, urls)),
     ]
-    if faults is not None:
+    if board is not None:
         methods = ["GET", "POST", "DELETE"]
-        routes.insert(0, Route(FAULTS_PATH, partial(_control_faults, faults), methods=methods))
+        routes.insert(0, Route(FAULTS_PATH, partial(_control_faults, folder, *board), methods=methods))
     return access.guarded(_app(routes, access))
 
 
@@ -86,16 +91,20 @@ def _http_error(request: Request, error: Exception) -> Response:
     return plain_error(request.url.path, error.status_code, error.detail, dict(error.headers or {}))
 
 
-async def _control_faults(faults: FaultBoard, request: Request) -> Response:
+async def _control_faults(folder: HubFolder, faults: FaultBoard, script: Script, request: Request) -> Response:
     if request.method == "DELETE":
         faults.clear()
+        script.clear()
     elif request.method == "POST":
         try:
             body = await request.body()
             if len(body) > _MAX_FAULTS_BYTES:
                 raise UsageError("too many faults at once")
-            for fault in parse_faults(json.loads(body)):
-                faults.add(fault)
+            raw = json.loads(body)
+            added = parse_faults(faults_of(raw))
+            parse_script(script_of(raw), folder.directory, script)
         except (UsageError, ValueError, RecursionError) as error:
             raise HubError(400, str(error)) from None
+        for fault in added:
+            faults.add(fault)
     return JSONResponse(faults.to_json())

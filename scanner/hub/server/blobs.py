@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 import time
 from collections.abc import Iterable, Iterator
@@ -24,6 +25,7 @@ LFS_SUFFIXES = (
 )
 # fmt: on
 SETTINGS_NAME = ".hub.json"
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,95}")
 BLOBS_FOLDER = ".hub/blobs"
 """Contents of replaced files, by their ETag: what an old commit still serves (`actions.commit`)."""
 _CHUNK_BYTES = 1 << 20
@@ -97,7 +99,7 @@ def walk_files(root: Path) -> Iterator[FoundFile]:
         except OSError:  # removed, or not readable: the repo is what can be read of it
             continue
         for entry in found:
-            if not _is_servable_name(entry.name):
+            if not is_servable_name(entry.name):
                 continue
             try:
                 if entry.is_dir(follow_symlinks=False):
@@ -163,17 +165,32 @@ def lfs_pointer(sha256: str, size: int) -> bytes:
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
 
 
-def tree_id(entries: Iterable[FileEntry]) -> str:
-    """One hash over (path, blob) of a set of files: the same content gives the same id, on any machine."""
+def tree_id(entries: Iterable[FileEntry], history: str = "") -> str:
+    """One hash over (path, blob) of a set of files: the same content gives the same id, on any machine.
+
+    Only a force push, which gives a repo another `history`, makes another id of the same files.
+    """
     lines = sorted(f"{entry.path}\0{entry.blob_id}\0{entry.size}\n" for entry in entries)
-    return _git_object_id(b"tree", "".join(lines).encode())
+    return _git_object_id(b"tree", "".join([*lines, history]).encode("utf-8", "replace"))
 
 
 def _git_object_id(kind: bytes, content: bytes) -> str:
     return hashlib.sha1(b"%s %d\0" % (kind, len(content)) + content, usedforsecurity=False).hexdigest()
 
 
-def _is_servable_name(name: str) -> bool:
+def is_name(text: str) -> bool:
+    """An owner or a repo's own name, in the letters that the Hub allows."""
+    return _NAME.fullmatch(text) is not None
+
+
+def is_repo_name(text: str) -> bool:
+    """`owner/name`."""
+    owner, slash, name = text.partition("/")
+    return bool(slash) and is_name(owner) and is_name(name)
+
+
+def is_servable_name(name: str) -> bool:
+    """Whether a file or folder of this name is part of a repo."""
     if name.startswith(".") and name != ".gitattributes":
         return False
     try:
@@ -190,4 +207,4 @@ def _inner_target(root: Path, link: str) -> str | None:
     if not target.startswith(real_root + os.sep):
         return None
     inner = target[len(real_root) + 1 :]
-    return target if all(_is_servable_name(part) for part in Path(inner).parts) else None
+    return target if all(is_servable_name(part) for part in Path(inner).parts) else None

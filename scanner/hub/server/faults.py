@@ -155,9 +155,13 @@ def parse_faults(raw: Any) -> list[Fault]:
 
 
 def load_faults(path: Path) -> list[Fault]:
-    """The faults of a JSON file: a list of them, or the `faults` of an object (see `script.load_script`)."""
-    raw = read_json(path)
-    return parse_faults(raw.get("faults", []) if isinstance(raw, dict) and "kind" not in raw else raw)
+    """The faults of a JSON file: a list of them, or the `faults` of an object (see `faults_of`)."""
+    return parse_faults(faults_of(read_json(path)))
+
+
+def faults_of(raw: Any) -> Any:
+    """The faults of a JSON text that may also hold a script: `{"faults": [...], "script": [...]}`."""
+    return raw.get("faults", []) if isinstance(raw, Mapping) and {"faults", "script"} & set(raw) else raw
 
 
 def read_json(path: Path) -> Any:

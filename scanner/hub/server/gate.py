@@ -26,9 +26,10 @@ from scanner.hub.server.faults import (
 )
 from scanner.hub.server.limits import RateLimiter, RateState, bucket_of
 from scanner.hub.server.script import Script
-from scanner.hub.server.tamper import BodyTamper, is_file_address, spoil_headers
+from scanner.hub.server.tamper import BodyTamper, is_file_address, run_before_the_last_piece, spoil_headers
 
 FAULTS_PATH = "/_hub/faults"
+_RATE_HEADERS = ("RateLimit", "RateLimit-Policy")
 
 
 class RequestRecord(NamedTuple):
@@ -96,12 +97,13 @@ class Gate:
 
         async def send_checked(message: Message) -> None:
             if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
                 if rate is not None:
-                    headers = MutableHeaders(scope=message)
                     for name, value in rate.headers.items():
                         headers.setdefault(name, value)
-                        if not headers[name]:  # a fault wants it left out
-                            del headers[name]
+                for name in _RATE_HEADERS:
+                    if headers.get(name) == "":  # a fault wants it left out
+                        del headers[name]
                 if is_file_address(message) and (fault := self._faults.take(HEADER_KINDS, self._host, method, path)):
                     spoil_headers(message, fault)
                 record(message["status"])
@@ -113,6 +115,7 @@ class Gate:
         before, after = self._script.due(self._host, method, path)
         for action in before:
             await run_in_threadpool(action)
+        passed_on = run_before_the_last_piece(send_checked, after) if after else send_checked
         met: list[Fault] = []
         while fault := self._faults.take(PASSING_KINDS, self._host, method, path, met):
             met.append(fault)
@@ -134,13 +137,13 @@ class Gate:
             return self._faults.take(BODY_KINDS, self._host, method, path)
 
         if method != "GET":
-            await answer(scope, receive, send_checked)
+            await answer(scope, receive, passed_on)
         else:
-            tamper = BodyTamper(send_checked, receive, take_body_fault, lambda: hang_up(scope))
+            tamper = BodyTamper(passed_on, receive, take_body_fault, lambda: hang_up(scope))
             await answer(scope, receive, tamper)
             if tamper.has_cut:
                 await wait_for_disconnect(receive)
-        for action in after:
+        for action in after:  # of an answer that broke off
             await run_in_threadpool(action)
 
 
@@ -165,7 +168,7 @@ def _broken_answer(path: str, fault: Fault, rate: RateState | None) -> ASGIApp:
 def _retry_hint(fault: Fault, state: RateState) -> dict[str, str]:
     """How a 429 says when to come back. Without `RateLimit` of its own it must not carry the true one either."""
     seconds = str(round(fault.seconds))
-    silent = {"RateLimit": "", "RateLimit-Policy": ""}
+    silent = dict.fromkeys(_RATE_HEADERS, "")
     when = datetime.now(UTC) + timedelta(seconds=min(fault.seconds, 10**8))
     hints = {
         "ratelimit": state.headers,

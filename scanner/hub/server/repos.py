@@ -11,7 +11,6 @@ import hashlib
 import math
 import re
 import stat
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -26,16 +25,19 @@ from scanner.hub.server.blobs import (
     FoundFile,
     Stamp,
     hash_files,
+    is_name,
+    is_repo_name,
     is_settled,
     stamp_of,
     tree_id,
     walk_files,
 )
 from scanner.hub.server.cards import Card, ReadText, derive_card
+from scanner.hub.server.locks import lock_of
 from scanner.hub.server.settings import RepoSettings, read_settings
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,95}")
 _MAX_COMMITS = 200
+_MAX_DISPLACED = 100
 BRANCH = "main"
 
 
@@ -105,17 +107,22 @@ class HubFolder:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._lock = threading.RLock()
+        self._shared = lock_of(directory)
+        self._lock = self._shared.lock
         self._states: dict[str, _RepoState] = {}
+        self._displaced: dict[str, _RepoState] = {}
+        """By `_id`: repos whose name another one has taken, until they turn up under their new one."""
+        self._changes_seen = -1
         self._scan = Scan(())
         self._scanned_at = -math.inf
 
     def scan(self, max_age_s: float = 0.0) -> Scan:
         """Every repo. A later page of one listing may do with a look that is `max_age_s` old."""
         with self._lock:
-            if time.monotonic() - self._scanned_at < max_age_s:
+            is_current = self._changes_seen == self._shared.changes
+            if is_current and time.monotonic() - self._scanned_at < max_age_s:
                 return self._scan
-            started_at = time.monotonic()
+            started_at, self._changes_seen = time.monotonic(), self._shared.changes
             found = {}
             for owner in _folders(self.directory):
                 for name in _folders(self.directory / owner):
@@ -149,11 +156,16 @@ class HubFolder:
     def kept(self, repo_id: str, entry: FileEntry) -> FileEntry | None:
         """A file of an old commit whose content was put aside when it was replaced."""
         root = self._root(repo_id)
-        path = root / BLOBS_FOLDER / entry.etag if root is not None else None
+        if root is None:
+            return None
+        path = root / BLOBS_FOLDER / entry.etag
         try:
-            is_there = path is not None and stat.S_ISREG(path.lstat().st_mode) and path.lstat().st_size == entry.size
+            status = path.lstat()
         except OSError:
             return None
+        # A link on the way there could lead anywhere.
+        is_inner = path.resolve() == root.resolve() / BLOBS_FOLDER / entry.etag
+        is_there = is_inner and stat.S_ISREG(status.st_mode) and status.st_size == entry.size
         return replace(entry, disk=str(path)) if is_there else None
 
     def at(self, head: RepoSnapshot, revision: str) -> RepoSnapshot | None:
@@ -163,25 +175,28 @@ class HubFolder:
         if not re.fullmatch(r"[0-9a-f]{7,40}", revision):
             return None
         matches = [commit for commit in self.commits(head.id) if commit.sha.startswith(revision)]
-        # A repo's identity, gating and counters are not part of a commit: an old one is shown with today's.
-        return replace(matches[0], uid=head.uid, settings=head.settings) if len(matches) == 1 else None
+        if len(matches) != 1:
+            return None
+        # A repo's name, gating and counters are not part of a commit: an old one is shown with today's.
+        return replace(matches[0], id=head.id, uid=head.uid, settings=head.settings)
 
     def _look(self, repo_id: str) -> RepoSnapshot | None:
         root = self._root(repo_id)
         if root is None:
             return None
-        state = self._states.get(repo_id) or self._inherited(root)
-        self._states[repo_id] = state
         found = sorted(walk_files(root))
         settings_stamp = _settings_stamp(root)
         evidence = (tuple(found), settings_stamp)
-        if evidence == state.evidence:
+        state = self._states.get(repo_id)
+        if state is not None and evidence == state.evidence:
             return state.commits[-1]
         settled = settings_stamp is None or is_settled(settings_stamp, time.time_ns())
-        state.entries, files_settled = hash_files(found, state.entries)
         settings = read_settings(root)
+        uid = settings.uid or self._derive_uid(repo_id, settings)
+        state = self._state_of(repo_id, uid, settings)
+        state.entries, files_settled = hash_files(found, state.entries)
         try:
-            snapshot = self._snapshot(repo_id, root, state, settings)
+            snapshot = self._snapshot(repo_id, uid, root, state, settings)
         except OSError:  # removed while it was looked at
             return None
         before = state.commits[-1] if state.commits else snapshot
@@ -192,16 +207,29 @@ class HubFolder:
         state.evidence = evidence if settled and files_settled else None
         return snapshot
 
-    def _inherited(self, root: Path) -> _RepoState:
-        """The commits of a repo under the name that it had before, if that is nobody's now."""
-        for name in reversed(read_settings(root).renamed_from):
-            if name in self._states and self._root(name) is None:
-                return self._states.pop(name)
-        return _RepoState()
+    def _state_of(self, repo_id: str, uid: str, settings: RepoSettings) -> _RepoState:
+        """What is remembered of the repo that has this name now, be it from the time when it had another."""
+        state = self._states.get(repo_id)
+        if state is not None and state.commits and state.commits[-1].uid != uid:
+            self._displaced[state.commits[-1].uid] = state
+            while len(self._displaced) > _MAX_DISPLACED:
+                del self._displaced[next(iter(self._displaced))]
+            state = None
+        if state is None:
+            state = self._displaced.pop(uid, None) or self._former_state(uid, settings) or _RepoState()
+        self._states[repo_id] = state
+        return state
 
-    def _snapshot(self, repo_id: str, root: Path, state: _RepoState, settings: RepoSettings) -> RepoSnapshot:
+    def _former_state(self, uid: str, settings: RepoSettings) -> _RepoState | None:
+        for name in reversed(settings.renamed_from):
+            state = self._states.get(name)
+            if state is not None and state.commits and state.commits[-1].uid == uid:
+                return self._states.pop(name)
+        return None
+
+    def _snapshot(self, repo_id: str, uid: str, root: Path, state: _RepoState, settings: RepoSettings) -> RepoSnapshot:
         files = tuple(state.entries.values())
-        sha = tree_id(files)
+        sha = tree_id(files, settings.history or "")
         head = state.commits[-1] if state.commits else None
         now_ms = time.time_ns() // 1_000_000
         folder_ms = root.lstat().st_mtime_ns // 1_000_000
@@ -222,7 +250,6 @@ class HubFolder:
             modified = max(stated, newest if newest > head.last_modified_ms else now_ms)
         paths = tuple(entry.path for entry in files)
         card = derive_card(paths, _reader({entry.path: entry for entry in files}), settings)
-        uid = settings.uid or self._derive_uid(repo_id, settings)
         return RepoSnapshot(repo_id, uid, sha, created, max(created, modified), files, card, settings)
 
     def _derive_uid(self, repo_id: str, settings: RepoSettings) -> str:
@@ -240,9 +267,9 @@ class HubFolder:
         return f"{max(0, settings.created_ms // 1000) & 0xFFFFFFFF:08x}{digest[:16]}"
 
     def _root(self, repo_id: str) -> Path | None:
-        owner, slash, name = repo_id.partition("/")
-        if not slash or not _is_name(owner) or not _is_name(name):
+        if not is_repo_name(repo_id):
             return None
+        owner, _, name = repo_id.partition("/")
         folder = self.directory / owner
         try:
             # Links at these two levels could lead anywhere: they are not repos.
@@ -253,13 +280,9 @@ class HubFolder:
         return None
 
 
-def _is_name(name: str) -> bool:
-    return _NAME.fullmatch(name) is not None
-
-
 def _folders(directory: Path) -> Iterable[str]:
     try:
-        return [path.name for path in directory.iterdir() if _is_name(path.name)]
+        return [path.name for path in directory.iterdir() if is_name(path.name)]
     except OSError:
         return []
 

@@ -166,7 +166,7 @@ def _running(
         log = RequestLog()
         kept_log = log if keeps_log else None
         access = Access(tokens or {}, strict_errors)
-        api = api_app(folder, urls, faults if has_fault_api else None, access, max_page)
+        api = api_app(folder, urls, (faults, script) if has_fault_api else None, access, max_page)
         api_gate = Gate(api, "api", faults, script, limiter, kept_log)
         cdn_gate = Gate(cdn_app(folder, urls), "cdn", faults, script, None, kept_log)
 

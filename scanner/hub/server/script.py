@@ -7,6 +7,7 @@ So a test says exactly what happens between a client's listing and its download,
 
 from __future__ import annotations
 
+import inspect
 import re
 import threading
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from scanner.errors import UsageError
 from scanner.hub.server.faults import read_json
 
 Action = Callable[[], None]
+_OPTIONS: dict[str, type] = {"count": int, "method": str, "host": str, "after": bool}
 
 
 @dataclass
@@ -48,9 +50,13 @@ class Script:
         host: str = "any",
         after: bool = False,
     ) -> None:
-        """Run `action` once, when the `count`-th matching request comes in, before (or `after`) it is answered."""
+        """Run `action` once, when the `count`-th matching request comes in: before it is answered, or `after`.
+
+        `match` is a regular expression, searched in the decoded path. "After" is before the client has the whole
+        answer, so what it asks next meets the change.
+        """
         with self._lock:
-            self._steps.append(_Step(re.compile(match), method, host, count, after, action))
+            self._steps.append(_Step(re.compile(match), method and method.upper(), host, count, after, action))
 
     def clear(self) -> None:
         with self._lock:
@@ -76,29 +82,49 @@ class Script:
 
 
 def load_script(path: Path, root: Path, script: Script) -> None:
-    """Add the `script` of a JSON file, if it has one.
+    """Add the `script` of a JSON file, if it has one (see `parse_script`)."""
+    parse_script(script_of(read_json(path)), root, script)
 
-    `{"script": [{"on": "^/api/models$", "count": 1, "method": "GET", "after": true,
-                  "do": {"action": "commit", "repo": "ann/guard", "files": {"README.md": "new"}}}]}`
+
+def script_of(raw: Any) -> Any:
+    """The script of a JSON text that may also hold faults."""
+    return raw.get("script", []) if isinstance(raw, Mapping) else []
+
+
+def parse_script(raw: Any, root: Path, script: Script) -> None:
+    """Add steps written as JSON.
+
+    `[{"on": "^/api/models$", "count": 1, "method": "GET", "host": "api", "after": true,
+       "do": {"action": "commit", "repo": "ann/guard", "files": {"README.md": "new"}}}]`
 
     Raises:
-        UsageError: a step is malformed.
+        UsageError: a step is malformed; none was added then.
     """
     from scanner.hub.server.actions import ACTIONS
 
-    raw = read_json(path)
-    steps = raw.get("script", []) if isinstance(raw, dict) else []
-    for step in steps if isinstance(steps, list) else [steps]:
+    made: list[tuple[str, Action, dict[str, Any]]] = []
+    for step in raw if isinstance(raw, list) else [raw]:
         action = step.get("do") if isinstance(step, Mapping) else None
         if (
             not isinstance(action, Mapping)
             or action.get("action") not in ACTIONS
             or not isinstance(step.get("on"), str)
         ):
-            raise UsageError(f"a step of {path} must have `on` and `do` with an action of: {', '.join(ACTIONS)}")
+            raise UsageError(f"a step of a script must have `on`, and `do` with an action of: {', '.join(ACTIONS)}")
+        if unknown := set(step) - {"on", "do", *_OPTIONS}:
+            raise UsageError(f"a step of a script has no field {sorted(unknown)[0]!r}")
+        function = ACTIONS[action["action"]]
         arguments: dict[str, Any] = {str(key): value for key, value in action.items() if key != "action"}
-        options = {key: step[key] for key in ("count", "method", "host", "after") if key in step}
+        options = {key: step[key] for key in _OPTIONS if key in step}
+        if wrong := [key for key, value in options.items() if not isinstance(value, _OPTIONS[key])]:
+            raise UsageError(f"{wrong[0]} of a script's step is not a {_OPTIONS[wrong[0]].__name__}")
         try:
-            script.on(step["on"], partial(ACTIONS[action["action"]], root, **arguments), **options)
+            inspect.signature(function).bind(root, **arguments)
+            re.compile(step["on"])
         except re.error as error:
             raise UsageError(f"{step['on']!r} is not a regular expression: {error}") from None
+        except TypeError as error:
+            raise UsageError(f"action {action['action']}: {error}") from None
+        made.append((step["on"], partial(function, root, **arguments), options))
+    for match, do, options in made:
+        script.on(match, do, **options)

@@ -1,13 +1,15 @@
-"""Spoiling an answer on its way out: its headers, or its body."""
+"""What is done to an answer on its way out: its headers or its body spoiled, a change timed by its end."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 from starlette.types import Message, Receive, Send
 
+from scanner.hub.server.connections import wait_for_disconnect
 from scanner.hub.server.faults import Fault
 
 _PAUSES_PER_S = 10
@@ -32,6 +34,28 @@ def is_file_address(message: Message) -> bool:
     """Whether an answer announces a file."""
     headers = MutableHeaders(scope=message)
     return "X-Linked-ETag" in headers or ("X-Repo-Commit" in headers and "ETag" in headers)
+
+
+def run_before_the_last_piece(send: Send, actions: list[Callable[[], None]]) -> Send:
+    """Passes an answer on and runs the actions while its last piece is still held back.
+
+    Whoever has the whole answer can rely on the change having happened, and the answer does not know of it. The headers
+    wait for the first piece: an answer without a body is complete with them.
+    """
+    held: list[Message] = []
+
+    async def pass_on(message: Message) -> None:
+        held.append(message)
+        if message["type"] == "http.response.start":
+            return
+        if not message.get("more_body", False):
+            for action in actions:
+                await run_in_threadpool(action)
+            actions.clear()
+        while held:
+            await send(held.pop(0))
+
+    return pass_on
 
 
 class BodyTamper:
@@ -102,7 +126,9 @@ class BodyTamper:
         piece = max(1, fault.bytes_per_s // _PAUSES_PER_S)
         for start in range(0, len(body), piece):
             await self._send({"type": message["type"], "body": body[start : start + piece], "more_body": True})
-            await asyncio.sleep(piece / max(1, fault.bytes_per_s))
+            await self._pause(piece / max(1, fault.bytes_per_s))
+            if self.has_cut:
+                return
         if not more:
             await self._send({"type": message["type"], "body": b"", "more_body": False})
 
@@ -113,5 +139,13 @@ class BodyTamper:
         if self._left == 0:
             self.has_cut = True
             if fault.kind == "stalled_body":
-                await asyncio.sleep(fault.seconds)
+                await self._pause(fault.seconds)
             self._cut()
+
+    async def _pause(self, seconds: float) -> None:
+        """Nothing for so long, or until the client has gone away."""
+        try:
+            await asyncio.wait_for(wait_for_disconnect(self._receive), seconds)
+        except TimeoutError:
+            return
+        self.has_cut = True

@@ -64,8 +64,10 @@ def registry(shared_hub: tuple[Path, HubServer], web: httpx2.Client) -> Path:
     for entry in folder.iterdir():
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     running.faults.clear()
+    running.script.clear()
     assert web.get(f"{running.endpoint}/api/models").json() == []
     running.request_log.clear()
+    running.timed_log.clear()
     return folder
 
 
