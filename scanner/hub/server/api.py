@@ -195,6 +195,15 @@ def get_scan(folder: HubFolder, request: Request) -> Response:
     return json_answer(security_status(require_repo(folder, request)))
 
 
+def get_of_single_name(folder: HubFolder, word: str, request: Request) -> Response:
+    """`/api/models/legacy/refs`: of the repo `legacy`, unless somebody has a repo of just that name."""
+    name = param(request, "name")
+    if folder.find(f"{name}/{word}") is not None:
+        request.scope["path_params"] = {"owner": name, "name": word}
+        return get_model(folder, request)
+    return {"refs": get_refs, "scan": get_scan}[word](folder, request)
+
+
 def _path_info(repo: RepoSnapshot, path: str, *, expand: bool) -> JsonObject:
     entry = repo.by_path.get(path)
     if entry is None:

@@ -42,14 +42,18 @@ def api_app(
     routes: list[BaseRoute] = [
         Route(model, partial(list_models, folder, max_page)),
         Route("/api/whoami-v2", access.whoami),
+        *(
+            Route(f"{model}/{{name}}/{word}", partial(api.get_of_single_name, folder, word))
+            for word in ("refs", "scan")
+        ),
         *_named(model, "", partial(api.get_model, folder)),
         *_named(model, "/revision/{revision}", partial(api.get_model, folder)),
         *_named(model, "/tree/{revision}", partial(api.get_tree, folder)),
         *_named(model, "/tree/{revision}/{path:path}", partial(api.get_tree, folder)),
         *_named(model, "/paths-info/{revision}", partial(api.post_paths_info, folder), "POST"),
         *_named(model, "/commits/{revision}", partial(api.get_commits, folder)),
-        *_named(model, "/refs", partial(api.get_refs, folder)),
-        *_named(model, "/scan", partial(api.get_scan, folder)),
+        Route(f"{model}/{{owner}}/{{name}}/refs", partial(api.get_refs, folder)),
+        Route(f"{model}/{{owner}}/{{name}}/scan", partial(api.get_scan, folder)),
         *_named(cache, "/{revision}/{path:path}", partial(files.resolve_cache, folder)),
         *_named("", "/resolve/{revision}/{path:path}", partial(files.resolve, folder, urls)),
     ]
