@@ -33,7 +33,7 @@ def revision_not_found(revision: str) -> HubError:
 
 
 def entry_not_found(commit_sha: str) -> HubError:
-    return HubError(404, "Entry not found", "EntryNotFound", {"X-Repo-Commit": commit_sha})
+    return HubError(404, "Entry not found", "EntryNotFound", {"X-Repo-Commit": commit_sha, "Accept-Ranges": "bytes"})
 
 
 def gated_repo(repo_id: str, *, has_token: bool) -> HubError:
@@ -41,7 +41,8 @@ def gated_repo(repo_id: str, *, has_token: bool) -> HubError:
         return HubError(403, f"Access to model {repo_id} is restricted: this token is not on its list.", "GatedRepo")
     return HubError(
         401,
-        f"Access to model {repo_id} is restricted: log in with an account that was granted access.",
+        f"Access to model {repo_id} is restricted. You must have access to it and be authenticated to access it. "
+        "Please log in.",
         "GatedRepo",
         {"WWW-Authenticate": 'Bearer realm="Authentication required", charset="UTF-8"'},
     )
