@@ -13,8 +13,9 @@ from scanner.hub.server.repos import HubFolder, RepoSnapshot
 from scanner.hub.server.shapes import EXPAND_FIELDS, expanded_model, listed_model
 
 MAX_PAGE = 1000
-# A crawl asks for its pages in a row: later ones need not look at every file of the folder again.
-_LATER_PAGE_MAX_AGE_S = 1.0
+# A crawl asks for its pages in a row: later ones need not look at every file of the folder again. (Changes made by
+# `actions` are seen at once all the same.)
+_LATER_PAGE_MAX_AGE_S = 5.0
 
 _SORTS: dict[str, Callable[[RepoSnapshot], float]] = {
     "createdAt": lambda repo: repo.created_ms,

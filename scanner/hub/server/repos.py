@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 import stat
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -112,6 +113,7 @@ class HubFolder:
         self._states: dict[str, _RepoState] = {}
         self._displaced: dict[str, _RepoState] = {}
         """By `_id`: repos whose name another one has taken, until they turn up under their new one."""
+        self._names: dict[str, tuple[Stamp, frozenset[str]]] = {}
         self._changes_seen = -1
         self._scan = Scan(())
         self._scanned_at = -math.inf
@@ -124,11 +126,10 @@ class HubFolder:
                 return self._scan
             started_at, self._changes_seen = time.monotonic(), self._shared.changes
             found = {}
-            for owner in _folders(self.directory):
-                for name in _folders(self.directory / owner):
-                    snapshot = self._look(f"{owner}/{name}")
-                    if snapshot is not None:
-                        found[snapshot.id] = snapshot
+            for repo_id, root in self._roots():
+                snapshot = self._look(repo_id, root)
+                if snapshot is not None:
+                    found[snapshot.id] = snapshot
             for gone in self._states.keys() - found.keys():
                 del self._states[gone]
             repos = tuple(found[repo_id] for repo_id in sorted(found))
@@ -144,8 +145,34 @@ class HubFolder:
             return self._look(repo_id)
 
     def find_by_any_name(self, name: str) -> RepoSnapshot | None:
-        """By a former name, or by a name in other letters."""
-        return self.scan().by_name.get(name.lower())
+        """By a former name, or by a name in other letters. Looks at names only: most are asked for in vain."""
+        wanted, former = name.lower(), None
+        with self._lock:
+            for repo_id, root in self._roots():
+                if repo_id.lower() == wanted:
+                    return self._look(repo_id, root)
+                if wanted in self._former_names(root):
+                    former = (repo_id, root)
+            return self._look(*former) if former is not None else None
+
+    def _former_names(self, root: str) -> frozenset[str]:
+        stamp = _settings_stamp(root)
+        if stamp is None:
+            return frozenset()
+        known = self._names.get(root)
+        if known is not None and known[0] == stamp:
+            return known[1]
+        is_conclusive = is_settled(stamp, time.time_ns())
+        names = frozenset(name.lower() for name in read_settings(Path(root)).renamed_from)
+        if is_conclusive:
+            self._names[root] = (stamp, names)
+        return names
+
+    def _roots(self) -> Iterator[tuple[str, str]]:
+        """(name, folder) of every repo."""
+        for owner in _folders(str(self.directory)):
+            for name in _folders(owner.path):
+                yield f"{owner.name}/{name.name}", name.path
 
     def commits(self, repo_id: str) -> tuple[RepoSnapshot, ...]:
         """Newest first, as far back as this process has watched."""
@@ -180,12 +207,13 @@ class HubFolder:
         # A repo's name, gating and counters are not part of a commit: an old one is shown with today's.
         return replace(matches[0], id=head.id, uid=head.uid, settings=head.settings)
 
-    def _look(self, repo_id: str) -> RepoSnapshot | None:
-        root = self._root(repo_id)
+    def _look(self, repo_id: str, folder: str | None = None) -> RepoSnapshot | None:
+        """`folder` saves looking for it."""
+        root = self._root(repo_id) if folder is None else Path(folder)
         if root is None:
             return None
         found = sorted(walk_files(root))
-        settings_stamp = _settings_stamp(root)
+        settings_stamp = _settings_stamp(str(root))
         evidence = (tuple(found), settings_stamp)
         state = self._states.get(repo_id)
         if state is not None and evidence == state.evidence:
@@ -280,16 +308,18 @@ class HubFolder:
         return None
 
 
-def _folders(directory: Path) -> Iterable[str]:
+def _folders(directory: str) -> list[os.DirEntry[str]]:
+    """Links at these levels could lead anywhere: they are not repos."""
     try:
-        return [path.name for path in directory.iterdir() if is_name(path.name)]
+        with os.scandir(directory) as entries:
+            return [entry for entry in entries if is_name(entry.name) and entry.is_dir(follow_symlinks=False)]
     except OSError:
         return []
 
 
-def _settings_stamp(root: Path) -> Stamp | None:
+def _settings_stamp(root: str) -> Stamp | None:
     try:
-        return stamp_of((root / SETTINGS_NAME).lstat())
+        return stamp_of(os.lstat(f"{root}/{SETTINGS_NAME}"))
     except OSError:
         return None
 
