@@ -161,7 +161,7 @@ TABLES: dict[str, pa.Schema] = {
         ("finished_at", _TS, "When the row was written (UTC)."),
         ("n_repos", _I64, "Repos in the run."),
         ("n_adapters", _I64, "Adapters in the run."),
-        ("detail", _STR, "JSON: options, counts by verdict, false flags to expect."),
+        ("detail", _STR, "JSON: options, counts by verdict, false flags to expect; rows of a shard per table."),
     ),
     "hub_status": _schema(
         ("endpoint", _STR, "Hub endpoint that was polled."),
