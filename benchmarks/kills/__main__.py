@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import resource
 import signal
 import sys
 import tempfile
@@ -44,7 +45,8 @@ def say(line: str) -> None:
 
 
 def describe(tally: Tally, kills: int, seed: int, wall_s: float) -> dict[str, object]:
-    """The result with what is needed to judge it."""
+    """The result with what is needed to judge it. `cpu_s`: of all processes, what an idle machine would need."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
         "command": f"python -m benchmarks.kills --kills {kills} --seed {seed}",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -54,6 +56,7 @@ def describe(tally: Tally, kills: int, seed: int, wall_s: float) -> dict[str, ob
             **{name: version(name) for name in ("lorascope", "prefect", "pyarrow", "duckdb", "torch")},
         },
         "wall_s": round(wall_s),
+        "cpu_s": round(used.ru_utime + used.ru_stime),
         "line": tally.line(),
         **asdict(tally),
     }

@@ -75,6 +75,11 @@ class Undisturbed:
     n_events: int
     n_markers: int
 
+    @property
+    def n_adapters(self) -> int:
+        """Adapters at every commit that was scanned: a changed repo counts twice."""
+        return self.contents["adapters"].total()
+
     def left(self, n_done: int) -> Undisturbed:
         """What a crawl has left to do when an earlier one, killed, has committed so much: kills aim at that."""
         share = max(0.2, 1 - n_done / self.n_markers)
@@ -214,7 +219,7 @@ def _stage(site: _Site, store: Path, watch: StoreWatch, undisturbed: Undisturbed
         _note(site, facts)
         if crawl.returncode in ENDED_WELL:
             tally.finished += 1
-            if facts.is_settled:
+            if facts.judged == facts.expected and (undisturbed is None or facts.adapters >= undisturbed.n_adapters):
                 break
         quiet = quiet + 1 if killed == tally.kills.total() else 0
         if quiet > 3:
@@ -225,11 +230,12 @@ def _stage(site: _Site, store: Path, watch: StoreWatch, undisturbed: Undisturbed
     tally.workspaces_left += len(left)
     contents = read_contents(store)
     if undisturbed:
-        tally.expected += facts.expected
-        tally.judged += facts.judged
+        tally.expected += undisturbed.n_adapters
+        tally.judged += facts.judged_ever
         tally.stores_compared += 1
         _compare(tally, contents, undisturbed.contents)
-        site.say(f"{tally.kills.total():4d} kills, {tally.crawls} crawls; {facts.judged} of {facts.expected} judged")
+        judged = f"{facts.judged_ever} of {undisturbed.n_adapters} judged"
+        site.say(f"{tally.kills.total():4d} kills, {tally.crawls} crawls; {judged}")
     else:
         site.say(f"undisturbed: {seconds:.1f} s, probe {probe_s:.1f} s, {watch.n_events - events} files")
     return Undisturbed(contents, seconds, probe_s, watch.n_events - events, watch.n_markers - markers)

@@ -38,6 +38,7 @@ class Facts:
     """A store at one moment."""
 
     expected: int = 0
+    """Who must have a current verdict in the end."""
     judged: int = 0
     """Expected adapters with exactly one current verdict."""
     doubled: int = 0
@@ -47,8 +48,10 @@ class Facts:
     problems: list[str] = field(default_factory=list)
     temporary: int = 0
     uncommitted: int = 0
-    is_settled: bool = False
-    """Everything is judged and the newest crawl left its own row: nothing remains to be done."""
+    adapters: int = 0
+    """Adapters in the store, at every commit that was scanned."""
+    judged_ever: int = 0
+    """Those of them with exactly one verdict."""
 
 
 def look(store: Path, expected: set[tuple[str, str]]) -> Facts:
@@ -72,8 +75,9 @@ def look(store: Path, expected: set[tuple[str, str]]) -> Facts:
             _one(database, f"SELECT count(DISTINCT shard_id) FROM raw_{table} WHERE NOT {_COMMITTED}")
             for table in COMPARED
         )
-        crawls = _one(database, "SELECT count(*) FROM runs WHERE kind = 'crawl'")
-        facts.is_settled = facts.judged == facts.expected and crawls > 0
+        facts.adapters = _one(database, "SELECT count(*) FROM adapters")
+        once = "SELECT adapter_id FROM verdicts GROUP BY 1 HAVING count(*) = 1"
+        facts.judged_ever = _one(database, f"SELECT count(*) FROM adapters WHERE adapter_id IN ({once})")
     finally:
         database.close()
     return facts

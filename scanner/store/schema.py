@@ -186,7 +186,7 @@ TABLES: dict[str, pa.Schema] = {
         ("finished_at", _TS, "When the row was written (UTC)."),
         ("n_repos", _I64, "Repos in the run."),
         ("n_adapters", _I64, "Adapters in the run."),
-        ("detail", _STR, "JSON: options, counts by verdict, false flags to expect."),
+        ("detail", _STR, "JSON: options, counts by verdict, false flags to expect; rows of a shard per table."),
     ),
     "repo_events": _schema(
         ("repo_uid", _STR, "The Hub's _id."),
