@@ -6,7 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from scanner.calibration import (
@@ -88,7 +88,8 @@ def judge_adapters(
         weights = _weigh(fact, reference, policy)
         decision = decide(_evidence(fact, q_values.get(adapter_id), weights), policy)
         rows.append(_verdict_row(fact, decision, q_values.get(adapter_id), weights, policy, crawl_id, now))
-    versions = {"policy": policy.version, "crawl": crawl_id}
+    # The day, too, because it is part of the files' place: a marker must not commit what a try of yesterday left.
+    versions = {"policy": policy.version, "crawl": crawl_id, "date": now.astimezone(UTC).date().isoformat()}
     append_shard(
         root,
         shard_id := shard_id_of("judge", adapter_ids, versions),
