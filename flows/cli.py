@@ -129,6 +129,17 @@ def sql(query: str, store: str | None, output: str) -> None:
     run_sql(query, store=store, output=output)
 
 
+@main.command()
+@click.option("--base", metavar="MODEL", help="Only adapters of this base model.")
+@store_option
+@click.option("--format", "output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def calibrate(base: str | None, store: str | None, output: str) -> None:
+    """Build and freeze references from the store, and judge history again."""
+    from flows.commands import run_calibrate
+
+    run_calibrate(base=base, store=store, output=output)
+
+
 @main.group()
 def hub() -> None:
     """A folder of repos as a local Hub."""

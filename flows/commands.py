@@ -19,6 +19,7 @@ from scanner.settings import Settings, default_store_uri
 __all__ = [
     "crawl_summary",
     "exit_code",
+    "run_calibrate",
     "run_crawl",
     "run_scan",
     "run_sql",
@@ -172,6 +173,42 @@ def show_verdicts(
         return
     columns = [name for name in names if name not in ("row_id", "shard_id", "scanned_at")]
     _print_machine(columns, [[row[name] for name in columns] for row in rows], output)
+
+
+def run_calibrate(*, base: str | None, store: str | None, output: str) -> None:
+    """`lorascope calibrate`: from the store alone."""
+    from dataclasses import asdict
+
+    from scanner.pipeline.calibrate import calibrate
+    from scanner.store import open_root, utc_now
+
+    result = calibrate(open_root(store or default_store_uri()), utc_now(), base=base)
+    if output == "json":
+        from scanner.report import strict_json
+
+        click.echo(strict_json(asdict(result)))
+        return
+    from scanner.report.tables import print_rows
+
+    console = _wide_console()
+    names = ("base_model", "peft_type", "rank", "scaling", "target_modules", "task")
+    lines = [
+        (
+            *(getattr(line.key, name) for name in names),
+            line.n,
+            f"needs {line.needs} more" if line.needs else "can judge",
+        )
+        for line in result.references
+    ]
+    print_rows(console, [*names, "siblings", "weights"], lines)
+    changes = [(c.repo_id or "", c.adapter_path, c.before, c.after, c.why) for c in result.changes]
+    if changes:
+        print_rows(console, ["repo", "adapter", "before", "after", "why"], changes)
+    click.echo(
+        f"{result.n_judged} adapters judged by {len(result.references)} references "
+        f"({sum(line.is_new for line in result.references)} new); {len(changes)} verdicts changed",
+        err=True,
+    )
 
 
 def run_sql(query: str, *, store: str | None, output: str) -> None:

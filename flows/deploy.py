@@ -41,7 +41,7 @@ def deployment_specs(
         if store:
             # A worker runs flows in a folder of its own, where a relative path means something else.
             spec["parameters"]["store"] = store if "://" in store else str(Path(store).expanduser().resolve())
-        if probe:
+        if probe and "probe" in spec["parameters"]:
             spec["parameters"]["probe"] = probe
         if every:
             spec["schedules"] = [{**schedule, "interval": every} for schedule in spec["schedules"]]

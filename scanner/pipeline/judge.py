@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -26,7 +26,7 @@ from scanner.calibration import (
 from scanner.model import SEQUENCE_CLASSIFICATION, Finding, Outcome, PrefixRun, Severity
 from scanner.store import Database, Row, StoreRoot, append_shard, open_database, row_id_of, shard_id_of
 
-__all__ = ["judge_adapters", "pending_adapters"]
+__all__ = ["Judgement", "append_judgement", "judge_adapters", "judge_families", "pending_adapters"]
 
 
 @dataclass(frozen=True)
@@ -74,31 +74,71 @@ def judge_adapters(
         return []
     database = open_database(root)
     try:
-        facts = _load(database, adapter_ids, policy)
-        tested = [i for i in adapter_ids if facts[i].battery is not None]
-        q_values = dict(zip(tested, adjust_fdr([_p(facts[i]) for i in tested]), strict=True))
-        behaving_badly = {i for i in tested if q_values[i] <= policy.q and _strong_prefixes(facts[i])}
-        references = _references(database, facts.values(), behaving_badly, policy)
+        judgement = judge_families(database, {crawl_id: adapter_ids}, policy, now)
     finally:
         database.close()
+    append_judgement(root, crawl_id, judgement, policy, now)
+    return judgement.rows
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Verdict rows and the references that judged them, by calibration key."""
+
+    rows: list[Row]
+    references: dict[CalibrationKey, Reference]
+
+
+def judge_families(
+    database: Database, families: Mapping[str, Sequence[str]], policy: Policy, now: datetime, run_id: str = ""
+) -> Judgement:
+    """Judge adapters from the store alone; nothing is written.
+
+    Args:
+        database: the store.
+        families: crawl or scan id -> adapters whose battery's false discovery rate is controlled together.
+        policy: thresholds.
+        now: stored as `judged_at`.
+        run_id: part of each row's identity where an earlier judgement of the same family is to stay.
+    """
+    facts = _load(database, [i for members in families.values() for i in members], policy)
+    q_values: dict[str, float] = {}
+    for members in families.values():
+        tested = [i for i in members if facts[i].battery is not None]
+        q_values |= dict(zip(tested, adjust_fdr([_p(facts[i]) for i in tested]), strict=True))
+    behaving_badly = {i for i, q in q_values.items() if q <= policy.q and _strong_prefixes(facts[i])}
+    references = _references(database, facts.values(), behaving_badly, policy)
     rows = []
-    for adapter_id in adapter_ids:
-        fact = facts[adapter_id]
-        reference = references.get(_key(fact.adapter))
-        weights = _weigh(fact, reference, policy)
-        decision = decide(_evidence(fact, q_values.get(adapter_id), weights), policy)
-        rows.append(_verdict_row(fact, decision, q_values.get(adapter_id), weights, policy, crawl_id, now))
+    for crawl_id, members in families.items():
+        for adapter_id in members:
+            fact, q_value = facts[adapter_id], q_values.get(adapter_id)
+            weights = _weigh(fact, references.get(_key(fact.adapter)), policy)
+            decision = decide(_evidence(fact, q_value, weights), policy)
+            row = _verdict_row(fact, decision, q_value, weights, policy, crawl_id, now)
+            if run_id:
+                row["row_id"] = row_id_of("verdicts", row["row_id"], run_id)
+            rows.append(row)
+    return Judgement(rows, {key: reference for key, reference in references.items() if key is not None})
+
+
+def append_judgement(root: StoreRoot, run_id: str, judgement: Judgement, policy: Policy, now: datetime) -> None:
+    """Write verdicts and references as one shard.
+
+    Raises:
+        StoreError: the store cannot be written.
+    """
+    rows = judgement.rows
     # The day, too, because it is part of the files' place: a marker must not commit what a try of yesterday left.
-    versions = {"policy": policy.version, "crawl": crawl_id, "date": now.astimezone(UTC).date().isoformat()}
+    versions = {"policy": policy.version, "crawl": run_id, "date": now.astimezone(UTC).date().isoformat()}
     append_shard(
         root,
-        shard_id := shard_id_of("judge", adapter_ids, versions),
-        {"verdicts": rows, "reference_profiles": _reference_rows(references.values(), now)},
+        shard_id := shard_id_of("judge", [row["adapter_id"] for row in rows], versions),
+        {"verdicts": rows, "reference_profiles": _reference_rows(judgement.references.values(), now)},
         {
-            "row_id": row_id_of("runs", shard_id, crawl_id),
+            "row_id": row_id_of("runs", shard_id, run_id),
             "run_id": shard_id,
             "kind": "judge",
-            "crawl_id": crawl_id,
+            "crawl_id": run_id,
             "finished_at": now,
             "n_adapters": len(rows),
             "detail": json.dumps(
@@ -107,7 +147,6 @@ def judge_adapters(
         },
         now,
     )
-    return rows
 
 
 def _strong_prefixes(fact: _Facts) -> tuple[PrefixRun, ...]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import fcntl
 import io
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,9 @@ import pyarrow.parquet as pq
 from scanner.errors import StoreError
 
 __all__ = ["StoreRoot", "open_root"]
+
+LOCK_WAIT_S = 900
+"""Longer than the judgement of a large store takes."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +89,25 @@ class StoreRoot:
         except OSError as error:
             raise StoreError(f"cannot write to the store at {self.uri}: {error}") from error
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._take(lock)
             yield
         finally:
             os.close(lock)
+
+    def _take(self, lock: int) -> None:
+        deadline = time.monotonic() + LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise StoreError(
+                        f"another process holds the store at {self.uri} for over {LOCK_WAIT_S} s"
+                    ) from None
+                time.sleep(0.05)
+            except OSError as error:  # a file system without locks
+                raise StoreError(f"cannot lock the store at {self.uri}: {error}") from error
 
     def write(self, relative: str, table: pa.Table) -> None:
         """Write one Parquet file whole or not at all.

@@ -96,7 +96,7 @@ def test_deployed_flows_run_on_a_worker_and_fill_the_store(fleet: Fleet, tmp_pat
     assert "deployment crawl/crawl: created" in first.stderr
     assert "prefect worker start --pool scan-cpu" in first.stderr
     assert {pool["name"] for pool in fleet.api("POST", "/work_pools/filter", {})} == set(POOLS)
-    names = ("crawl/crawl", "scan/scan", "scan/scan-gpu")
+    names = ("crawl/crawl", "scan/scan", "scan/scan-gpu", "calibrate/calibrate")
     before = [shown(fleet, name) for name in names]
 
     second = fleet.run("flows.cli", *options)

@@ -1,0 +1,161 @@
+"""Building references from the store and judging history again. Nothing is downloaded or measured.
+
+Verdicts that a later reference or policy changes get a new row; the old ones stay.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from scanner.calibration import CalibrationKey, Policy, Reference
+from scanner.pipeline.judge import append_judgement, judge_families
+from scanner.store import Database, Row, StoreRoot, append_shard, open_database, row_id_of
+
+__all__ = ["Calibration", "ReferenceLine", "VerdictChange", "calibrate"]
+
+_COMPARED = ("verdict", "reasons", "p_weights", "p_battery", "q_value", "reference_id", "reference_n", "policy_version")
+
+
+@dataclass(frozen=True)
+class ReferenceLine:
+    """One reference as it stands now."""
+
+    key: CalibrationKey
+    reference_id: str
+    n: int
+    needs: int
+    """Further siblings until a rank p-value can reach alpha; 0 when it can."""
+    is_new: bool
+
+
+@dataclass(frozen=True)
+class VerdictChange:
+    """One adapter whose verdict is another one now."""
+
+    repo_id: str | None
+    adapter_path: str
+    base_model: str
+    before: str
+    after: str
+    why: str
+    """Code of the deciding reason."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a calibration did."""
+
+    run_id: str
+    n_judged: int
+    n_written: int
+    """Verdict rows that differ from the current ones in anything, the reference included."""
+    references: tuple[ReferenceLine, ...]
+    changes: tuple[VerdictChange, ...]
+
+
+def calibrate(root: StoreRoot, now: datetime, policy: Policy | None = None, base: str | None = None) -> Calibration:
+    """Freeze the references of the Hub-crawled adapters and judge every current adapter again.
+
+    The family over which the battery's false discovery rate is controlled stays the crawl or scan in which an adapter
+    was judged last. Repeating it changes nothing: then only its own row is written to `runs`.
+
+    Args:
+        root: the store.
+        now: stored as `judged_at` and `frozen_at`.
+        policy: thresholds; default the present ones.
+        base: only adapters of this base model get new verdicts.
+
+    Raises:
+        StoreError: the store cannot be read or written.
+    """
+    policy = policy or Policy()
+    run_id = f"calibrate-{now:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
+    with root.exclusive():  # no crawl judges meanwhile
+        database = open_database(root)
+        try:
+            current = {row["adapter_id"]: row for row in database.rows("SELECT * FROM current_verdicts")}
+            wanted = {i for i, row in current.items() if base is None or row["base_model"] == base}
+            judged = judge_families(database, _families(current, wanted), policy, now, run_id)
+            frozen = _frozen(database)
+        finally:
+            database.close()
+        changed = [row for row in judged.rows if row["adapter_id"] in wanted and _differs(row, current)]
+        references = {key: r for key, r in judged.references.items() if base is None or key.base_model == base}
+        new = {key: r for key, r in references.items() if r.reference_id not in frozen}
+        if changed or new:
+            append_judgement(root, run_id, replace(judged, rows=changed, references=new), policy, now)
+        result = Calibration(
+            run_id,
+            len(wanted),
+            len(changed),
+            tuple(_line(key, r, policy, key in new) for key, r in sorted(references.items())),
+            tuple(_changes(changed, current)),
+        )
+        _append_run(root, result, base, now)
+    return result
+
+
+def _families(current: dict[str, Row], wanted: set[str]) -> dict[str, list[str]]:
+    """Whole families that hold a wanted adapter: a q-value depends on all of its family."""
+    members: dict[str, list[str]] = defaultdict(list)
+    for adapter_id, row in sorted(current.items()):
+        members[row["crawl_id"] or ""].append(adapter_id)
+    return {family: ids for family, ids in members.items() if not wanted.isdisjoint(ids)}
+
+
+def _frozen(database: Database) -> set[str]:
+    return {row["reference_id"] for row in database.rows("SELECT DISTINCT reference_id FROM reference_profiles")}
+
+
+def _differs(row: Row, current: dict[str, Row]) -> bool:
+    before = current[row["adapter_id"]]
+    return any(row[name] != before[name] for name in _COMPARED)
+
+
+def _line(key: CalibrationKey, reference: Reference, policy: Policy, is_new: bool) -> ReferenceLine:
+    # An adapter is judged by the others: its own vote does not count.
+    return ReferenceLine(
+        key, reference.reference_id, reference.n, max(0, policy.siblings_needed - (reference.n - 1)), is_new
+    )
+
+
+def _changes(rows: Iterable[Row], current: dict[str, Row]) -> Iterable[VerdictChange]:
+    for row in rows:
+        before = current[row["adapter_id"]]
+        if before["verdict"] != row["verdict"]:
+            reasons: list[dict[str, Any]] = json.loads(row["reasons"])
+            yield VerdictChange(
+                before["repo_id"],
+                row["adapter_path"],
+                row["base_model"],
+                before["verdict"],
+                row["verdict"],
+                reasons[0]["code"] if reasons else "",
+            )
+
+
+def _append_run(root: StoreRoot, result: Calibration, base: str | None, now: datetime) -> None:
+    run = {
+        "row_id": row_id_of("runs", result.run_id),
+        "run_id": result.run_id,
+        "kind": "calibrate",
+        "crawl_id": result.run_id,
+        "base_model": base,
+        "finished_at": now,
+        "n_adapters": result.n_judged,
+        "detail": json.dumps(
+            {
+                "verdicts_written": result.n_written,
+                "verdicts_changed": len(result.changes),
+                "references": len(result.references),
+                "references_new": sum(line.is_new for line in result.references),
+            }
+        ),
+    }
+    append_shard(root, result.run_id, {"runs": [run]}, None, now)
