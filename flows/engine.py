@@ -11,6 +11,7 @@ def configure_prefect() -> None:
     """Defaults that a user's own environment overrides: quiet, no telemetry, JSON results, patient server start."""
     for name, value in {
         "PREFECT_LOGGING_LEVEL": "CRITICAL",
+        "PREFECT_INTERNAL_LOGGING_LEVEL": "CRITICAL",  # its event worker writes pages when the server is gone
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

@@ -348,7 +348,7 @@ def _outage(site: _Site, crawl: subprocess.Popen[bytes]) -> None:
         site.tally.outages_told += 1
         site.say(f"     {said[0]}")
     else:
-        site.tally.problems.append(f"a crawl without its server ended with {crawl.returncode}: {said[-3:]}")
+        site.tally.problems.append(f"a crawl without its server ended with {crawl.returncode}: {str(said)[:500]}")
         site.say(site.tally.problems[-1])
 
 
