@@ -4,11 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help install demo test lint format
+.PHONY: help install demo test test-hub1 lint format
 
 help:
 	@echo "make demo    install into $(VENV), then run the whole pipeline on the bundled hub"
 	@echo "make test    install into $(VENV), then run the tests"
+	@echo "make test-hub1  the Hub's tests with huggingface_hub 1.33"
 	@echo "make lint    ruff, import bans, mypy, yamllint"
 	@echo "make format  let ruff rewrite the sources"
 
@@ -25,6 +26,16 @@ demo: install
 
 test: install
 	$(BIN)/pytest
+
+# The oldest supported major version of the Hub's client, laid over the installed one: its HTTP library is another.
+$(VENV)/.hub1: $(VENV)/.installed
+	rm -rf $(VENV)/hub1
+	$(BIN)/pip install --quiet --no-deps --target $(VENV)/hub1 huggingface_hub==1.33.0
+	touch $@
+
+test-hub1: $(VENV)/.hub1
+	PYTHONPATH=$(VENV)/hub1 $(BIN)/python -c 'import huggingface_hub as h; assert h.__version__ == "1.33.0", h.__version__'
+	PYTHONPATH=$(VENV)/hub1 $(BIN)/pytest tests/scanner/hub
 
 lint: install
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ import pytest
 from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
+from scanner.hub.http import httpx as client_http
 from scanner.hub.server import Fault, HubServer, running_hub
 from scanner.hub.server.limits import RateLimiter
 
@@ -137,7 +138,7 @@ def test_the_timed_log_has_the_same_requests_with_moment_and_origin(
     write_adapter("ann/one")
     hub.faults.add(Fault("drop", match="/api/models/ann"))
     before = time.monotonic()
-    with pytest.raises(httpx2.RemoteProtocolError):
+    with pytest.raises(client_http.RemoteProtocolError):
         client.model_info("ann/one")
     client.hf_hub_download("ann/one", "adapter_model.safetensors", cache_dir=tmp_path)
     assert [tuple(record[2:]) for record in hub.timed_log] == [tuple(record) for record in hub.request_log]
