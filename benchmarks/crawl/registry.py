@@ -17,7 +17,7 @@ FIRST_DAY = datetime(2025, 1, 1, tzinfo=UTC)
 MODULES = ("q_proj", "v_proj")
 
 
-def add_repos(folder: Path, start: int, count: int, total: int) -> None:
+def add_repos(folder: Path, start: int, count: int, total: int, bases: int = BASES) -> None:
     """Write repos number `start` to `start + count - 1` of `total`, created one after the other over 600 days.
 
     Of every hundred, one is empty, one gated, one has broken weights, and one carries a pickle.
@@ -33,7 +33,7 @@ def add_repos(folder: Path, start: int, count: int, total: int) -> None:
         (repo / "README.md").write_text("---\nlibrary_name: peft\ntags:\n- lora\n---\n")
         if number % 100 == 1:
             continue
-        (repo / "adapter_config.json").write_text(json.dumps(_config(number, rng)))
+        (repo / "adapter_config.json").write_text(json.dumps(_config(number, rng, bases)))
         if number % 100 == 4:
             (repo / "adapter_model.bin").write_bytes(rng.randbytes(500))
         else:
@@ -42,12 +42,12 @@ def add_repos(folder: Path, start: int, count: int, total: int) -> None:
             (repo / "adapter_model.safetensors").write_bytes(rng.randbytes(2000))
 
 
-def _config(number: int, rng: random.Random) -> dict[str, object]:
+def _config(number: int, rng: random.Random, bases: int) -> dict[str, object]:
     """No two configs are alike: a crawl cannot save requests on them."""
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": f"acme/base-{number % BASES}",
+        "base_model_name_or_path": f"acme/base-{number % bases}",
         "r": 4,
         "lora_alpha": 8,
         "lora_dropout": rng.random(),
