@@ -212,6 +212,16 @@ def deploy(store: str | None, every: int | None, probe: str | None, pool: str | 
     run_deploy(store=store, every=every, probe=probe, pool=pool)
 
 
+@main.command()
+@store_option
+@click.option("--format", "output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def doctor(store: str | None, output: str) -> None:
+    """Check what a scan needs: Hub, token, store, Prefect server, device, disks, versions. Exits with 2 on an error."""
+    from flows.doctor import run_doctor
+
+    sys.exit(run_doctor(store=store, output=output))
+
+
 @main.group("store")
 def store_group() -> None:
     """The store itself."""

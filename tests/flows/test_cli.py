@@ -37,7 +37,7 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
-    for command in ("crawl", "scan", "verdicts", "sql", "hub", "demo", "deploy"):
+    for command in ("crawl", "scan", "verdicts", "sql", "hub", "demo", "deploy", "doctor"):
         assert command in done.stdout
     # CPU time of the child, not wall clock: the contract is 0.5 s.
     assert (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime) <= 0.5
