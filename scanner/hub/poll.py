@@ -111,7 +111,8 @@ def poll_hub(
         memory: what earlier crawls have seen.
         watermark: of the last crawl.
         since: begin here instead.
-        limit: at most so many repos, the oldest first, so that the next crawl goes on behind them.
+        limit: at most so many repos, the oldest first, so that the next crawl goes on behind them. Default:
+            `settings.crawl_limit`.
         base: only adapters of this base model, and nothing asked for by name.
 
     Raises:
@@ -133,7 +134,7 @@ def poll_hub(
         if before is None or _is_open(repo, before, is_asked=repo.repo_uid in asked):
             new.append(replace(repo, tries=before.tries if before else 0))
     new.sort(key=lambda repo: (_event_time(repo), repo.repo_uid))
-    taken = new[:limit] if limit else new
+    taken = new[: limit or client.settings.crawl_limit]
     reached = watermark
     if since is None or watermark is None or since <= watermark:
         # Starting later than the watermark leaves a gap behind, so the watermark stays where it was.

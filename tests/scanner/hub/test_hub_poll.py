@@ -63,6 +63,13 @@ def test_limit_leaves_the_newer_ones_for_the_next_poll(client: HubClient) -> Non
     assert _ids(third) == [] and third.watermark == second.watermark
 
 
+def test_one_crawl_takes_a_bounded_number_of_repos(client: HubClient) -> None:
+    client.settings = client.settings.model_copy(update={"crawl_limit": 2})
+    first = poll_hub(client, Remembered())
+    assert (len(first.repos), first.n_left, first.watermark) == (2, 1, datetime(2026, 11, 2, 12, tzinfo=UTC))
+    assert _ids(poll_hub(client, Remembered(first), watermark=first.watermark)) == ["own/day3"]
+
+
 def test_a_new_commit_brings_back_that_repo_alone(client: HubClient, registry: Path) -> None:
     first = poll_hub(client, Remembered())
     (registry / "own/day1/notes.txt").write_text("changed")
