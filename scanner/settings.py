@@ -60,8 +60,8 @@ class Settings(BaseSettings):
     first_crawl_limit: int = 1_000
     """Repos of the very first crawl of an endpoint, when neither a watermark nor --since says where to begin."""
     crawl_limit: int = 10_000
-    """Repos that one crawl takes on when --limit does not say; the rest is left for the next one. Its adapters are judged
-    together, in memory."""
+    """Repos that one crawl takes on when --limit does not say; the rest is left for the next one. The adapters of a
+    crawl are judged together, in memory."""
     overlap_s: float = 3_600.0
     """How far before the watermark a crawl looks again: listings move while they are read."""
     probe_texts: int = 60
