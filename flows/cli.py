@@ -13,6 +13,7 @@ from scanner.errors import LorascopeError
 __all__ = ["main"]
 
 EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
 VERDICTS = ("flagged", "error", "unsupported", "review", "clean", "inconclusive")
 
 store_option = click.option(
@@ -51,7 +52,11 @@ class _Group(click.Group):
         except LorascopeError as error:
             click.echo(f"lorascope: {error.message}", err=True)
             ctx.exit(EXIT_ERROR)
-        except (click.exceptions.ClickException, click.exceptions.Exit, click.exceptions.Abort):
+        except (KeyboardInterrupt, click.exceptions.Abort):
+            # click's own code for this is 1, which says "flagged".
+            click.echo("lorascope: interrupted", err=True)
+            ctx.exit(EXIT_INTERRUPTED)
+        except (click.exceptions.ClickException, click.exceptions.Exit):
             raise
         except Exception as error:
             # A traceback would end with exit code 1, which says "flagged".

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
+import signal
 import sys
+import threading
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.text import Text
 
 from scanner.settings import Settings, default_store_uri
+
+if TYPE_CHECKING:
+    from scanner.store import StoreRoot
 
 __all__ = [
     "crawl_summary",
@@ -104,6 +109,9 @@ def crawl_summary(**options: Any) -> dict[str, Any]:
     load_probe(options.get("battery") or "V", Path(options["texts"]) if options.get("texts") else None, 1)
     HubClient(Settings()).ping()
     configure_prefect()
+    if threading.current_thread() is threading.main_thread():
+        # As Ctrl-C: the default would end this process without its embedded server, which then stays.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     import httpx
     from prefect.settings import PREFECT_API_URL
 
@@ -133,7 +141,8 @@ def run_crawl(store: str | None, **options: Any) -> int:
         f"; {summary['n_failed_shards']} shards failed and will be tried again" if summary["n_failed_shards"] else ""
     )
     click.echo(
-        f"{summary['n_new']} new repos, {summary['n_adapters']} adapters: {counts or 'nothing new'}{left}{failed}",
+        f"{summary['n_new']} new or changed repos, {summary['n_adapters']} adapters: "
+        f"{counts or 'nothing new'}{left}{failed}",
         err=True,
     )
     return exit_code(summary["verdicts"]) or (3 if summary["n_failed_shards"] else 0)
@@ -144,13 +153,21 @@ def _wide_console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=180)
 
 
+def _note_missing(root: StoreRoot) -> None:
+    """A place without a store reads as an empty one: that must not look like all clear."""
+    if root.is_local and not Path(root.path).is_dir():
+        click.echo(f"lorascope: there is no store at {root.path} yet", err=True)
+
+
 def verdict_rows(
     store: str | None, base: str | None = None, verdict: str | None = None
 ) -> tuple[list[str], list[dict[str, Any]]]:
     """Current verdicts with their attack rates: (column names, rows)."""
     from scanner.store import open_database, open_root
 
-    database = open_database(open_root(store or default_store_uri()))
+    root = open_root(store or default_store_uri(), create=False)
+    _note_missing(root)
+    database = open_database(root)
     try:
         return database.table(
             f"{_VERDICTS_SQL} WHERE (?::VARCHAR IS NULL OR v.base_model = ?) AND (?::VARCHAR IS NULL OR v.verdict = ?) "
@@ -215,11 +232,13 @@ def run_sql(query: str, *, store: str | None, output: str) -> None:
     """`lorascope sql`."""
     from scanner.store import open_database, open_root
 
-    database = open_database(open_root(store or default_store_uri()))
+    root = open_root(store or default_store_uri(), create=False)
+    database = open_database(root)
     try:
         columns, rows = database.query(query)
     finally:
         database.close()
+    _note_missing(root)
     if output == "table":
         from scanner.report.tables import print_rows
 
@@ -233,7 +252,8 @@ def run_store_check(*, store: str | None, clean: bool, grace_s: float) -> int:
     from scanner.report.tables import plain
     from scanner.store import check_store, open_root, remove_leftovers, utc_now
 
-    root = open_root(store or default_store_uri())
+    root = open_root(store or default_store_uri(), create=False)
+    _note_missing(root)
     check = check_store(root, utc_now())
     for line in check.incomplete:
         click.echo(f"incomplete   {plain(line)}")

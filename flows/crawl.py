@@ -194,7 +194,7 @@ def scan_shard(
 def _markdown(endpoint: str, summary: dict[str, Any]) -> str:
     verdicts = "\n".join(f"| {verdict} | {count} |" for verdict, count in sorted(summary["verdicts"].items()))
     return (
-        f"# Crawl of {endpoint}\n\n{summary['n_new']} new repos of {summary['n_listed']} listed, "
+        f"# Crawl of {endpoint}\n\n{summary['n_new']} new or changed repos of {summary['n_listed']} listed, "
         f"{summary['n_adapters']} adapters, {summary['n_failed_shards']} failed shards.\n\n"
         f"| verdict | adapters |\n|---|---|\n{verdicts}\n"
     )

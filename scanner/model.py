@@ -21,6 +21,7 @@ __all__ = [
     "REFUSALS",
     "SEQUENCE_CLASSIFICATION",
     "UNRESOLVED",
+    "VANISHED",
     "AdapterInfo",
     "Finding",
     "ModuleFeatures",
@@ -46,10 +47,8 @@ T = TypeVar("T")
 
 MAX_TRIES = 3
 """Crawls that look at a repo at one commit before its error is final: the repo is in quarantine until it changes."""
-
 PROBE_DEATHS = ("crashed", "timeout", "memory")
 """Beginnings of the reasons of probes whose child process died."""
-
 PROBE_FAILURES = (
     *PROBE_DEATHS,
     *(f"base_{death}" for death in PROBE_DEATHS),
@@ -58,7 +57,8 @@ PROBE_FAILURES = (
     "weights_unavailable",
 )
 """Those, and the beginnings of all other reasons that a later probe may not meet again."""
-
+VANISHED = ("revision_gone", "file_gone")
+"""Reasons of what the listing named and the Hub then did not have."""
 REFUSALS = ("gated", "disabled", "gone", "access_denied")
 """Reasons with which the Hub refuses a repo. They may end without a new commit, so they are asked about again."""
 
@@ -380,7 +380,7 @@ class ScanRecord:
     @property
     def is_unfinished(self) -> bool:
         """Whether another crawl may get further: what failed was not the adapter's doing."""
-        if self.outcome == Outcome.ERROR or self.reason in ("revision_gone", "file_gone"):
+        if self.outcome == Outcome.ERROR or self.reason in VANISHED:
             return True
         probe = self.probe
         return probe is not None and probe.outcome == Outcome.ERROR and probe.reason.startswith(PROBE_FAILURES)

@@ -65,10 +65,11 @@ def decide(evidence: Evidence, policy: Policy) -> Decision:
         return Decision(Verdict.ERROR, (Reason(evidence.reason, evidence.message), *static))
     if evidence.outcome == Outcome.UNSUPPORTED:
         return Decision(Verdict.UNSUPPORTED, (Reason(evidence.reason, evidence.message), *static))
+    unread = [Reason(evidence.reason, evidence.message)] if evidence.outcome != Outcome.PASS else []
     if static or outlier:
-        return Decision(Verdict.REVIEW, (*static, *weights, *battery))
-    if evidence.outcome != Outcome.PASS:
-        return Decision(Verdict.INCONCLUSIVE, (Reason(evidence.reason, evidence.message),))
+        return Decision(Verdict.REVIEW, (*static, *weights, *(unread or battery)))
+    if unread:
+        return Decision(Verdict.INCONCLUSIVE, tuple(unread))
     # `clean` needs the trigger search as well, which this version does not have: the battery's blind spot stays told.
     return Decision(Verdict.INCONCLUSIVE, (*battery, *weights))
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from scanner.errors import CorruptDownloadError, LimitExceededError, TransientError
+from scanner.errors import CorruptDownloadError, LimitExceededError, TransientError, UsageError
 from scanner.hub.http import byte_limit, install_client  # sets the environment first
 
 from huggingface_hub import HfApi, ModelInfo, hf_hub_download  # isort: skip
@@ -65,18 +65,21 @@ class HubClient:
 
     def __init__(self, settings: Settings, endpoint: str | None = None) -> None:
         self.endpoint = (endpoint or hub_endpoint()).rstrip("/")
+        if not self.endpoint.startswith(("http://", "https://")):
+            raise UsageError(f"the Hub's address {self.endpoint!r} must begin with http:// or https:// (HF_ENDPOINT)")
         self.settings = settings
         self.budget = install_client(self.endpoint, settings)
         self._api = HfApi(endpoint=self.endpoint)
 
     def ping(self) -> None:
-        """One small request, tried once.
+        """One small request.
 
         Raises:
             HubUnreachableError: no connection.
             HubTokenError: the token is not accepted.
+            TransientError: after all tries.
         """
-        translated(lambda: next(iter(self._api.list_models(limit=1)), None))
+        self.call(lambda: next(iter(self._api.list_models(limit=1)), None))
 
     def iter_adapters(self, sort: str, tag: str, base: str | None = None) -> Iterator[RepoRef]:
         """Repos with a tag, newest first by `sort` (`createdAt` or `lastModified`), pages fetched as needed.

@@ -27,7 +27,7 @@ _DISABLED = "Access to this resource is disabled."
 _BY_CODE = {
     "GatedRepo": ("gated", "the repo is gated: its files need an access grant"),
     "RepoNotFound": ("gone", "there is no such repo, or it is private"),
-    "RevisionNotFound": ("revision_gone", "the commit is no longer part of the repo"),
+    "RevisionNotFound": ("revision_gone", "there is no such revision (any more) in the repo"),
     "EntryNotFound": ("file_gone", "the file is not in the repo at this commit"),
 }
 _GONE = (401, 404, 410)

@@ -36,6 +36,7 @@ from scanner.hub.sources import HubFiles, RepoFiles
 from scanner.model import (
     MAX_TRIES,
     UNRESOLVED,
+    VANISHED,
     AdapterInfo,
     Finding,
     Outcome,
@@ -76,7 +77,7 @@ def collect_hub_repo(
         earlier: where scans of the same content are found.
     """
     records = collect_repo(repo, HubFiles(client, repo, folder), settings, earlier)
-    if not any(record.reason in ("revision_gone", "file_gone") for record in records):
+    if not any(record.reason in VANISHED for record in records):
         return records
     try:
         current = client.repo(str(repo.repo_id))
@@ -320,12 +321,11 @@ def _outcome_of(error: Exception, repo: RepoRef) -> tuple[Outcome, str, str, tup
         return Outcome.ERROR, error.code, error.message, ()
     if isinstance(error, UnsupportedError):
         return Outcome.UNSUPPORTED, error.code, error.message, ()
+    given_up = f" (given up after {MAX_TRIES} crawls, until the repo changes)" if repo.tries + 1 >= MAX_TRIES else ""
     if isinstance(error, SkipError):
-        return Outcome.INCONCLUSIVE, error.code, error.message, ()
-    ending = "after all tries"
-    if repo.tries + 1 >= MAX_TRIES:
-        ending = f"given up after {MAX_TRIES} crawls, until the repo changes"
-    return Outcome.ERROR, error.code, f"{error.message} ({ending})", ()
+        ending = given_up if error.code in VANISHED else ""
+        return Outcome.INCONCLUSIVE, error.code, f"{error.message}{ending}", ()
+    return Outcome.ERROR, error.code, f"{error.message}{given_up or ' (after all tries)'}", ()
 
 
 def _sha256(path: Path) -> str:

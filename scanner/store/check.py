@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 
 from scanner.errors import StoreError
 from scanner.store.files import StoreRoot
@@ -43,7 +45,7 @@ class StoreCheck:
     """Committed ones."""
     leftovers: tuple[Leftover, ...]
     incomplete: tuple[str, ...]
-    """Committed shards whose rows are not as many as their marker says, in words."""
+    """Committed shards whose rows are not as many as their marker says, or files that cannot be read, in words."""
 
 
 def check_store(root: StoreRoot, now: datetime) -> StoreCheck:
@@ -53,9 +55,12 @@ def check_store(root: StoreRoot, now: datetime) -> StoreCheck:
         StoreError: the store cannot be listed or a file of it cannot be read.
     """
     listed = [info for table in TABLES for info in _files(root, table)]  # before the markers, see `_kind_of`
+    damaged = _damaged(root, listed)
+    if damaged:  # no query gets past such a file
+        return StoreCheck(0, (), damaged)
     database = open_database(root)
     try:
-        markers = database.rows("SELECT DISTINCT shard_id FROM raw_runs WHERE kind IN ('shard', 'judge')")
+        markers = database.rows("SELECT DISTINCT shard_id FROM raw_runs WHERE kind IN ('shard', 'judge', 'crawl')")
         incomplete = tuple(sorted(_incomplete(database)))
     finally:
         database.close()
@@ -83,6 +88,19 @@ def remove_leftovers(root: StoreRoot, leftovers: Sequence[Leftover], grace_s: fl
     return removed
 
 
+def _damaged(root: StoreRoot, listed: Sequence[pafs.FileInfo]) -> tuple[str, ...]:
+    """Finished files whose footer cannot be read: no writer of ours leaves one, a disk or a copy may."""
+    found = []
+    for info in listed:
+        if info.path.endswith(".parquet"):
+            try:
+                pq.read_metadata(info.path, filesystem=root.filesystem)
+            except (OSError, pa.ArrowException) as error:
+                text = next(iter(str(error).splitlines()), type(error).__name__)[:120]
+                found.append(f"{info.path.removeprefix(f'{root.path}/')} cannot be read: {text}")
+    return tuple(found)
+
+
 def _files(root: StoreRoot, table: str) -> list[pafs.FileInfo]:
     selector = pafs.FileSelector(f"{root.path}/{table}", recursive=True, allow_not_found=True)
     try:
@@ -108,7 +126,7 @@ def _incomplete(database: Database) -> list[str]:
         for row in database.rows(f"SELECT shard_id, count(*) AS n FROM raw_{table} GROUP BY 1"):
             there[row["shard_id"], table] = row["n"]
     wrong = []
-    for marker in database.rows("SELECT shard_id, detail FROM raw_runs WHERE kind IN ('shard', 'judge')"):
+    for marker in database.rows("SELECT shard_id, detail FROM raw_runs WHERE kind IN ('shard', 'judge', 'crawl')"):
         noted: dict[str, int] = json.loads(marker["detail"] or "{}").get("rows", {})
         for table, wanted in noted.items():
             found = there.get((marker["shard_id"], table), 0)

@@ -146,8 +146,8 @@ def _write_atomically(target: Path, data: bytes) -> None:
         os.close(folder)
 
 
-def open_root(uri: str) -> StoreRoot:
-    """Open a folder (made when missing) or an `s3://bucket/prefix`.
+def open_root(uri: str, *, create: bool = True) -> StoreRoot:
+    """Open a folder (made when missing and `create`) or an `s3://bucket/prefix`.
 
     S3 takes its credentials and region from the standard AWS variables and its endpoint from `AWS_ENDPOINT_URL`.
 
@@ -168,7 +168,8 @@ def open_root(uri: str) -> StoreRoot:
         if "://" in uri and not uri.startswith("file://"):
             raise StoreError(f"the store URI {uri!r} is neither a folder nor s3://BUCKET/PREFIX")
         folder = Path(uri.removeprefix("file://")).expanduser().absolute()
-        folder.mkdir(parents=True, exist_ok=True)
+        if create:
+            folder.mkdir(parents=True, exist_ok=True)
         return StoreRoot(uri, pafs.LocalFileSystem(), str(folder))
     except OSError as error:
         raise StoreError(f"cannot open the store at {uri}: {error}") from error

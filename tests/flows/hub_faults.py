@@ -54,6 +54,8 @@ class Case:
     """Part of the message that the user reads."""
     then: str = ""
     """What the next crawl does about it, in words."""
+    is_slow: bool = False
+    """Shown with short time limits."""
     n_again: int = 0
     """Repos that the next crawl looks at when nothing has changed but the time."""
 
@@ -89,7 +91,9 @@ ON = "nothing to do"
 
 
 def _down(case_id: str, fault: str, reason: str, says: str, **fields: object) -> Case:
-    return Case(case_id, fault, _fault(times=None, **fields), "error", reason, says, AGAIN, 1)
+    is_slow = "seconds" in fields or "bytes_per_s" in fields
+    act = _fault(times=None, **fields)
+    return Case(case_id, fault, act, "error", reason, says, AGAIN, is_slow=is_slow, n_again=1)
 
 
 def _refused(case_id: str, fault: str, reason: str, says: str, **fields: object) -> Case:
@@ -159,10 +163,10 @@ REFUSALS = Section(
         _refused("404-bare", "404 without a code", "gone", "there is no such repo", status=404),
         Case("404-entry", "404 EntryNotFound for a file that the listing names",
              _fault(kind="denied", times=None, status=404, code="EntryNotFound"),
-             "inconclusive", "file_gone", "the file is not in the repo at this commit", AGAIN, 1),
+             "inconclusive", "file_gone", "the file is not in the repo at this commit", AGAIN, n_again=1),
         Case("404-revision", "404 RevisionNotFound although the head has not moved",
              _fault(kind="denied", times=None, status=404, code="RevisionNotFound"),
-             "inconclusive", "revision_gone", "the commit is no longer part of the repo", AGAIN, 1),
+             "inconclusive", "revision_gone", "there is no such revision (any more) in the repo", AGAIN, n_again=1),
     ),
 )  # fmt: skip
 
@@ -232,7 +236,7 @@ STATES = Section(
              lambda world: world.on_first_file(
                  lambda: actions.reuse_name(world.root, VICTIM, "ann/moved", _changed_config(world))),
              "inconclusive", "gone", "belongs to another repo",
-             "scans the new repo; the moved one when a listing shows it again", 1),
+             "scans the new repo; the moved one when a listing shows it again", n_again=1),
         Case("deleted", "the repo is deleted between the listing and the download",
              lambda world: world.on_first_file(lambda: actions.delete(world.root, VICTIM)),
              "inconclusive", "gone", "there is no such repo", "is not listed any more; asked about again after a day"),

@@ -25,7 +25,6 @@ Crawl = Callable[..., int]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LORASCOPE_MAX_SLEEP_S", "0.05")
-    monkeypatch.setenv("LORASCOPE_REQUEST_TIMEOUT_S", "2")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -13,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from scanner.errors import UsageError
 from scanner.hub.server.answers import header_text, plain_error
 from scanner.hub.server.connections import hang_up, wait_for_disconnect
 from scanner.hub.server.faults import (
@@ -25,9 +27,10 @@ from scanner.hub.server.faults import (
     FaultHost,
 )
 from scanner.hub.server.limits import RateLimiter, RateState, bucket_of
-from scanner.hub.server.script import Script
+from scanner.hub.server.script import Action, Script
 from scanner.hub.server.tamper import BodyTamper, is_file_address, run_before_the_last_piece, spoil_headers
 
+_log = logging.getLogger(__name__)
 FAULTS_PATH = "/_hub/faults"
 _RATE_HEADERS = ("RateLimit", "RateLimit-Policy")
 
@@ -114,7 +117,7 @@ class Gate:
             return
         before, after = self._script.due(self._host, method, path)
         for action in before:
-            await run_in_threadpool(action)
+            await run_in_threadpool(_act, action)
         passed_on = run_before_the_last_piece(send_checked, after) if after else send_checked
         met: list[Fault] = []
         while fault := self._faults.take(PASSING_KINDS, self._host, method, path, met):
@@ -144,7 +147,14 @@ class Gate:
             if tamper.has_cut:
                 await wait_for_disconnect(receive)
         for action in after:  # of an answer that broke off
-            await run_in_threadpool(action)
+            await run_in_threadpool(_act, action)
+
+
+def _act(action: Action) -> None:
+    try:
+        action()
+    except (UsageError, OSError) as error:
+        _log.warning("a step of the script failed: %s", error)
 
 
 def _refuse(path: str, rate: RateState) -> ASGIApp:
