@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 VICTIM, NEIGHBOUR = "ann/victim", "bob/neighbour"
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+BASE = "lorascope/tiny-guard-base"
 FINE = ("inconclusive", "")
 """Verdict and reason of an adapter that was read without trouble by a crawl that does not probe."""
 
@@ -312,11 +313,15 @@ def all_cases() -> Iterator[Case]:
 
 
 def add_world(root: Path, source: Path) -> None:
-    """A victim and a neighbour with different contents, made of two adapters of the bundled hub."""
-    for repo_id, adapter in zip(
-        (VICTIM, NEIGHBOUR), sorted(source.glob("*/*/adapter_model.safetensors"))[:2], strict=True
-    ):
-        shutil.copytree(adapter.parent, root / repo_id)
+    """A victim and a neighbour with different contents: two adapters of the bundled decoder."""
+    configs = [path for path in sorted(source.glob("*/*/adapter_config.json")) if (path.parent / WEIGHTS).exists()]
+    plain = [path.parent for path in configs if _base_of(path) == BASE]
+    for repo_id, folder in zip((VICTIM, NEIGHBOUR), plain[:2], strict=True):
+        shutil.copytree(folder, root / repo_id)
+
+
+def _base_of(config: Path) -> str:
+    return str(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"])
 
 
 def page() -> str:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from hub_faults import CONFIG, NEIGHBOUR, VICTIM, WEIGHTS, World, add_world
+from hub_faults import BASE, CONFIG, NEIGHBOUR, VICTIM, WEIGHTS, World, add_world
 
 from scanner.errors import HubTokenError, HubUnavailableError
 from scanner.hub.client import HubClient
@@ -237,9 +237,6 @@ def test_many_adapters_in_one_repo(
     )
     assert len(rows) == 4
     assert any("number of adapters in the repo is 6, the limit is 3" in row["message"] for row in rows)
-
-
-BASE = "lorascope/tiny-guard-base"
 
 
 @pytest.mark.parametrize("how", ["gated", "gone", "too_large", "not_safetensors", "unreachable"])
