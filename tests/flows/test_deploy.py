@@ -36,7 +36,8 @@ def test_the_file_has_a_scheduled_crawl_and_scans_on_demand() -> None:
     assert crawl["parameters"] == {"probe": "auto"}
     assert crawl["concurrency_limit"]["limit"] == 1
     assert [schedule["interval"] for schedule in crawl["schedules"]] == [900]
-    assert [scan["schedules"] for scan in scans] == [[], []]
+    assert [scan["name"] for scan in scans] == ["scan", "calibrate", "scan-gpu"]
+    assert all(scan["schedules"] == [] for scan in scans)
     assert {spec["work_pool"]["name"] for spec in (crawl, *scans)} == set(POOLS)
 
 
@@ -52,7 +53,10 @@ def test_the_callers_choices_replace_the_files(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     specs = deployment_specs(store="relative/store", every=60, probe="none", pool="scan-gpu")
     assert {spec["parameters"]["store"] for spec in specs} == {str(tmp_path / "relative" / "store")}
-    assert {spec["parameters"]["probe"] for spec in specs} == {"none"}
+    assert {spec["name"]: spec["parameters"].get("probe") for spec in specs} == {
+        **dict.fromkeys(["crawl", "scan", "scan-gpu"], "none"),
+        "calibrate": None,  # it probes nobody
+    }
     assert {spec["work_pool"]["name"] for spec in specs} == {"scan-gpu"}
     assert specs[0]["schedules"] == [{"interval": 60}]
     assert deployment_specs(store="s3://bucket/prefix")[0]["parameters"]["store"] == "s3://bucket/prefix"
@@ -101,7 +105,7 @@ def test_deployed_flows_run_on_a_worker_and_fill_the_store(fleet: Fleet, tmp_pat
 
     second = fleet.run("flows.cli", *options)
     assert second.returncode == 0, second.stderr
-    assert second.stderr.count("unchanged") == 3
+    assert second.stderr.count("unchanged") == len(names)
     assert [shown(fleet, name) for name in names] == before
 
     with running_hub(tmp_path / "hub") as hub:
