@@ -3,20 +3,29 @@
 from scanner.adapter.config import AdapterConfig, parse_config
 from scanner.adapter.discover import CONFIG_NAME, Candidate, find_candidates, is_pickle
 from scanner.adapter.jsonfile import read_json_object
-from scanner.adapter.layouts import PEFT_PREFIX, view_adapter
-from scanner.adapter.lowrank import AdapterView, FloatArray, FullTensor, LowRankUpdate
-from scanner.adapter.safetensors import SafetensorsFile, open_safetensors
+from scanner.adapter.layouts import PEFT_PREFIX, SUPPORTED_TYPES, view_adapter
+from scanner.adapter.lowrank import AdapterView, Companion, FloatArray, FullTensor, LowRankUpdate, Role
+from scanner.adapter.plugins import Layout, LayoutReading
+from scanner.adapter.safetensors import SafetensorsFile, TensorEntry, open_safetensors
+from scanner.adapter.tensors import TensorFile
 
 __all__ = [
     "CONFIG_NAME",
     "PEFT_PREFIX",
+    "SUPPORTED_TYPES",
     "AdapterConfig",
     "AdapterView",
     "Candidate",
+    "Companion",
     "FloatArray",
     "FullTensor",
+    "Layout",
+    "LayoutReading",
     "LowRankUpdate",
+    "Role",
     "SafetensorsFile",
+    "TensorEntry",
+    "TensorFile",
     "find_candidates",
     "is_pickle",
     "open_safetensors",

@@ -27,6 +27,13 @@ class AdapterConfig:
     modules_to_save: tuple[str, ...]
     mlx_scale: float | None
     """MLX writes the scale itself, under lora_parameters."""
+    alpha_field: str = "lora_alpha"
+    """LoHa and LoKr call it `alpha`."""
+
+    @property
+    def family(self) -> str | None:
+        """The PEFT type in capitals."""
+        return self.peft_type.upper() if self.peft_type else None
 
 
 def parse_config(raw: dict[str, Any]) -> AdapterConfig:
@@ -34,13 +41,15 @@ def parse_config(raw: dict[str, Any]) -> AdapterConfig:
     mlx = raw.get("lora_parameters")
     mlx = mlx if isinstance(mlx, dict) else {}
     saved = raw.get("modules_to_save")
+    peft_type = _text(raw.get("peft_type"))
+    alpha_field = "alpha" if (peft_type or "").upper() in ("LOHA", "LOKR") else "lora_alpha"
     return AdapterConfig(
         raw=raw,
-        peft_type=_text(raw.get("peft_type")),
+        peft_type=peft_type,
         base_model=_text(raw.get("base_model_name_or_path")) or _text(raw.get("model")),
         task_type=_text(raw.get("task_type")),
         rank=_natural(raw.get("r")) or _natural(mlx.get("rank")),
-        alpha=_number(raw.get("lora_alpha")),
+        alpha=_number(raw.get(alpha_field)),
         # PEFT asks for truth, not for a boolean: 1 switches these on as well.
         use_rslora=bool(raw.get("use_rslora")),
         use_dora=bool(raw.get("use_dora")),
@@ -49,6 +58,7 @@ def parse_config(raw: dict[str, Any]) -> AdapterConfig:
         alpha_pattern=_numbers(raw.get("alpha_pattern")),
         modules_to_save=tuple(item for item in saved if isinstance(item, str)) if isinstance(saved, list) else (),
         mlx_scale=_number(mlx.get("scale")),
+        alpha_field=alpha_field,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ ITEM_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
 }  # fmt: skip
+_FLOAT8 = {"F8_E4M3": (4, 7, False), "F8_E5M2": (5, 15, True)}
+"""Exponent bits, bias, and whether an exponent of ones means infinity and NaN as in IEEE 754 (arXiv:2209.05433)."""
 _NUMPY = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2",
     "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1",
@@ -70,10 +73,12 @@ class SafetensorsFile:
         """One tensor as float32 (float64 stays), in its own shape.
 
         Raises:
-            MalformedFileError: an 8-bit float, which this version does not decode, or an integer tensor.
+            MalformedFileError: an integer tensor.
         """
         entry = self.entries[name]
         raw = self._data[entry.begin : entry.end]
+        if entry.dtype in _FLOAT8:
+            return _float8_table(entry.dtype)[raw].reshape(entry.shape)
         if entry.dtype == "BF16":
             # bfloat16 is the upper half of a float32.
             bits = raw.view("<u2").astype(np.uint32)
@@ -85,15 +90,30 @@ class SafetensorsFile:
         return values.astype(np.float32) if entry.dtype == "F16" else values
 
     def scalar(self, name: str) -> float:
-        """The only value of a one-element tensor, integer or float (kohya's alphas come as both).
-
-        Raises:
-            MalformedFileError: an 8-bit float.
-        """
+        """The only value of a one-element tensor, integer or float (kohya's alphas come as both)."""
         entry = self.entries[name]
         if entry.dtype in _NUMPY:
             return float(self._data[entry.begin : entry.end].view(_NUMPY[entry.dtype])[0])
         return float(self.floats(name).reshape(-1)[0])
+
+
+@cache
+def _float8_table(dtype: str) -> npt.NDArray[np.float32]:
+    """The value of each of the 256 codes, float32 [256]."""
+    exponent_bits, bias, is_ieee = _FLOAT8[dtype]
+    mantissa_bits = 7 - exponent_bits
+    codes = np.arange(256)
+    sign = np.where(codes & 0x80, -1.0, 1.0)
+    exponent, mantissa = (codes & 0x7F) >> mantissa_bits, codes & (2**mantissa_bits - 1)
+    fraction = mantissa / 2**mantissa_bits
+    normal = 2.0 ** (exponent.astype(np.float64) - bias) * (1 + fraction)
+    values = sign * np.where(exponent == 0, 2.0 ** (1 - bias) * fraction, normal)
+    top = exponent == 2**exponent_bits - 1
+    if is_ieee:
+        values = np.where(top, np.where(mantissa == 0, sign * np.inf, np.nan), values)
+    else:  # one code a sign is NaN, and there is no infinity
+        values = np.where(top & (mantissa == 2**mantissa_bits - 1), np.nan, values)
+    return values.astype(np.float32)
 
 
 def open_safetensors(path: Path) -> SafetensorsFile:

@@ -49,9 +49,8 @@ def with_head(base: ClassifierBase, view: AdapterView) -> Iterator[int]:
     """
     import torch
 
-    if view.unexplained:
-        first = view.unexplained[0]
-        raise UnsupportedError(f"{len(view.unexplained)} tensors are not applied by the probe: {first}", "full_tensors")
+    if names := (*view.unexplained, *(companion.tensor.name for companion in view.companions)):
+        raise UnsupportedError(f"{len(names)} tensors are not applied by the probe: {names[0]}", "full_tensors")
     parameters = dict(base.model.named_parameters())
     head = _head(base, view, parameters)
     n_classes = _class_count(base, head, parameters)

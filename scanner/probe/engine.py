@@ -52,8 +52,8 @@ def attached(base: BaseModel, view: AdapterView) -> Iterator[None]:
         UnsupportedError: tensors that this engine would have to ignore, or see `hooked`. An adapter is probed whole or
             not at all.
     """
-    if view.unexplained or view.heads:
-        names = (*view.unexplained, *view.heads)
+    if view.unexplained or view.heads or view.companions:
+        names = (*view.unexplained, *view.heads, *(companion.tensor.name for companion in view.companions))
         raise UnsupportedError(f"{len(names)} full tensors are not applied by the probe: {names[0]}", "full_tensors")
     with hooked(base.model, view.updates):
         yield

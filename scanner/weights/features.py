@@ -68,9 +68,8 @@ def triangle(tall: FloatArray, block_values: int = BLOCK_VALUES) -> Float64:
 
 
 def _module_features(update: LowRankUpdate) -> ModuleFeatures:
-    a, b = update.read()
     with np.errstate(over="ignore", invalid="ignore"):  # float64 factors can overflow in the product
-        sigma = singular_values(a, b)
+        sigma = update.spectrum() if update.spectrum else singular_values(*update.read())
         energy = float(np.sum(sigma**2))
     if not math.isfinite(energy):
         nothing: dict[str, float | None] = dict.fromkeys(("frobN", "delta_frob", "stable_rank", "top1_energy"))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scanner.adapter import AdapterView, open_safetensors, parse_config, read_json_object, view_adapter
+from scanner.adapter import AdapterView, Role, open_safetensors, parse_config, read_json_object, view_adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT warns about what these configs do on purpose
 
@@ -30,6 +30,7 @@ READABLE: dict[str, dict[str, Any]] = {
     "lm_head": {"target_modules": ["lm_head"]},
     "dora": {"use_dora": True},
     "lora_bias": {"lora_bias": True},
+    "token_rows": {"trainable_token_indices": [1, 2]},
 }
 
 
@@ -87,32 +88,32 @@ def test_declared_heads_are_explained_but_no_update(saved: Callable[[str], tuple
 
 
 @pytest.mark.parametrize(
-    ("name", "part"),
+    ("name", "part", "role"),
     [
-        ("dora", "lora_magnitude_vector"),
-        ("lora_bias", "lora_B.bias"),
-        ("embedding", "base_layer"),
-        ("lm_head", "base_layer"),
+        ("dora", "lora_magnitude_vector", Role.MAGNITUDE),
+        ("lora_bias", "lora_B.bias", Role.BIAS),
+        ("embedding", "base_layer", Role.BASE_COPY),
+        ("lm_head", "base_layer", Role.BASE_COPY),
+        ("token_rows", "trainable_tokens_delta", Role.TOKEN_ROWS),
     ],
 )
-def test_what_low_rank_does_not_explain_is_named(
-    saved: Callable[[str], tuple[Path, Any]], name: str, part: str
+def test_what_is_no_update_has_a_role(
+    saved: Callable[[str], tuple[Path, Any]], name: str, part: str, role: Role
 ) -> None:
     view = read_view(saved(name)[0])
-    assert view.unexplained
-    assert all(part in tensor for tensor in view.unexplained)
+    assert (view.unexplained, view.coverage, view.unsupported_reason) == ((), 1.0, "")
+    assert view.companions
+    assert all(part in c.tensor.name and c.role == role and np.isfinite(c.tensor.read()).all() for c in view.companions)
     file = open_safetensors(saved(name)[0] / "adapter_model.safetensors")
-    lost = sum(file.entries[tensor].size_bytes for tensor in view.unexplained)
-    assert view.coverage == pytest.approx(1 - lost / sum(entry.size_bytes for entry in file))
+    assert all(file.entries[c.tensor.name].size_bytes == c.tensor.size_bytes for c in view.companions)
 
 
-def test_other_peft_types_are_unsupported_by_name(tmp_path: Path, save_peft: Callable[..., Any]) -> None:
-    from peft import LoHaConfig
-
-    save_peft(tmp_path, LoHaConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
-    view = read_view(tmp_path)
-    assert view.unsupported_reason == "peft_type_loha"
-    assert (view.updates, view.coverage) == ((), 0.0)
+def test_roles_are_declared_not_guessed(saved: Callable[[str], tuple[Path, Any]]) -> None:
+    folder, _ = saved("token_rows")
+    raw = read_json_object(folder / "adapter_config.json", 10**6) | {"trainable_token_indices": None}
+    view = view_adapter(open_safetensors(folder / "adapter_model.safetensors"), parse_config(raw), 64)
+    assert view.unexplained == ("base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta",)
+    assert view.coverage < 1
 
 
 @pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])

@@ -255,13 +255,13 @@ def test_long_lists_of_names_are_not_compared_with_every_module(view: View) -> N
 
 
 def test_costs_are_bounded_before_a_factor_is_read(view: View, monkeypatch: pytest.MonkeyPatch) -> None:
-    from scanner.adapter import layouts
+    from scanner.adapter.layouts import limits
     from scanner.errors import LimitExceededError
 
     tensors = {"base_model.model.m.lora_A.weight": A, "base_model.model.m.lora_B.weight": B}
     for limit in ("MAX_FACTOR_ELEMENTS", "MAX_FEATURES", "MAX_SCAN_OPERATIONS"):
         with monkeypatch.context() as patch:
-            patch.setattr(layouts, limit, 3)
+            patch.setattr(limits, limit, 3)
             with pytest.raises(LimitExceededError):
                 view(tensors)
     with pytest.raises(LimitExceededError):

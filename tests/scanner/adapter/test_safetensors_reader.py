@@ -242,14 +242,26 @@ def test_mlx_null_metadata_and_no_tensors_are_accepted(tmp_path: Path, pack: Cal
     assert (file.metadata, list(file)) == ({}, [])
 
 
-def test_dtypes_that_are_not_decoded_say_so(tmp_path: Path, pack: Callable[..., bytes]) -> None:
+def test_integers_are_no_floats(tmp_path: Path, pack: Callable[..., bytes]) -> None:
     path = tmp_path / "odd.safetensors"
-    path.write_bytes(pack({"f8": entry(0, 1, dtype="F8_E4M3"), "i": entry(1, 9, dtype="I64")}, bytes(9)))
-    file = open_safetensors(path)
-    for name in ("f8", "i"):
-        with pytest.raises(MalformedFileError, match="dtype"):
-            file.floats(name)
-    assert file.scalar("i") == 0.0
+    path.write_bytes(pack({"i": entry(0, 8, dtype="I64")}, bytes(8)))
+    with pytest.raises(MalformedFileError, match="dtype"):
+        open_safetensors(path).floats("i")
+
+
+@pytest.mark.parametrize(("dtype", "torch_name"), [("F8_E4M3", "float8_e4m3fn"), ("F8_E5M2", "float8_e5m2")])
+def test_every_8_bit_code_has_torchs_value(
+    tmp_path: Path, pack: Callable[..., bytes], dtype: str, torch_name: str
+) -> None:
+    import torch
+
+    path = tmp_path / "f8.safetensors"
+    codes = bytes(range(256))
+    path.write_bytes(pack({"x": {"dtype": dtype, "shape": [16, 16], "data_offsets": [0, 256]}}, codes))
+    theirs = torch.frombuffer(bytearray(codes), dtype=getattr(torch, torch_name)).to(torch.float32).numpy()
+    ours = open_safetensors(path).floats("x")
+    assert ours.dtype == np.float32
+    np.testing.assert_array_equal(ours.ravel(), theirs)
 
 
 def test_padded_headers_of_the_official_library_are_accepted(tmp_path: Path, pack: Callable[..., bytes]) -> None:
