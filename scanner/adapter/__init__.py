@@ -2,8 +2,8 @@
 
 from scanner.adapter.config import AdapterConfig, parse_config
 from scanner.adapter.discover import CONFIG_NAME, Candidate, find_candidates, is_pickle
-from scanner.adapter.jsonfile import read_json_object
-from scanner.adapter.layouts import PEFT_PREFIX, SUPPORTED_TYPES, view_adapter
+from scanner.adapter.jsonfile import parse_json_object, read_json_object
+from scanner.adapter.layouts import PEFT_PREFIX, PEFT_TYPES, SUPPORTED_TYPES, view_adapter
 from scanner.adapter.lowrank import AdapterView, Companion, FloatArray, FullTensor, LowRankUpdate, Role
 from scanner.adapter.plugins import Layout, LayoutReading
 from scanner.adapter.safetensors import SafetensorsFile, TensorEntry, open_safetensors
@@ -12,6 +12,7 @@ from scanner.adapter.tensors import TensorFile
 __all__ = [
     "CONFIG_NAME",
     "PEFT_PREFIX",
+    "PEFT_TYPES",
     "SUPPORTED_TYPES",
     "AdapterConfig",
     "AdapterView",
@@ -30,6 +31,7 @@ __all__ = [
     "is_pickle",
     "open_safetensors",
     "parse_config",
+    "parse_json_object",
     "read_json_object",
     "view_adapter",
 ]

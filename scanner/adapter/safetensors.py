@@ -76,18 +76,28 @@ class SafetensorsFile:
             MalformedFileError: an integer tensor.
         """
         entry = self.entries[name]
-        raw = self._data[entry.begin : entry.end]
+        return self._floats(entry, entry.begin, entry.end).reshape(entry.shape)
+
+    def _floats(self, entry: TensorEntry, begin: int, end: int) -> npt.NDArray[np.float32] | npt.NDArray[np.float64]:
+        raw = self._data[begin:end]
         if entry.dtype in _FLOAT8:
-            return _float8_table(entry.dtype)[raw].reshape(entry.shape)
+            return _float8_table(entry.dtype)[raw]
         if entry.dtype == "BF16":
             # bfloat16 is the upper half of a float32.
             bits = raw.view("<u2").astype(np.uint32)
             bits <<= 16
-            return bits.view(np.float32).reshape(entry.shape)
+            return bits.view(np.float32)
         if entry.dtype not in ("F64", "F32", "F16"):
-            raise MalformedFileError(f"tensor {name[:120]} has dtype {entry.dtype}, not a float that can be read")
-        values = raw.view(_NUMPY[entry.dtype]).reshape(entry.shape)
+            raise MalformedFileError(f"tensor {entry.name[:120]} has dtype {entry.dtype}, not a float that can be read")
+        values = raw.view(_NUMPY[entry.dtype])
         return values.astype(np.float32) if entry.dtype == "F16" else values
+
+    def chunks(self, name: str, values: int = 2**22) -> Iterator[npt.NDArray[np.float32] | npt.NDArray[np.float64]]:
+        """The values of one tensor in order, at most `values` at a time. Errors as of `floats`."""
+        entry = self.entries[name]
+        width = ITEM_BYTES[entry.dtype]
+        for begin in range(entry.begin, entry.end, values * width):
+            yield self._floats(entry, begin, min(begin + values * width, entry.end))
 
     def scalar(self, name: str) -> float:
         """The only value of a one-element tensor, integer or float (kohya's alphas come as both)."""

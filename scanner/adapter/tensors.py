@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -10,7 +10,9 @@ import numpy.typing as npt
 
 from scanner.adapter.safetensors import TensorEntry
 
-__all__ = ["TensorFile"]
+__all__ = ["TensorFile", "count_nonfinite"]
+
+_FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 
 
 class TensorFile(Protocol):
@@ -32,6 +34,21 @@ class TensorFile(Protocol):
         """One tensor as float32 (float64 stays), in its own shape. Raises MalformedFileError where it is no float."""
         ...
 
+    def chunks(self, name: str, values: int = 2**22) -> Iterator[npt.NDArray[np.float32] | npt.NDArray[np.float64]]:
+        """The values of one tensor, at most `values` at a time where the format allows it. Errors as of `floats`."""
+        ...
+
     def scalar(self, name: str) -> float:
         """The only value of a one-element tensor, integer or float."""
         ...
+
+
+def count_nonfinite(file: TensorFile, names: Iterable[str]) -> dict[str, int]:
+    """How many values of each float tensor are NaN or infinite; tensors without any are left out."""
+    found = {}
+    for name in names:
+        if file.entries[name].dtype in _FLOATS:
+            count = sum(int(chunk.size - np.count_nonzero(np.isfinite(chunk))) for chunk in file.chunks(name))
+            if count:
+                found[name] = count
+    return found

@@ -15,7 +15,7 @@ SCHEMA_VERSION = 1
 _STR, _F64, _I64, _BOOL = pa.string(), pa.float64(), pa.int64(), pa.bool_()
 _TS = pa.timestamp("us", tz="UTC")
 
-WEIGHT_MODULE_FEATURES = ("frobN", "delta_frob", "stable_rank", "top1_energy")
+WEIGHT_MODULE_FEATURES = ("frobN", "delta_frob", "stable_rank", "top1_energy", "row_top8_energy")
 """Columns of `module_features`, one for each per-module weight feature."""
 
 
@@ -91,6 +91,7 @@ TABLES: dict[str, pa.Schema] = {
         ("stable_rank", _F64, "‖ΔW‖_F² / σ₁²."),
         ("top1_energy", _F64, "σ₁² / Σσ²."),
         ("version", _STR, "Version of the feature set."),
+        ("row_top8_energy", _F64, "Share of ‖ΔW‖² in its eight largest rows; null for LoKr."),
     ),
     "probe_scans": _schema(
         _ADAPTER_ID,

@@ -19,11 +19,12 @@ import numpy.typing as npt
 from scanner.adapter import FloatArray, LowRankUpdate
 from scanner.model import ModuleFeatures, WeightScan
 
-__all__ = ["FEATURE_VERSION", "scan_weights", "singular_values"]
+__all__ = ["FEATURE_VERSION", "MODULE_FEATURES", "scan_weights", "singular_values"]
 
 Float64 = npt.NDArray[np.float64]
 
-FEATURE_VERSION = "weights-1"
+FEATURE_VERSION = "weights-2"
+MODULE_FEATURES = ("frobN", "delta_frob", "stable_rank", "top1_energy", "row_top8_energy")
 BLOCK_VALUES = 2**23
 """Values that are converted to float64 at once: 64 MiB."""
 
@@ -40,10 +41,32 @@ def singular_values(a: FloatArray, b: FloatArray) -> Float64:
         a: A [r, in].
         b: B [out, r].
     """
-    core: Float64 = triangle(b) @ triangle(a.T).T
+    return _core_values(triangle(b) @ triangle(a.T).T)
+
+
+def _core_values(core: Float64) -> Float64:
     if not np.isfinite(core).all():
         return np.full(min(core.shape), math.nan)  # LAPACK's answer to infinity depends on its build
     return np.linalg.svd(core, full_matrices=False, compute_uv=False).astype(np.float64, copy=False)
+
+
+def row_top8_energy(right: Float64, b: FloatArray) -> float | None:
+    """Share of ‖B·A‖² in its eight largest rows, 0-1; 0 where nothing is there, None where it overflows.
+
+    Row i of B·A is b_i·A, whose norm is that of b_i·R_Aᵀ: a function of the product alone.
+
+    Args:
+        right: R_A [r, r].
+        b: B [out, r].
+    """
+    rows = b.astype(np.float32, copy=False) @ right.T.astype(np.float32)
+    energy = np.einsum("or,or->o", rows, rows, dtype=np.float64)
+    total = float(energy.sum())
+    if not math.isfinite(total):
+        return None
+    if total == 0:
+        return 0.0
+    return float(np.partition(energy, -8)[-8:].sum()) / total if energy.size > 8 else 1.0
 
 
 def triangle(tall: FloatArray, block_values: int = BLOCK_VALUES) -> Float64:
@@ -69,10 +92,17 @@ def triangle(tall: FloatArray, block_values: int = BLOCK_VALUES) -> Float64:
 
 def _module_features(update: LowRankUpdate) -> ModuleFeatures:
     with np.errstate(over="ignore", invalid="ignore"):  # float64 factors can overflow in the product
-        sigma = update.spectrum() if update.spectrum else singular_values(*update.read())
+        top8 = None
+        if update.spectrum:
+            sigma = update.spectrum()
+        else:
+            a, b = update.read()
+            right = triangle(a.T)
+            sigma = _core_values(triangle(b) @ right.T)
+            top8 = row_top8_energy(right, b)
         energy = float(np.sum(sigma**2))
     if not math.isfinite(energy):
-        nothing: dict[str, float | None] = dict.fromkeys(("frobN", "delta_frob", "stable_rank", "top1_energy"))
+        nothing: dict[str, float | None] = dict.fromkeys(MODULE_FEATURES)
         return ModuleFeatures(update.module, update.rank, update.out_features, update.in_features, nothing)
     frob = math.sqrt(energy)
     top = float(sigma[0]) ** 2 if sigma.size else 0.0
@@ -86,6 +116,7 @@ def _module_features(update: LowRankUpdate) -> ModuleFeatures:
             "delta_frob": abs(update.scale) * frob,
             "stable_rank": energy / top if top > 0 else 0.0,
             "top1_energy": top / energy if energy > 0 else 0.0,
+            "row_top8_energy": top8,
         },
     )
 

@@ -19,6 +19,7 @@ from scanner.adapter.layouts.declared import Declared
 from scanner.adapter.layouts.lora import build_lora
 from scanner.adapter.layouts.products import build_adalora, build_loha, build_lokr
 from scanner.adapter.layouts.slots import PEFT_PREFIX, Group, find_slot
+from scanner.adapter.layouts.types import SUPPORTED_TYPES
 from scanner.adapter.layouts.vera import build_vera
 from scanner.adapter.lowrank import AdapterView, Companion, LowRankUpdate, Role
 from scanner.adapter.names import LITERAL
@@ -27,9 +28,8 @@ from scanner.adapter.safetensors import TensorEntry
 from scanner.adapter.tensors import TensorFile
 from scanner.errors import MalformedFileError
 
-__all__ = ["SUPPORTED_TYPES", "view_adapter"]
+__all__ = ["view_adapter"]
 
-SUPPORTED_TYPES = ("ADALORA", "LOHA", "LOKR", "LORA", "VERA")
 _BUILDERS: dict[str, Callable[[Group, Source], Built | None]] = {
     "lora": build_lora,
     "embedding": build_lora,
