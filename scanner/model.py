@@ -33,6 +33,8 @@ __all__ = [
     "UNRESOLVED",
     "VANISHED",
     "AdapterInfo",
+    "BaseResolution",
+    "BaseStep",
     "Finding",
     "ModuleFeatures",
     "Outcome",
@@ -77,6 +79,37 @@ UNRESOLVED = "unresolved"
 
 
 @dataclass(frozen=True)
+class BaseStep:
+    """One piece of evidence on the way from what an adapter claims to its base model."""
+
+    kind: str
+    """Who named a base: base_models, tag, config, path. What the Hub said: known, redirect, quantized. Where it ended:
+    unknown_to_hub, refused, unreachable, not_looked_up, not_a_hub_id, loop, too_deep, ambiguous, no_match. From
+    elsewhere: remembered, fingerprint."""
+    value: str
+    """The id (or what stands in its place) that this step leads to."""
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class BaseResolution:
+    """Where a claimed base model leads."""
+
+    name: str
+    """As it was claimed."""
+    root: str
+    """The base's Hub id, or `unresolved`."""
+    commit_sha: str | None
+    """Head of the root; None where the Hub did not confirm it."""
+    steps: tuple[BaseStep, ...] = ()
+
+    @property
+    def is_final(self) -> bool:
+        """Whether asking again would probably bring the same answer."""
+        return not any(step.kind in ("unreachable", "not_looked_up") for step in self.steps)
+
+
+@dataclass(frozen=True)
 class RepoRef:
     """One repo at one commit, as a listing or a folder names it."""
 
@@ -98,6 +131,8 @@ class RepoRef:
     """File names at the commit, where the listing told them."""
     tries: int = 0
     """Crawls that have looked at this commit before and failed."""
+    base_steps: tuple[BaseStep, ...] = ()
+    """How `base_model` was found. The first step is the listing's claim."""
 
     @property
     def is_folder(self) -> bool:
@@ -183,6 +218,8 @@ class AdapterInfo:
     """Versions of rules and features that looked at it."""
     copied_from: str | None = None
     """adapter_id of an earlier scan of the same weights and config, whose measurements these are."""
+    base_evidence: tuple[BaseStep, ...] = ()
+    """How `base_model` was found."""
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,8 @@ class StaticFacts:
     config: AdapterConfig | None = None
     view: AdapterView | None = None
     weights: WeightScan | None = None
+    base_contradictions: tuple[str, ...] = ()
+    """What in the adapter's shapes cannot belong to its base model."""
 
 
 Rule = Callable[[StaticFacts], Iterator[Finding]]
