@@ -140,10 +140,10 @@ def _checks(adapter: AdapterFingerprint, base: BaseFingerprint) -> Iterator[tupl
             n_known += 1
             yield from _sides(kind, found)
     # Heads have any name; what lies inside of a layer has the architecture's.
-    inside = {kind.name.rpartition(".")[2] for kind in adapter.kinds if _LAYER.search(kind.example)}
+    inside = {".".join(kind.name.split(".")[-2:]) for kind in adapter.kinds if _LAYER.search(kind.example)}
     if base.is_complete and inside and not n_known:
         names = ", ".join(sorted(inside)[:4])
-        yield f"a {base.model_type} has none of the modules {names[:120]}", False
+        yield f"{names[:120]}: no modules of a base of type {base.model_type}", False
     for stack, count in (adapter.layers or {}).items():
         has = (base.layers or {}).get(stack)
         if has is not None and count > has:

@@ -137,27 +137,34 @@ class _Reader:
 
     def _widths(self) -> dict[str, Width] | None:
         h, q, kv, inner = self._hidden, self._q, self._kv, self._inner
-        attention = {"q_proj": Width(h, q), "k_proj": Width(h, kv), "v_proj": Width(h, kv)}
+        attention = {
+            "self_attn.q_proj": Width(h, q),
+            "self_attn.k_proj": Width(h, kv),
+            "self_attn.v_proj": Width(h, kv),
+        }
+        output = {"self_attn.o_proj": Width(q, h)}
         square = Width(h, h)
         up, down = Width(h, inner), Width(inner, h)
         if self._type in _GATED:
-            gated = {"gate_proj": up, "up_proj": up, "down_proj": down}
-            return {**attention, "o_proj": Width(q, h), **gated}
+            gated = {"mlp.gate_proj": up, "mlp.up_proj": up, "mlp.down_proj": down}
+            return {**attention, **output, **gated}
         if self._type in _EXPERTS:
-            return {**attention, "o_proj": Width(q, h)}  # experts have widths of their own
+            return {**attention, **output}  # experts have widths of their own
         if self._type == "starcoder2":
-            return {**attention, "o_proj": Width(q, h), "c_fc": up, "c_proj": down}
+            return {**attention, **output, "mlp.c_fc": up, "mlp.c_proj": down}
         if self._type == "phi":
-            return {**attention, "self_attn.dense": Width(q, h), "fc1": up, "fc2": down}
+            return {**attention, "self_attn.dense": Width(q, h), "mlp.fc1": up, "mlp.fc2": down}
         if self._type == "phi3":
-            return {"qkv_proj": Width(h, self._fused), "o_proj": Width(q, h), "gate_up_proj": Width(h, self._double),
-                    "down_proj": down}  # fmt: skip
+            fused = {"self_attn.qkv_proj": Width(h, self._fused), "mlp.gate_up_proj": Width(h, self._double)}
+            return {**fused, **output, "mlp.down_proj": down}
+        heads = ("q_proj", "k_proj", "v_proj", "out_proj")
         if self._type == "opt":
-            return {**dict.fromkeys(("q_proj", "k_proj", "v_proj", "out_proj"), square), "fc1": up, "fc2": down,
-                    "project_in": Width(None, h), "project_out": Width(h, None)}  # fmt: skip
-        if self._type in ("gpt_neo", "gptj"):
-            inside = {"c_fc": up, "mlp.c_proj": down, "fc_in": up, "fc_out": down}
-            return {**dict.fromkeys(("q_proj", "k_proj", "v_proj", "out_proj"), square), **inside}
+            ends = {"project_in": Width(None, h), "project_out": Width(h, None)}
+            return {**{f"self_attn.{name}": square for name in heads}, "fc1": up, "fc2": down, **ends}
+        if self._type == "gpt_neo":
+            return {**{f"attn.attention.{name}": square for name in heads}, "mlp.c_fc": up, "mlp.c_proj": down}
+        if self._type == "gptj":
+            return {**{f"attn.{name}": square for name in heads}, "mlp.fc_in": up, "mlp.fc_out": down}
         if self._type == "gpt2":
             return {"attn.c_attn": Width(h, self._fused), "attn.c_proj": square, "mlp.c_fc": up, "mlp.c_proj": down,
                     "crossattention.c_attn": Width(h, None), "crossattention.c_proj": square,
@@ -166,10 +173,14 @@ class _Reader:
             return {"query_key_value": Width(h, self._fused), "attention.dense": square, "self_attention.dense": square,
                     "dense_h_to_4h": up, "dense_4h_to_h": down}  # fmt: skip
         if self._type in ("bert", "roberta", "xlm-roberta", "camembert", "electra"):
-            return {**dict.fromkeys(("query", "key", "value", "attention.output.dense", "pooler.dense"), square),
-                    "intermediate.dense": up, "output.dense": down}  # fmt: skip
+            squares = ("self.query", "self.key", "self.value", "attention.output.dense", "pooler.dense")
+            return {**dict.fromkeys(squares, square), "intermediate.dense": up, "output.dense": down}
         if self._type == "distilbert":
-            return {**dict.fromkeys(("q_lin", "k_lin", "v_lin", "out_lin"), square), "lin1": up, "lin2": down}
+            return {
+                **dict.fromkeys((f"attention.{name}_lin" for name in ("q", "k", "v", "out")), square),
+                "lin1": up,
+                "lin2": down,
+            }
         if self._type in ("t5", "mt5", "umt5"):
             into, out = Width(h, q), Width(q, h)
             return {**{f"{kind}.{name}": into for kind in ("SelfAttention", "EncDecAttention") for name in "qkv"},
