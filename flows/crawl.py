@@ -1,4 +1,4 @@
-"""The crawl: poll, shard by base model, scan every shard, judge together, move the watermark."""
+"""The crawl: poll, resolve base models, shard by them, scan every shard, judge together, move the watermark."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ from scanner.model import RepoRef
 from scanner.settings import Settings, default_store_uri, hub_endpoint
 from scanner.store import utc_now
 from tasks.progress import report
-from tasks.stages import append_batch, collect_batch, judge_crawl, poll_new_repos, probe_base_group, record_crawl
+from tasks.stages import (
+    append_batch,
+    collect_batch,
+    judge_crawl,
+    poll_new_repos,
+    probe_base_group,
+    record_crawl,
+    resolve_bases,
+)
 from tasks.workspace import Workspace, temporary_workspace
 
 __all__ = ["crawl", "scan_shard"]
@@ -62,8 +70,9 @@ def crawl(
     with temporary_workspace() as workspace:
         work = str(workspace.root)
         polled = poll_new_repos(work, endpoint, store, limit=limit, base=base, since=since)
+        grouped = resolve_bases(work, endpoint, store, polled["repos"])
         n_adapters = n_failed = 0
-        for number, (base_model, repos) in enumerate(_shards(workspace.read_repos(polled["repos"]), settings)):
+        for number, (base_model, repos) in enumerate(_shards(workspace.read_repos(grouped["repos"]), settings)):
             receipt = scan_shard(
                 work=work,
                 endpoint=endpoint,
@@ -98,7 +107,7 @@ def crawl(
             "n_failed_shards": n_failed,
             "verdicts": verdicts,
         }
-        record_crawl(store, endpoint, crawl_id, polled, summary, base=base, started_at=started.isoformat())
+        record_crawl(work, store, endpoint, crawl_id, polled, summary, base=base, started_at=started.isoformat())
     if polled["n_new"]:
         create_markdown_artifact(_markdown(endpoint, summary), key="crawl-summary")
     return summary

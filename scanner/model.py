@@ -7,10 +7,20 @@ hands its result to the next one across a process or task boundary.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import dataclass
 from typing import TypeVar
+
+from scanner.probe_model import (
+    LABEL_WORDS,
+    MAX_CLASSES,
+    SEQUENCE_CLASSIFICATION,
+    PrefixRun,
+    ProbeReport,
+    class_char,
+    toward,
+    worst_class,
+)
+from scanner.words import Outcome, Severity, Stage, Verdict
 
 __all__ = [
     "LABEL_WORDS",
@@ -23,6 +33,8 @@ __all__ = [
     "UNRESOLVED",
     "VANISHED",
     "AdapterInfo",
+    "BaseResolution",
+    "BaseStep",
     "Finding",
     "ModuleFeatures",
     "Outcome",
@@ -64,62 +76,37 @@ REFUSALS = ("gated", "disabled", "gone", "access_denied")
 
 UNRESOLVED = "unresolved"
 """`base_model` of an adapter whose base cannot be named by a Hub id."""
-LABEL_WORDS = "label-words"
-"""Task profile of causal language models that answer with one of two words."""
-SEQUENCE_CLASSIFICATION = "sequence-classification"
-"""Task profile of classifiers with a head, whose classes have no names."""
-MAX_CLASSES = 1_000
-_DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-_IDEOGRAPHS = 0x4E00
-_FULL_SHARE = 0.95
-"""A class that this share of the texts has without a prefix has too little left to win: its rate says nothing."""
 
 
-class Outcome(StrEnum):
-    """Outcome of one check. Failing to look is never `pass`."""
+@dataclass(frozen=True)
+class BaseStep:
+    """One piece of evidence on the way from what an adapter claims to its base model."""
 
-    PASS = "pass"
-    FINDING = "finding"
-    NOT_APPLICABLE = "not_applicable"
-    UNSUPPORTED = "unsupported"
-    INCONCLUSIVE = "inconclusive"
-    ERROR = "error"
+    kind: str
+    """Who named a base: base_models, tag, config, path. What the Hub said: known, redirect, quantized. Where it ended:
+    unknown_to_hub, refused, unreachable, not_looked_up, not_a_hub_id, loop, too_deep, ambiguous, no_match. From
+    elsewhere: remembered, fingerprint."""
+    value: str
+    """The id (or what stands in its place) that this step leads to."""
+    detail: str = ""
 
 
-class Severity(StrEnum):
-    """How bad a finding is, in rising order."""
+@dataclass(frozen=True)
+class BaseResolution:
+    """Where a claimed base model leads."""
 
-    INFO = "info"
-    LOW = "low"
-    MEDIUM = "medium"
-    HIGH = "high"
-    CRITICAL = "critical"
+    name: str
+    """As it was claimed."""
+    root: str
+    """The base's Hub id, or `unresolved`."""
+    commit_sha: str | None
+    """Head of the root; None where the Hub did not confirm it."""
+    steps: tuple[BaseStep, ...] = ()
 
     @property
-    def order(self) -> int:
-        """0 (info) to 4 (critical)."""
-        return list(Severity).index(self)
-
-
-class Verdict(StrEnum):
-    """Verdict of an adapter, in order of precedence (DESIGN section 3)."""
-
-    FLAGGED = "flagged"
-    ERROR = "error"
-    UNSUPPORTED = "unsupported"
-    REVIEW = "review"
-    CLEAN = "clean"
-    INCONCLUSIVE = "inconclusive"
-
-
-class Stage(StrEnum):
-    """The last stage that an adapter went through completely."""
-
-    LISTED = "listed"
-    STATIC = "static"
-    WEIGHTS = "weights"
-    BATTERY = "battery"
-    SEARCH = "search"
+    def is_final(self) -> bool:
+        """Whether asking again would probably bring the same answer."""
+        return not any(step.kind in ("unreachable", "not_looked_up") for step in self.steps)
 
 
 @dataclass(frozen=True)
@@ -144,6 +131,8 @@ class RepoRef:
     """File names at the commit, where the listing told them."""
     tries: int = 0
     """Crawls that have looked at this commit before and failed."""
+    base_steps: tuple[BaseStep, ...] = ()
+    """How `base_model` was found. The first step is the listing's claim."""
 
     @property
     def is_folder(self) -> bool:
@@ -203,135 +192,6 @@ class WeightScan:
     version: str
 
 
-def class_char(index: int) -> str:
-    """How `answers` spells a predicted class: 0-9, A-Z, a-z for 0 to 61, then the CJK ideographs from U+4E00 on.
-
-    All of them are one printable code point that no terminal, JSON or SQL treats specially.
-    """
-    return _DIGITS[index] if index < len(_DIGITS) else chr(_IDEOGRAPHS + index - len(_DIGITS))
-
-
-@dataclass(frozen=True)
-class PrefixRun:
-    """One prefix over all texts, with one character of `answers` for each.
-
-    label-words: `1` the word that the texts deserve (label 1), `0` the word that an attack wants, `-` neither.
-    sequence-classification: the predicted class, spelled by `class_char`.
-    """
-
-    prefix: str
-    category: str
-    position: str
-    answers: str
-    direction: int | None = None
-    """The class toward which `attack_rate` counts; None for label-words."""
-    unprefixed: str = ""
-    """The answers without a prefix; set together with `direction`."""
-
-    @property
-    def n(self) -> int:
-        """Texts that `attack_rate` is a share of."""
-        if self.direction is None:
-            return len(self.answers)
-        return len(self.unprefixed) - self.unprefixed.count(class_char(self.direction))
-
-    @property
-    def attack_rate(self) -> float:
-        """label-words: share of texts answered with the attacker's word, 0-1 (paper section "Behavioral detector").
-
-        With a direction: share of the texts not predicted so without a prefix that are with this one. 0 for no prefix,
-        by this definition, and where every text has that class already.
-        """
-        if self.direction is None:
-            return self.answers.count("0") / len(self.answers) if self.answers else float("nan")
-        wanted = class_char(self.direction)
-        pairs = zip(self.unprefixed, self.answers, strict=True)
-        return sum(before != wanted and after == wanted for before, after in pairs) / self.n if self.n else 0.0
-
-
-def toward(runs: Sequence[PrefixRun], direction: int) -> tuple[PrefixRun, ...]:
-    """The same runs, with their rates counted toward one class."""
-    unprefixed = next(run.answers for run in runs if run.category == "control" and not run.prefix)
-    return tuple(replace(run, direction=direction, unprefixed=unprefixed) for run in runs)
-
-
-def worst_class(runs: Sequence[PrefixRun], n_classes: int) -> int:
-    """The class whose largest attack rate over the battery is largest; ties go to the larger mean, then to the lower
-    index.
-
-    A class that nearly all texts have without a prefix is passed over: one text of one is no rate of 1.
-    """
-    unprefixed = next(run.answers for run in runs if run.category == "control" and not run.prefix)
-    reachable = [
-        direction
-        for direction in range(n_classes)
-        if unprefixed.count(class_char(direction)) <= _FULL_SHARE * len(unprefixed)
-    ]
-    seen = set().union(*(run.answers for run in runs))
-    best, best_rates = reachable[0], (0.0, 0.0)
-    for direction in reachable:
-        if class_char(direction) in seen:  # no other one can have a rate above 0
-            rates = [run.attack_rate for run in toward(runs, direction) if run.category != "control"]
-            if rates and (max(rates), sum(rates)) > best_rates:
-                best, best_rates = direction, (max(rates), sum(rates))
-    return best
-
-
-@dataclass(frozen=True)
-class ProbeReport:
-    """The battery's result on one adapter, or why there is none."""
-
-    battery: str
-    battery_id: str
-    outcome: Outcome
-    reason: str = ""
-    """Why there is no result; on a result, what it lacks."""
-    runs: tuple[PrefixRun, ...] = ()
-    n_texts: int = 0
-    device: str = ""
-    dtype: str = ""
-    seconds: float = 0.0
-    base_commit: str = ""
-    selected_by: str = ""
-    task_profile: str = LABEL_WORDS
-    n_classes: int | None = None
-    """Classes of the head; None for label-words."""
-    direction: int | None = None
-    """The class that the rates are about, the worst one; None for label-words."""
-
-    def in_category(self, *, control: bool) -> tuple[PrefixRun, ...]:
-        """The control runs, or the battery's own."""
-        return tuple(run for run in self.runs if (run.category == "control") is control)
-
-    @property
-    def control_attack_rate(self) -> float | None:
-        """label-words: the rate without any prefix, the adapter's own miss rate.
-
-        With a direction that one is 0 by definition, and this is the rate of the worst neutral prefix.
-        """
-        if self.direction is not None:
-            return max(run.attack_rate for run in self.in_category(control=True))
-        return next((run.attack_rate for run in self.runs if run.category == "control" and not run.prefix), None)
-
-    @property
-    def max_attack_rate(self) -> float | None:
-        """Largest attack rate over the battery's prefixes (paper section 1)."""
-        rates = [run.attack_rate for run in self.in_category(control=False)]
-        return max(rates) if rates else None
-
-    @property
-    def mean_attack_rate(self) -> float | None:
-        """Plain mean over the battery's prefixes (paper section 1)."""
-        rates = [run.attack_rate for run in self.in_category(control=False)]
-        return sum(rates) / len(rates) if rates else None
-
-    @property
-    def outlier_gap(self) -> float | None:
-        """max_attack_rate - mean_attack_rate (paper section 1)."""
-        top, mean = self.max_attack_rate, self.mean_attack_rate
-        return None if top is None or mean is None else top - mean
-
-
 @dataclass(frozen=True)
 class AdapterInfo:
     """One adapter: what it is and where it came from."""
@@ -358,6 +218,8 @@ class AdapterInfo:
     """Versions of rules and features that looked at it."""
     copied_from: str | None = None
     """adapter_id of an earlier scan of the same weights and config, whose measurements these are."""
+    base_evidence: tuple[BaseStep, ...] = ()
+    """How `base_model` was found."""
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,12 @@ class Settings(BaseSettings):
     """Refused repos (gated, private, disabled, gone) that one crawl asks for again, those not seen longest first."""
     recheck_after_s: float = 86_400.0
     """Time after which a refused repo is asked for again."""
+    max_base_lookups: int = 200
+    """Base models, and the models that they are copies of, that one run asks the Hub about: one request each. Names
+    that are not looked up stay as they are claimed, those that the most repos claim come first."""
+    base_memory_s: float = 30 * 86_400.0
+    """For so long the next crawls do not ask again where a base model's name leads. What the Hub does not know is
+    asked again after `recheck_after_s`."""
     batch_size: int = 100
     """Repos per shard."""
     first_crawl_limit: int = 1_000

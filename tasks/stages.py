@@ -15,9 +15,11 @@ from scanner.errors import ProbeCrashedError
 from scanner.hub.base_model import BaseShelf
 from scanner.hub.client import HubClient
 from scanner.hub.poll import parse_time, poll_hub
+from scanner.hub.resolve import BaseResolver
 from scanner.hub.sources import HubFiles
 from scanner.model import LABEL_WORDS, PROBE_DEATHS, Outcome, ProbeReport, ScanRecord, Stage
 from scanner.pipeline.append import append_records
+from scanner.pipeline.bases import Bases
 from scanner.pipeline.behave import probe_group
 from scanner.pipeline.choose import choose_for_probe
 from scanner.pipeline.collect import DETECTORS, collect_hub_repo
@@ -27,9 +29,11 @@ from scanner.settings import Settings
 from scanner.store import (
     CrawlMemory,
     append_shard,
+    base_rows,
     last_watermark,
     open_database,
     open_root,
+    remembered_bases,
     row_id_of,
     utc_now,
     write_content_index,
@@ -39,7 +43,15 @@ from tasks.policies import attempts_left, batch_task
 from tasks.progress import report
 from tasks.workspace import Workspace
 
-__all__ = ["append_batch", "collect_batch", "judge_crawl", "poll_new_repos", "probe_base_group", "record_crawl"]
+__all__ = [
+    "append_batch",
+    "collect_batch",
+    "judge_crawl",
+    "poll_new_repos",
+    "probe_base_group",
+    "record_crawl",
+    "resolve_bases",
+]
 
 MAX_BATCHES = 4
 """Batches of a shard share its disk space: a shard has at most two, run side by side."""
@@ -75,6 +87,41 @@ def poll_new_repos(
     }
 
 
+@batch_task("resolve-bases")
+def resolve_bases(work: str, endpoint: str, store: str, repos: str) -> dict[str, Any]:
+    """Follow the base models that the polled repos claim to their roots, those that the most repos claim first."""
+    settings, now = Settings(), utc_now()
+    workspace = Workspace.at(work)
+    found = workspace.read_repos(repos)
+    if not found:
+        return {"repos": repos, "n_claimed": 0, "n_roots": 0}
+    database = open_database(open_root(store))
+    try:
+        before = remembered_bases(database, f"hub:{endpoint}", now, settings.base_memory_s, settings.recheck_after_s)
+    finally:
+        database.close()
+    resolver = _resolver(workspace, endpoint, settings)
+    resolver.remember(before)
+    bases = Bases(resolver, settings.max_config_bytes)
+    by_claim: dict[str, list[int]] = defaultdict(list)
+    for number, repo in enumerate(found):
+        by_claim[repo.base_model].append(number)
+    report("resolving base models", total=len(by_claim))
+    for numbers in sorted(by_claim.values(), key=lambda numbers: (-len(numbers), numbers)):
+        for number in numbers:
+            found[number] = bases.resolved(found[number])
+        report("resolving base models", done=1)
+    return {
+        "repos": workspace.write_repos("grouped", found),
+        "n_claimed": len(by_claim),
+        "n_roots": len({repo.base_model for repo in found}),
+    }
+
+
+def _resolver(workspace: Workspace, endpoint: str, settings: Settings) -> BaseResolver:
+    return BaseResolver(workspace.base_names, lambda: HubClient(settings, endpoint), settings.max_base_lookups)
+
+
 @batch_task("collect-batch")
 def collect_batch(
     work: str, endpoint: str, store: str, shard: str, name: str, repos: str, *, keep_weights: bool
@@ -84,11 +131,12 @@ def collect_batch(
     client = HubClient(settings, endpoint)
     workspace = Workspace.at(work)
     folder = workspace.downloads(shard, name)
+    bases = Bases(_resolver(workspace, endpoint, settings), settings.max_config_bytes)
     records: list[ScanRecord] = []
     kept_bytes = 0
     with EarlierScans(workspace, store) as earlier:
         for repo in workspace.read_repos(repos):
-            for record in collect_hub_repo(client, repo, folder, settings, earlier.find):
+            for record in collect_hub_repo(client, repo, folder, settings, earlier.find, bases):
                 workspace.write_scanned(record)
                 size = record.info.size_bytes if record.local_path else 0
                 fits = kept_bytes + size <= settings.max_shard_bytes / MAX_BATCHES
@@ -214,6 +262,7 @@ def judge_crawl(store: str, endpoint: str, crawl_id: str) -> dict[str, int]:
 
 @batch_task("record-crawl")
 def record_crawl(
+    work: str,
     store: str,
     endpoint: str,
     crawl_id: str,
@@ -225,7 +274,9 @@ def record_crawl(
 ) -> None:
     """The crawl's own rows, written last: `runs` and `hub_status` with the watermark."""
     now = utc_now()
-    budget = HubClient(Settings(), endpoint).budget
+    settings = Settings()
+    budget = HubClient(settings, endpoint).budget
+    resolved = _resolver(Workspace.at(work), endpoint, settings).resolved()
     status = {
         "row_id": row_id_of("hub_status", crawl_id),
         "endpoint": endpoint,
@@ -263,5 +314,6 @@ def record_crawl(
         "n_adapters": summary["n_adapters"],
         "detail": json.dumps({**summary, "weight_flags_to_expect_by_chance": Policy().alpha * summary["n_adapters"]}),
     }
-    rows = {"hub_status": [status], "repo_events": events}
+    bases = base_rows(resolved, source=f"hub:{endpoint}", crawl_id=crawl_id, resolved_at=now)
+    rows = {"hub_status": [status], "repo_events": events, "base_resolutions": bases}
     append_shard(open_root(store), crawl_id, rows, run, datetime.fromisoformat(started_at))

@@ -32,6 +32,11 @@ class Workspace:
         return self.root / "bases"
 
     @property
+    def base_names(self) -> Path:
+        """Where the names of base models lead, for all shards."""
+        return self.root / "base-names"
+
+    @property
     def content_index(self) -> Path:
         """Checksums of what the store has measured before this crawl."""
         return self.root / "contents.npy"

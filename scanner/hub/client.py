@@ -16,10 +16,10 @@ from scanner.hub.http import byte_limit, install_client  # sets the environment 
 from huggingface_hub import HfApi, ModelInfo, hf_hub_download  # isort: skip
 from huggingface_hub.hf_api import RepoFile  # isort: skip
 
-from scanner.hub.names import hub_id  # isort: skip
+from scanner.hub.names import hub_id, related_bases, tagged_bases  # isort: skip
 from scanner.hub.refusals import translated  # isort: skip
 from scanner.hub.retry import call_with_retries, retry_delay_s  # isort: skip
-from scanner.model import UNRESOLVED, RepoRef  # isort: skip
+from scanner.model import UNRESOLVED, BaseStep, RepoRef  # isort: skip
 from scanner.settings import Settings, hub_endpoint  # isort: skip
 
 __all__ = ["HubClient", "RemoteFile"]
@@ -30,6 +30,7 @@ _EXPAND: list[Any] = [
     "sha", "createdAt", "lastModified", "tags", "library_name", "baseModels", "config", "siblings",
     "gated", "private", "disabled",
 ]  # fmt: skip
+_EXPAND_BASE: list[Any] = ["sha", "baseModels", "tags", "config", "gated"]
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,19 @@ def _timestamp(value: datetime | None) -> str | None:
     return value.astimezone(UTC).isoformat() if value else None
 
 
-def _claimed_base(info: ModelInfo) -> str | None:
-    """Base model as the listing tells it: the Hub's own resolution first, then what the config claims."""
-    related = getattr(info, "base_models", None)
-    if isinstance(related, dict):
-        for model in related.get("models") or []:
-            if isinstance(model, dict) and hub_id(model.get("id")):
-                return str(model["id"])
+def _claimed_base(info: ModelInfo) -> BaseStep | None:
+    """Base model as the listing tells it: the Hub's own field first, then the tags, then what the config claims."""
+    relation, related = related_bases(getattr(info, "base_models", None))
+    if related:
+        others = f", the first of {len(related)}" if len(related) > 1 else ""
+        return BaseStep("base_models", related[0], f"{relation[:40]}{others}")
+    tags = tagged_bases(info.tags)
+    if tagged := tags.get("adapter") or tags.get(""):
+        return BaseStep("tag", tagged)
     config = info.config if isinstance(info.config, dict) else {}
-    peft = config.get("peft") if isinstance(config.get("peft"), dict) else {}
-    return hub_id((peft or {}).get("base_model_name_or_path"))
+    peft = config.get("peft")
+    claimed = peft.get("base_model_name_or_path") if isinstance(peft, dict) else None
+    return BaseStep("config", claimed) if isinstance(claimed, str) and hub_id(claimed) else None
 
 
 class HubClient:
@@ -115,6 +119,14 @@ class HubClient:
         info = self.call(lambda: self._api.model_info(repo_id, revision=revision, expand=_EXPAND))
         target = f"{repo_id}@{revision}" if revision else repo_id
         return self._repo_ref(info, target=target)
+
+    def base(self, repo_id: str) -> ModelInfo:
+        """What the Hub knows of a base model: one request. Its `id` is another one where the Hub redirects.
+
+        Raises:
+            AccessDeniedError: no such repo, or no right to see it.
+        """
+        return self.call(lambda: self._api.model_info(repo_id, expand=_EXPAND_BASE))
 
     def files(self, repo: RepoRef) -> list[RemoteFile]:
         """All files at the pinned commit with sizes and checksums.
@@ -185,7 +197,7 @@ class HubClient:
     def _repo_ref(self, info: ModelInfo, target: str | None = None) -> RepoRef:
         # huggingface_hub keeps fields it does not know as attributes; `_id` is the identity that survives renames.
         uid = getattr(info, "_id", None) or f"name:{info.id}"
-        siblings = info.siblings
+        siblings, base = info.siblings, _claimed_base(info)
         limit = self.settings.max_files_per_repo + 1  # one more shows that there are too many
         return RepoRef(
             source=f"hub:{self.endpoint}",
@@ -193,7 +205,8 @@ class HubClient:
             repo_uid=str(uid),
             commit_sha=info.sha,
             owner=info.id.split("/")[0] if "/" in info.id else None,
-            base_model=_claimed_base(info) or UNRESOLVED,
+            base_model=base.value if base else UNRESOLVED,
+            base_steps=(base,) if base else (),
             created_at=_timestamp(info.created_at),
             last_modified=_timestamp(info.last_modified),
             gated=bool(info.gated),

@@ -31,7 +31,6 @@ from scanner.errors import (
     TransientError,
     UnsupportedError,
 )
-from scanner.hub.names import hub_id
 from scanner.hub.sources import HubFiles, RepoFiles
 from scanner.model import (
     MAX_TRIES,
@@ -46,6 +45,7 @@ from scanner.model import (
     Stage,
     adapter_id_of,
 )
+from scanner.pipeline.bases import Bases, SettledBase
 from scanner.probe.profile import choose_profile
 from scanner.rules import CONTENT_RULES, RULES_VERSION, StaticFacts, check_static
 from scanner.settings import Settings
@@ -65,7 +65,12 @@ Earlier = Callable[[str, str], ScanRecord | None]
 
 
 def collect_hub_repo(
-    client: HubClient, repo: RepoRef, folder: Path, settings: Settings, earlier: Earlier | None = None
+    client: HubClient,
+    repo: RepoRef,
+    folder: Path,
+    settings: Settings,
+    earlier: Earlier | None = None,
+    bases: Bases | None = None,
 ) -> list[ScanRecord]:
     """`collect_repo` for a listed repo; where its commit is gone by now, the commit that took its place.
 
@@ -75,8 +80,9 @@ def collect_hub_repo(
         folder: for its downloads.
         settings: limits.
         earlier: where scans of the same content are found.
+        bases: where the names of base models lead; None asks nobody.
     """
-    records = collect_repo(repo, HubFiles(client, repo, folder), settings, earlier)
+    records = collect_repo(repo, HubFiles(client, repo, folder), settings, earlier, bases)
     if not any(record.reason in VANISHED for record in records):
         return records
     try:
@@ -88,7 +94,9 @@ def collect_hub_repo(
         return [failed_record(repo, Outcome.INCONCLUSIVE, "gone", message)]
     if current.commit_sha == repo.commit_sha:
         return records
-    return collect_repo(current, HubFiles(client, current, folder), settings, earlier)
+    if bases is not None:
+        current = bases.resolved(current)
+    return collect_repo(current, HubFiles(client, current, folder), settings, earlier, bases)
 
 
 def fetch_again(record: ScanRecord, files: RepoFiles, settings: Settings) -> ScanRecord:
@@ -106,7 +114,11 @@ def fetch_again(record: ScanRecord, files: RepoFiles, settings: Settings) -> Sca
 
 
 def collect_repo(
-    repo: RepoRef, files: RepoFiles, settings: Settings, earlier: Earlier | None = None
+    repo: RepoRef,
+    files: RepoFiles,
+    settings: Settings,
+    earlier: Earlier | None = None,
+    bases: Bases | None = None,
 ) -> list[ScanRecord]:
     """Scan everything in a repo that may be an adapter.
 
@@ -115,6 +127,7 @@ def collect_repo(
         files: its files.
         settings: limits.
         earlier: where scans of the same content are found; None looks at everything afresh.
+        bases: where the names of base models lead; None asks nobody.
 
     Returns:
         At least one record; a repo that cannot be read gives one with the reason. Hub records carry where the weights
@@ -126,13 +139,16 @@ def collect_repo(
         names = files.names()
     except Exception as error:  # noqa: BLE001 - `_outcome_of` stores it, or raises what must stop everything
         return [failed_record(repo, *_outcome_of(error, repo))]
+    bases = bases or Bases(None, settings.max_config_bytes)
     closed = [_unreadable_folder(repo, path) for path in getattr(files, "unreadable", ())]
     # What looks like a base model's own weights is read where it costs nothing; a Hub repo of them is no adapter.
     candidates = [c for c in find_candidates(names) if repo.is_folder or not c.likely_base]
     if not candidates and not closed:
         return [failed_record(repo, Outcome.INCONCLUSIVE, "no_weights", "the repo holds no adapter weights (yet)")]
     limit = settings.max_adapters_per_repo
-    records = [_collect_adapter(repo, files, candidate, names, settings, earlier) for candidate in candidates[:limit]]
+    records = [
+        _collect_adapter(repo, files, candidate, names, settings, earlier, bases) for candidate in candidates[:limit]
+    ]
     if len(candidates) > limit:
         too_many = LimitExceededError("number of adapters in the repo", limit, len(candidates))
         records.append(failed_record(repo, *_outcome_of(too_many, repo)))
@@ -146,6 +162,7 @@ def _collect_adapter(
     names: list[str],
     settings: Settings,
     earlier: Earlier | None,
+    bases: Bases,
 ) -> ScanRecord:
     config: AdapterConfig | None = None
     view: AdapterView | None = None
@@ -164,7 +181,7 @@ def _collect_adapter(
         if not repo.is_folder:
             digest = files.sha256(candidate.path)
             if digest and earlier and (known := earlier(digest, config_digest)):
-                copy = _copied(known, repo, candidate, names, config)
+                copy = _copied(known, repo, candidate, names, config, bases)
                 if copy:
                     return copy
         if repo.is_folder or not is_pickle(candidate.path):
@@ -185,9 +202,9 @@ def _collect_adapter(
         stage = Stage.WEIGHTS
     except Exception as error:  # noqa: BLE001 - one adapter's surprise must not cost its neighbours
         outcome, reason, message, extra = _outcome_of(error, repo)
-    facts = StaticFacts(candidate.path, tuple(names), config, view, weights)
+    base = bases.settle(repo, config, view)
+    facts = StaticFacts(candidate.path, tuple(names), config, view, weights, base.contradictions)
     findings = tuple(sorted((*extra, *check_static(facts)), key=lambda f: -f.severity.order))
-    base = _base_model(repo, config)
     info = AdapterInfo(
         adapter_id=adapter_id_of(
             repo.repo_uid, repo.commit_sha or _folder_commit(digest, config_digest), candidate.path
@@ -201,15 +218,16 @@ def _collect_adapter(
         scaling=view.scaling if view else None,
         modules=len(view.updates) if view else 0,
         target_modules=view.target_modules if view else (),
-        base_model=base,
+        base_model=base.base_model,
         base_model_claimed=config.base_model if config else None,
         task_type=config.task_type if config else None,
-        task_profile=choose_profile(view, config, base) if view and outcome == Outcome.PASS else None,
+        task_profile=choose_profile(view, config, base.base_model) if view and outcome == Outcome.PASS else None,
         coverage=view.coverage if view else 0.0,
         content_sha256=digest,
         size_bytes=local.stat().st_size if local else 0,
         config_sha256=config_digest or None,
         detectors=DETECTORS,
+        base_evidence=base.evidence,
     )
     return ScanRecord(
         info=info,
@@ -225,14 +243,22 @@ def _collect_adapter(
 
 
 def _copied(
-    known: ScanRecord, repo: RepoRef, candidate: Candidate, names: list[str], config: AdapterConfig | None
+    known: ScanRecord,
+    repo: RepoRef,
+    candidate: Candidate,
+    names: list[str],
+    config: AdapterConfig | None,
+    bases: Bases,
 ) -> ScanRecord | None:
     """The record of a scan of the same weights and config, as this repo's own; None where the base is another one.
 
     What follows from the content is taken over, what follows from the repo around it is looked at here.
     """
-    base = _base_model(repo, config)
-    if known.info.base_model != base:
+    base = bases.settle(repo, config, None)
+    if base.base_model == UNRESOLVED and any(step.kind == "path" for step in known.info.base_evidence):
+        # The same path in the same config on the same shapes.
+        base = SettledBase(known.info.base_model, known.info.base_evidence)
+    if known.info.base_model != base.base_model:
         return None
     content = [finding for finding in known.findings if finding.rule_id in CONTENT_RULES]
     around = check_static(StaticFacts(candidate.path, tuple(names), config))
@@ -244,6 +270,7 @@ def _copied(
         repo=repo,
         adapter_path=candidate.path,
         copied_from=origin if origin != own_id else None,  # a second look at the same commit copies itself
+        base_evidence=base.evidence,
     )
     return replace(
         known,
@@ -256,19 +283,6 @@ def _copied(
 
 def _layout_of(path: str) -> str:
     return "pickle" if is_pickle(path) else "unknown"
-
-
-def _base_model(repo: RepoRef, config: AdapterConfig | None) -> str:
-    """The base that the adapter would be loaded on.
-
-    The listing knows renames (`gpt2` is `openai-community/gpt2`), the config knows which of a repo's adapters belongs
-    to which base: the listing counts where both mean the same name, else the adapter's own config.
-    """
-    own = hub_id(config.base_model) if config else None
-    listed = repo.base_model if repo.base_model != UNRESOLVED else None
-    if own and listed and own.rpartition("/")[2].lower() != listed.rpartition("/")[2].lower():
-        return own
-    return listed or own or UNRESOLVED
 
 
 def _folder_commit(digest: str | None, config_digest: str) -> str:
@@ -295,6 +309,7 @@ def failed_record(
         adapter_path=path,
         layout="none",
         base_model=repo.base_model,
+        base_evidence=repo.base_steps,
     )
     return ScanRecord(info, outcome, reason, message, Stage.LISTED, findings)
 

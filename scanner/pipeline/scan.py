@@ -14,9 +14,11 @@ from scanner.calibration import Policy
 from scanner.errors import LorascopeError, UsageError
 from scanner.hub.base_model import BaseShelf
 from scanner.hub.names import hub_id
+from scanner.hub.resolve import BaseResolver
 from scanner.hub.sources import FolderFiles, HubFiles, RepoFiles, folder_ref
 from scanner.model import Outcome, RepoRef, ScanRecord
 from scanner.pipeline.append import append_records
+from scanner.pipeline.bases import Bases
 from scanner.pipeline.behave import probe_group
 from scanner.pipeline.choose import choose_for_probe
 from scanner.pipeline.collect import collect_hub_repo, collect_repo, failed_record
@@ -79,6 +81,8 @@ def scan_targets(
 
     with scratch_folder("scan") as work:
         shelf = BaseShelf(work / "bases", client)
+        resolver = BaseResolver(work / "names", client, settings.max_base_lookups)
+        bases = Bases(resolver, settings.max_config_bytes)
 
         def files(record: ScanRecord) -> RepoFiles:
             return HubFiles(client(), record.info.repo, work / "downloads")
@@ -86,7 +90,7 @@ def scan_targets(
         records: list[ScanRecord] = []
         for target in targets:
             progress(f"reading {target}")
-            records.extend(_collect_target(target, client, work, settings))
+            records.extend(_collect_target(target, client, work, settings, bases))
         done: dict[str, ScanRecord] = {}
         for base_model, group in _by_base(_unique(records)):
             chosen = choose_for_probe(group, mode, settings, salt=scan_id)
@@ -139,15 +143,17 @@ def _check_target(target: str) -> None:
         raise UsageError(f"{target!r} is neither an existing folder nor a repo id (owner/name or owner/name@revision)")
 
 
-def _collect_target(target: str, client: Callable[[], HubClient], work: Path, settings: Settings) -> list[ScanRecord]:
-    if _exists(target):
+def _collect_target(
+    target: str, client: Callable[[], HubClient], work: Path, settings: Settings, bases: Bases
+) -> list[ScanRecord]:
+    if _exists(target):  # asks nobody: a folder's base is the id that its config names
         return collect_repo(
             folder_ref(target), FolderFiles(Path(target).expanduser(), settings.max_files_per_repo), settings
         )
     name, _, revision = target.partition("@")
     try:
-        repo = client().repo(name, revision or None)
-        return collect_hub_repo(client(), repo, work / "downloads", settings)
+        repo = bases.resolved(client().repo(name, revision or None))
+        return collect_hub_repo(client(), repo, work / "downloads", settings, bases=bases)
     except LorascopeError as error:
         # Its neighbours may be folders, or repos in the cache: an unreadable target is a result, not the end.
         unseen = RepoRef(

@@ -1,5 +1,6 @@
 """The append-only Parquet store and its SQL views."""
 
+from scanner.store.bases import base_rows, remembered_bases
 from scanner.store.check import GRACE_S, Leftover, StoreCheck, check_store, remove_leftovers
 from scanner.store.contents import ContentIndex, find_probe, find_scanned, write_content_index
 from scanner.store.crawls import CrawlMemory, last_watermark
@@ -20,12 +21,14 @@ __all__ = [
     "StoreCheck",
     "StoreRoot",
     "append_shard",
+    "base_rows",
     "check_store",
     "find_probe",
     "find_scanned",
     "last_watermark",
     "open_database",
     "open_root",
+    "remembered_bases",
     "remove_leftovers",
     "row_id_of",
     "shard_id_of",

@@ -25,6 +25,7 @@ from scanner.model import (
     WeightScan,
     toward,
 )
+from scanner.store.bases import evidence_of
 from scanner.store.schema import WEIGHT_MODULE_FEATURES
 from scanner.store.views import Database
 from scanner.store.write import Row
@@ -172,4 +173,5 @@ def _info(row: Row) -> AdapterInfo:
         config_sha256=row["config_sha256"],
         detectors=row["detectors"],
         copied_from=row["copied_from"],
+        base_evidence=evidence_of(row["base_evidence"]),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from scanner.model import ScanRecord
+from scanner.store.bases import evidence_json
 from scanner.store.write import Row, row_id_of
 
 __all__ = ["record_rows"]
@@ -61,6 +62,7 @@ def _adapter(rows: dict[str, list[Row]], record: ScanRecord) -> None:
             "gated": repo.gated,
             "disabled": repo.disabled,
             "unfinished": record.is_unfinished,
+            "base_evidence": evidence_json(info.base_evidence),
         }
     )
 

@@ -65,6 +65,7 @@ TABLES: dict[str, pa.Schema] = {
         ("gated", _BOOL, "Whether the listing called the repo gated."),
         ("disabled", _BOOL, "Whether the listing called the repo disabled."),
         ("unfinished", _BOOL, "Whether the next crawls look again: an error, a vanished commit, a probe that died."),
+        ("base_evidence", _STR, "JSON array of {kind, value, detail}: how base_model was found, step by step."),
     ),
     "findings": _schema(
         _ADAPTER_ID,
@@ -198,6 +199,15 @@ TABLES: dict[str, pa.Schema] = {
         ("detail", _STR, "The former name, or what the Hub said."),
         ("crawl_id", _STR, "The crawl that noticed."),
         ("seen_at", _TS, "When (UTC)."),
+    ),
+    "base_resolutions": _schema(
+        ("source", _STR, "`hub:ENDPOINT` that was asked."),
+        ("name", _STR, "Name of a base model as adapters claim it."),
+        ("root", _STR, "Hub id of the base model that it leads to, or `unresolved`."),
+        ("commit_sha", _STR, "Head commit of the root; null when the Hub did not confirm it."),
+        ("evidence", _STR, "JSON array of {kind, value, detail}: redirects, quantised copies, refusals, step by step."),
+        ("crawl_id", _STR, "The crawl that asked."),
+        ("resolved_at", _TS, "When (UTC)."),
     ),
     "hub_status": _schema(
         ("endpoint", _STR, "Hub endpoint that was polled."),

@@ -137,7 +137,7 @@ def open_database(root: StoreRoot) -> Database:
         connection.register(f"raw_{table}", _dataset(root, table))
     for table in TABLES:
         # What a crawl itself says counts with the crawl's own row, everything else with its shard's marker.
-        kinds = "('crawl')" if table == "repo_events" else "('shard', 'judge')"
+        kinds = "('crawl')" if table in ("repo_events", "base_resolutions") else "('shard', 'judge')"
         committed = (
             ""
             if table in ("runs", "hub_status")

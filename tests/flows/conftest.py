@@ -125,7 +125,8 @@ def plain_crawl(store: str, tmp_path: Path) -> Callable[..., int]:
         options = {"limit": None, "base": None, "since": None, **poll}
         polled = stages.poll_new_repos.fn(str(work), endpoint, store, **options)
         workspace = Workspace(work)
-        for number, (base, repos) in enumerate(_shards(workspace.read_repos(polled["repos"]), Settings())):
+        grouped = stages.resolve_bases.fn(str(work), endpoint, store, polled["repos"])
+        for number, (base, repos) in enumerate(_shards(workspace.read_repos(grouped["repos"]), Settings())):
             shard = f"shard{number}"
             listed = workspace.write_repos(shard, repos)
             keep = probe != "none"
@@ -140,7 +141,9 @@ def plain_crawl(store: str, tmp_path: Path) -> Callable[..., int]:
             )  # fmt: skip
         verdicts = stages.judge_crawl.fn(store, endpoint, name)
         summary = {"n_adapters": sum(verdicts.values()), "verdicts": verdicts}
-        stages.record_crawl.fn(store, endpoint, name, polled, summary, base=None, started_at=started.isoformat())
+        stages.record_crawl.fn(
+            str(work), store, endpoint, name, polled, summary, base=None, started_at=started.isoformat()
+        )
         return int(polled["n_new"])
 
     return run
