@@ -236,6 +236,8 @@ class ScanRecord:
     probe: ProbeReport | None = None
     local_path: str | None = None
     """Where the weights lie during the run; never stored."""
+    more_local_paths: tuple[str, ...] = ()
+    """The other shards of the weights; never stored."""
     config_path: str | None = None
     """Where the config lies during the run; never stored."""
 

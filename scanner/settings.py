@@ -31,6 +31,12 @@ class Settings(BaseSettings):
 
     max_config_bytes: int = 1024**2
     """adapter_config.json and other small JSON files."""
+    max_text_bytes: int = 8 * 1024**2
+    """README.md, templates, tokenizer_config.json: that of Gemma 3 has more than a megabyte."""
+    max_tokenizer_bytes: int = 64 * 1024**2
+    """tokenizer.json; read only where it is another one than the base's."""
+    max_pickle_bytes: int = 32 * 1024**2
+    """A pickle file beside the weights. Larger ones are named and not looked into."""
     max_weights_bytes: int = 4 * GIB
     """One adapter weight file."""
     max_base_bytes: int = 20 * GIB

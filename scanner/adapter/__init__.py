@@ -2,12 +2,13 @@
 
 from scanner.adapter.config import AdapterConfig, parse_config
 from scanner.adapter.discover import CONFIG_NAME, Candidate, find_candidates, is_pickle
+from scanner.adapter.files import has_zip_tail, open_weights
 from scanner.adapter.jsonfile import parse_json_object, read_json_object
 from scanner.adapter.layouts import PEFT_PREFIX, PEFT_TYPES, SUPPORTED_TYPES, view_adapter
 from scanner.adapter.lowrank import AdapterView, Companion, FloatArray, FullTensor, LowRankUpdate, Role
-from scanner.adapter.plugins import Layout, LayoutReading
+from scanner.adapter.plugins import Layout, LayoutReading, layout_plugins
 from scanner.adapter.safetensors import SafetensorsFile, TensorEntry, open_safetensors
-from scanner.adapter.tensors import TensorFile
+from scanner.adapter.tensors import TensorFile, count_nonfinite
 
 __all__ = [
     "CONFIG_NAME",
@@ -27,9 +28,13 @@ __all__ = [
     "SafetensorsFile",
     "TensorEntry",
     "TensorFile",
+    "count_nonfinite",
     "find_candidates",
+    "has_zip_tail",
     "is_pickle",
+    "layout_plugins",
     "open_safetensors",
+    "open_weights",
     "parse_config",
     "parse_json_object",
     "read_json_object",

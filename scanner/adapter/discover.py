@@ -1,8 +1,8 @@
 """Which adapters a repo holds, from its file list alone.
 
-An adapter is one weight file. Its config is the adapter_config.json of the same folder. A folder with several weight
-files (MLX checkpoints, a `.bin` beside a `.safetensors`) holds several adapters: an attacker must not be able to
-choose which one is looked at by naming files.
+An adapter is one weight file, or a complete set of shards (`x-00001-of-00002.safetensors`). Its config is the
+adapter_config.json of the same folder. A folder with several weight files (MLX checkpoints, a `.bin` beside a
+`.safetensors`) holds several adapters: an attacker must not be able to choose which one is looked at by naming files.
 """
 
 from __future__ import annotations
@@ -22,13 +22,18 @@ _TRAINER_STATE = re.compile(
 )
 """What trainers leave beside checkpoints, by their full names: pickles, but not adapters."""
 
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<of>\d{5})(?P<ending>\.\w+)")
+MAX_SHARDS = 256
+
 
 @dataclass(frozen=True)
 class Candidate:
-    """One weight file that may be an adapter, and the config beside it."""
+    """One weight file (or one set of shards) that may be an adapter, and the config beside it."""
 
     path: str
     config_path: str | None
+    parts: tuple[str, ...] = ()
+    """All files of a sharded adapter, `path` the first of them; otherwise `path` alone."""
     likely_base: bool = False
     """Named as a base model's own weights, with the base's config.json beside it and no adapter_config.json. It may be
     an adapter all the same: only its header tells."""
@@ -48,7 +53,11 @@ def find_candidates(paths: Iterable[str]) -> list[Candidate]:
     configs = {str(PurePosixPath(f).parent): f for f in files if PurePosixPath(f).name == CONFIG_NAME}
     bases = {str(PurePosixPath(f).parent) for f in files if PurePosixPath(f).name == "config.json"} - set(configs)
     found: list[Candidate] = []
+    shards = _complete_sets(files)
     for file in files:
+        parts = shards.get(file, (file,))
+        if file != parts[0]:
+            continue
         path = PurePosixPath(file)
         name, folder = path.name.lower(), str(path.parent)
         if name.endswith(".safetensors"):
@@ -61,5 +70,19 @@ def find_candidates(paths: Iterable[str]) -> list[Candidate]:
             base_name = False
         else:
             continue
-        found.append(Candidate(file, configs.get(folder), base_name and folder in bases))
+        found.append(Candidate(file, configs.get(folder), parts, base_name and folder in bases))
     return sorted(found, key=lambda c: (c.config_path is None, c.likely_base, c.path))
+
+
+def _complete_sets(files: list[str]) -> dict[str, tuple[str, ...]]:
+    """Every file of a complete set of shards -> all files of the set, in order. The rest stands for itself."""
+    sets: dict[tuple[str, ...], dict[int, str]] = {}
+    for file in files:
+        if match := _SHARD.fullmatch(file):
+            sets.setdefault((match["stem"], match["of"], match["ending"]), {})[int(match["number"])] = file
+    complete = {}
+    for (_, of, _), numbered in sets.items():
+        if 1 < int(of) <= MAX_SHARDS and sorted(numbered) == list(range(1, int(of) + 1)):
+            parts = tuple(numbered[number] for number in sorted(numbered))
+            complete.update(dict.fromkeys(parts, parts))
+    return complete

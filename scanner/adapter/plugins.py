@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol, runtime_checkable
 
 from scanner.adapter.config import AdapterConfig
 from scanner.adapter.lowrank import LowRankUpdate
 from scanner.adapter.tensors import TensorFile
+from scanner.plugins import load_plugins
 
-__all__ = ["Layout", "LayoutReading"]
+__all__ = ["GROUP", "Layout", "LayoutReading", "layout_plugins"]
+
+GROUP = "lorascope.layouts"
 
 
 @dataclass(frozen=True)
@@ -35,3 +39,9 @@ class Layout(Protocol):
             LorascopeError: the adapter cannot be read; the same as for built-in layouts.
         """
         ...
+
+
+@cache
+def layout_plugins() -> tuple[Layout, ...]:
+    """Layouts of other packages."""
+    return load_plugins(GROUP, Layout)  # type: ignore[type-abstract]

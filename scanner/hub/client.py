@@ -30,6 +30,8 @@ _EXPAND: list[Any] = [
     "sha", "createdAt", "lastModified", "tags", "library_name", "baseModels", "config", "siblings",
     "gated", "private", "disabled",
 ]  # fmt: skip
+MAX_ISSUES = 100
+"""Files with issues of one repo that are taken from the Hub's own scan."""
 _EXPAND_BASE: list[Any] = ["sha", "baseModels", "tags", "config", "gated"]
 
 
@@ -127,6 +129,23 @@ class HubClient:
             AccessDeniedError: no such repo, or no right to see it.
         """
         return self.call(lambda: self._api.model_info(repo_id, expand=_EXPAND_BASE))
+
+    def security(self, repo: RepoRef) -> tuple[bool, tuple[tuple[str, str], ...]]:
+        """What the Hub's own scanners say at the pinned commit: (whether they are done, (path, level) of each issue).
+        One request.
+
+        Raises:
+            AccessDeniedError: gated, gone.
+        """
+        info = self.call(lambda: self._api.model_info(str(repo.repo_id), revision=repo.commit_sha, securityStatus=True))
+        status = info.security_repo_status
+        issues = status.get("filesWithIssues") if isinstance(status, dict) else None
+        found = [
+            (str(issue["path"])[:300], str(issue["level"])[:40])
+            for issue in (issues if isinstance(issues, list) else [])[:MAX_ISSUES]
+            if isinstance(issue, dict) and "path" in issue and "level" in issue
+        ]
+        return isinstance(status, dict) and status.get("scansDone") is True, tuple(found)
 
     def files(self, repo: RepoRef) -> list[RemoteFile]:
         """All files at the pinned commit with sizes and checksums.

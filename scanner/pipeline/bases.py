@@ -35,6 +35,10 @@ class SettledBase:
     evidence: tuple[BaseStep, ...]
     contradictions: tuple[str, ...] = ()
     """What in the adapter's shapes cannot belong to this base."""
+    commit_sha: str | None = None
+    """Head of the base; None where the Hub did not confirm it."""
+    disagreement: tuple[str, str] | None = None
+    """(the listing's claim, the config's) where they lead to different models."""
 
 
 class Bases:
@@ -78,7 +82,8 @@ class Bases:
                 return self._checked(found, (step, *found.steps), view)
             is_vague = found.root == UNRESOLVED or last_segment(own) == last_segment(claim.value)
             if found.root != listed.root and not (is_vague and not found.commit_sha):
-                return self._checked(found, (claim, step, *found.steps), view)
+                settled = self._checked(found, (claim, step, *found.steps), view)
+                return replace(settled, disagreement=(claim.value[:MAX_TEXT], own))
             return self._checked(listed, (claim, *listed.steps, step, *found.steps), view)
         if claim is not None and listed is not None:
             if listed.root == UNRESOLVED:
@@ -109,9 +114,9 @@ class Bases:
 
     def _checked(self, found: BaseResolution, evidence: tuple[BaseStep, ...], view: AdapterView | None) -> SettledBase:
         if not found.commit_sha or view is None:
-            return SettledBase(found.root, evidence)
+            return SettledBase(found.root, evidence, commit_sha=found.commit_sha)
         step, contradictions = self._fingerprint(found.root, found.commit_sha, view)
-        return SettledBase(found.root, (*evidence, step), contradictions)
+        return SettledBase(found.root, (*evidence, step), contradictions, found.commit_sha)
 
     def _by_path(self, path: str, evidence: tuple[BaseStep, ...], view: AdapterView | None) -> SettledBase:
         roots = self._resolver.roots_named(path) if self._resolver else {}
@@ -123,7 +128,8 @@ class Bases:
         ((root, commit_sha),) = roots.items()
         step, _ = self._fingerprint(root, commit_sha, view)
         settled = root if step.value == "agrees" else UNRESOLVED
-        return SettledBase(settled, (*evidence, BaseStep("path", root, segment), step))
+        sha = commit_sha if settled != UNRESOLVED else None
+        return SettledBase(settled, (*evidence, BaseStep("path", root, segment), step), commit_sha=sha)
 
     def _fingerprint(self, root: str, commit_sha: str, view: AdapterView) -> tuple[BaseStep, tuple[str, ...]]:
         facts = self.facts(root, commit_sha)

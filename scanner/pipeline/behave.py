@@ -107,7 +107,15 @@ def _item(record: ScanRecord, files: FilesOf, chosen: Mapping[str, str], setting
     if record.local_path is None:
         record = fetch_again(record, files(record), settings)
     adapter_id = record.info.adapter_id
-    return ProbeItem(adapter_id, str(record.local_path), record.config_path, chosen[adapter_id], _profile(record))
+    return ProbeItem(
+        adapter_id,
+        str(record.local_path),
+        record.config_path,
+        chosen[adapter_id],
+        _profile(record),
+        record.info.adapter_path,
+        record.more_local_paths,
+    )
 
 
 def _profile(record: ScanRecord) -> str:

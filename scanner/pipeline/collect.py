@@ -3,60 +3,37 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scanner.adapter import (
-    CONFIG_NAME,
-    AdapterConfig,
-    AdapterView,
-    Candidate,
-    find_candidates,
-    is_pickle,
-    open_safetensors,
-    parse_config,
-    read_json_object,
-    view_adapter,
-)
-from scanner.errors import (
-    AccessDeniedError,
-    LimitExceededError,
-    LorascopeError,
-    MalformedFileError,
-    SkipError,
-    StopError,
-    TransientError,
-    UnsupportedError,
-)
+from scanner.adapter import CONFIG_NAME, Candidate, find_candidates, is_pickle
+from scanner.errors import AccessDeniedError, LimitExceededError, SkipError, TransientError
 from scanner.hub.sources import HubFiles, RepoFiles
 from scanner.model import (
-    MAX_TRIES,
     UNRESOLVED,
     VANISHED,
     AdapterInfo,
-    Finding,
     Outcome,
     RepoRef,
     ScanRecord,
-    Severity,
-    Stage,
     adapter_id_of,
 )
-from scanner.pipeline.bases import Bases, SettledBase
+from scanner.pipeline.around import Around
+from scanner.pipeline.bases import Bases
+from scanner.pipeline.facts import gather_facts
+from scanner.pipeline.outcomes import failed_record, failure, outcome_of
+from scanner.pipeline.read import Reading, read_config, read_weights
 from scanner.probe.profile import choose_profile
-from scanner.rules import CONTENT_RULES, RULES_VERSION, StaticFacts, check_static
+from scanner.rules import CONTENT_RULES, RULES_VERSION, check_static, rule_plugins
 from scanner.settings import Settings
-from scanner.weights import FEATURE_VERSION, scan_weights
+from scanner.weights import FEATURE_VERSION
 
 if TYPE_CHECKING:
     from scanner.hub.client import HubClient
 
-__all__ = ["DETECTORS", "Earlier", "collect_hub_repo", "collect_repo", "failed_record", "fetch_again"]
-
-log = logging.getLogger(__name__)
+__all__ = ["DETECTORS", "Earlier", "collect_hub_repo", "collect_repo", "fetch_again"]
 
 DETECTORS = f"{RULES_VERSION}/{FEATURE_VERSION}"
 """Versions of everything that a stored scan may be re-used for."""
@@ -82,13 +59,13 @@ def collect_hub_repo(
         earlier: where scans of the same content are found.
         bases: where the names of base models lead; None asks nobody.
     """
-    records = collect_repo(repo, HubFiles(client, repo, folder), settings, earlier, bases)
+    records = collect_repo(repo, HubFiles(client, repo, folder), settings, earlier, bases, client)
     if not any(record.reason in VANISHED for record in records):
         return records
     try:
         current = client.repo(str(repo.repo_id))
     except (SkipError, TransientError) as error:
-        return [failed_record(repo, *_outcome_of(error, repo))]
+        return [failure(repo, error)]
     if current.repo_uid != repo.repo_uid:
         message = f"the name {repo.repo_id} belongs to another repo by now"
         return [failed_record(repo, Outcome.INCONCLUSIVE, "gone", message)]
@@ -96,7 +73,7 @@ def collect_hub_repo(
         return records
     if bases is not None:
         current = bases.resolved(current)
-    return collect_repo(current, HubFiles(client, current, folder), settings, earlier, bases)
+    return collect_repo(current, HubFiles(client, current, folder), settings, earlier, bases, client)
 
 
 def fetch_again(record: ScanRecord, files: RepoFiles, settings: Settings) -> ScanRecord:
@@ -105,12 +82,14 @@ def fetch_again(record: ScanRecord, files: RepoFiles, settings: Settings) -> Sca
     Raises:
         LorascopeError: they cannot be had.
     """
-    weights = files.fetch(record.info.adapter_path, settings.max_weights_bytes)
+    path = record.info.adapter_path
+    parts = next((c.parts for c in find_candidates(files.names()) if c.path == path), (path,))
+    weights = [str(files.fetch(part, settings.max_weights_bytes)) for part in parts]
     config = None
     if record.info.config_sha256:
-        name = str(Path(record.info.adapter_path).with_name(CONFIG_NAME))
+        name = str(Path(path).with_name(CONFIG_NAME))
         config = str(files.fetch(name, settings.max_config_bytes, is_small=True))
-    return replace(record, local_path=str(weights), config_path=config)
+    return replace(record, local_path=weights[0], more_local_paths=tuple(weights[1:]), config_path=config)
 
 
 def collect_repo(
@@ -119,6 +98,7 @@ def collect_repo(
     settings: Settings,
     earlier: Earlier | None = None,
     bases: Bases | None = None,
+    client: HubClient | None = None,
 ) -> list[ScanRecord]:
     """Scan everything in a repo that may be an adapter.
 
@@ -128,6 +108,7 @@ def collect_repo(
         settings: limits.
         earlier: where scans of the same content are found; None looks at everything afresh.
         bases: where the names of base models lead; None asks nobody.
+        client: the Hub that the repo is on.
 
     Returns:
         At least one record; a repo that cannot be read gives one with the reason. Hub records carry where the weights
@@ -137,8 +118,8 @@ def collect_repo(
         if repo.disabled:
             raise AccessDeniedError("the repo is disabled on the Hub", "disabled")
         names = files.names()
-    except Exception as error:  # noqa: BLE001 - `_outcome_of` stores it, or raises what must stop everything
-        return [failed_record(repo, *_outcome_of(error, repo))]
+    except Exception as error:  # noqa: BLE001 - `outcome_of` stores it, or raises what must stop everything
+        return [failure(repo, error)]
     bases = bases or Bases(None, settings.max_config_bytes)
     closed = [_unreadable_folder(repo, path) for path in getattr(files, "unreadable", ())]
     # What looks like a base model's own weights is read where it costs nothing; a Hub repo of them is no adapter.
@@ -146,72 +127,58 @@ def collect_repo(
     if not candidates and not closed:
         return [failed_record(repo, Outcome.INCONCLUSIVE, "no_weights", "the repo holds no adapter weights (yet)")]
     limit = settings.max_adapters_per_repo
-    records = [
-        _collect_adapter(repo, files, candidate, names, settings, earlier, bases) for candidate in candidates[:limit]
-    ]
+    chosen = candidates[:limit]
+    weights = frozenset(part for candidate in chosen for part in candidate.parts)
+    job = _Job(repo, files, settings, bases, Around(files, names, settings, repo, client, weights))
+    records = [_collect_adapter(job, candidate, earlier) for candidate in chosen]
     if len(candidates) > limit:
         too_many = LimitExceededError("number of adapters in the repo", limit, len(candidates))
-        records.append(failed_record(repo, *_outcome_of(too_many, repo)))
+        records.append(failure(repo, too_many))
     return records + closed
 
 
-def _collect_adapter(
-    repo: RepoRef,
-    files: RepoFiles,
-    candidate: Candidate,
-    names: list[str],
-    settings: Settings,
-    earlier: Earlier | None,
-    bases: Bases,
-) -> ScanRecord:
-    config: AdapterConfig | None = None
-    view: AdapterView | None = None
-    weights = None
-    local: Path | None = None
-    config_local: Path | None = None
-    digest: str | None = None
-    config_digest = ""
-    extra: tuple[Finding, ...] = ()
-    outcome, reason, message, stage = Outcome.PASS, "", "", Stage.STATIC
+@dataclass(frozen=True)
+class _Job:
+    """One repo, as its adapters are looked at one after the other."""
+
+    repo: RepoRef
+    files: RepoFiles
+    settings: Settings
+    bases: Bases
+    around: Around
+
+
+def _collect_adapter(job: _Job, candidate: Candidate, earlier: Earlier | None) -> ScanRecord:
+    repo, reading = job.repo, Reading()
+    outcome, reason, message = Outcome.PASS, "", ""
+    refusals: tuple[SkipError, ...] = ()
+    known: ScanRecord | None = None
     try:
-        if candidate.config_path:
-            config_local = files.fetch(candidate.config_path, settings.max_config_bytes, is_small=True)
-            config_digest = _sha256(config_local)
-            config = parse_config(read_json_object(config_local, settings.max_config_bytes))
-        if not repo.is_folder:
-            digest = files.sha256(candidate.path)
-            if digest and earlier and (known := earlier(digest, config_digest)):
-                copy = _copied(known, repo, candidate, names, config, bases)
-                if copy:
-                    return copy
-        if repo.is_folder or not is_pickle(candidate.path):
-            local = files.fetch(candidate.path, settings.max_weights_bytes)
-            digest = _sha256(local)
-        if is_pickle(candidate.path):
-            raise UnsupportedError("pickle weights are not read by this version", "pickle_weights")
-        if not candidate.path.lower().endswith(".safetensors"):
-            suffix = candidate.path.rsplit(".", 1)[-1].lower()
-            raise UnsupportedError(f".{suffix} weights are not read by this version", f"layout_{suffix}")
-        assert local is not None
-        view = view_adapter(open_safetensors(local), config, settings.max_rank)
-        if view.unsupported_reason:
-            raise UnsupportedError(
-                f"cannot be read as low-rank updates ({view.unsupported_reason})", view.unsupported_reason
-            )
-        weights = scan_weights(view.updates)
-        stage = Stage.WEIGHTS
+        read_config(reading, job.files, candidate, job.settings)
+        if not repo.is_folder and earlier and len(candidate.parts) < 2 and not is_pickle(candidate.path):
+            digest = job.files.sha256(candidate.path)
+            known = earlier(digest, reading.config_sha256) if digest else None
+        if known:
+            copy = _copied(known, job, candidate, reading)
+            if copy:
+                return copy
+        read_weights(reading, job.files, candidate, job.settings)
     except Exception as error:  # noqa: BLE001 - one adapter's surprise must not cost its neighbours
-        outcome, reason, message, extra = _outcome_of(error, repo)
-    base = bases.settle(repo, config, view)
-    facts = StaticFacts(candidate.path, tuple(names), config, view, weights, base.contradictions)
-    findings = tuple(sorted((*extra, *check_static(facts)), key=lambda f: -f.severity.order))
+        outcome, reason, message = outcome_of(error, repo)
+        refusals = (error,) if isinstance(error, SkipError) else ()
+    base = job.bases.settle(repo, reading.config, reading.view)
+    try:
+        findings = check_static(gather_facts(job.around, job.bases, candidate, reading, base, refusals), rule_plugins())
+    except Exception as error:  # noqa: BLE001 - what lies around it could not be fetched, or is a surprise itself
+        outcome, reason, message = outcome_of(error, repo)
+        findings = ()
+    view, config = reading.view, reading.config
+    commit = repo.commit_sha or _folder_commit(reading.content_sha256, reading.config_sha256)
     info = AdapterInfo(
-        adapter_id=adapter_id_of(
-            repo.repo_uid, repo.commit_sha or _folder_commit(digest, config_digest), candidate.path
-        ),
+        adapter_id=adapter_id_of(repo.repo_uid, commit, candidate.path),
         repo=repo,
         adapter_path=candidate.path,
-        layout=view.layout if view else _layout_of(candidate.path),
+        layout=view.layout if view else _layout_of(candidate.path, reading.format),
         peft_type=config.peft_type if config else None,
         rank=view.rank if view else None,
         alpha=config.alpha if config else None,
@@ -223,45 +190,42 @@ def _collect_adapter(
         task_type=config.task_type if config else None,
         task_profile=choose_profile(view, config, base.base_model) if view and outcome == Outcome.PASS else None,
         coverage=view.coverage if view else 0.0,
-        content_sha256=digest,
-        size_bytes=local.stat().st_size if local else 0,
-        config_sha256=config_digest or None,
+        content_sha256=reading.content_sha256,
+        size_bytes=reading.size_bytes,
+        config_sha256=reading.config_sha256 or None,
         detectors=DETECTORS,
         base_evidence=base.evidence,
     )
+    paths = [str(path) for path in reading.weights_paths]
     return ScanRecord(
         info=info,
         outcome=outcome,
         reason=reason,
         message=message,
-        stage_reached=stage,
+        stage_reached=reading.stage,
         findings=findings,
-        weights=weights,
-        local_path=str(local) if local else None,
-        config_path=str(config_local) if config_local else None,
+        weights=reading.weights,
+        local_path=paths[0] if paths else None,
+        more_local_paths=tuple(paths[1:]),
+        config_path=str(reading.config_path) if reading.config_path else None,
     )
 
 
-def _copied(
-    known: ScanRecord,
-    repo: RepoRef,
-    candidate: Candidate,
-    names: list[str],
-    config: AdapterConfig | None,
-    bases: Bases,
-) -> ScanRecord | None:
+def _copied(known: ScanRecord, job: _Job, candidate: Candidate, reading: Reading) -> ScanRecord | None:
     """The record of a scan of the same weights and config, as this repo's own; None where the base is another one.
 
     What follows from the content is taken over, what follows from the repo around it is looked at here.
     """
-    base = bases.settle(repo, config, None)
+    repo = job.repo
+    base = job.bases.settle(repo, reading.config, None)
     if base.base_model == UNRESOLVED and any(step.kind == "path" for step in known.info.base_evidence):
         # The same path in the same config on the same shapes.
-        base = SettledBase(known.info.base_model, known.info.base_evidence)
+        base = replace(base, base_model=known.info.base_model, evidence=known.info.base_evidence)
     if known.info.base_model != base.base_model:
         return None
     content = [finding for finding in known.findings if finding.rule_id in CONTENT_RULES]
-    around = check_static(StaticFacts(candidate.path, tuple(names), config))
+    facts = gather_facts(job.around, job.bases, candidate, reading, base, ())
+    around = [finding for finding in check_static(facts, rule_plugins()) if finding.rule_id not in CONTENT_RULES]
     own_id = adapter_id_of(repo.repo_uid, str(repo.commit_sha), candidate.path)
     origin = known.info.copied_from or known.info.adapter_id
     info = replace(
@@ -275,14 +239,15 @@ def _copied(
     return replace(
         known,
         info=info,
-        findings=tuple(sorted((*content, *around), key=lambda f: -f.severity.order)),
+        findings=tuple(sorted((*content, *around), key=lambda f: (-f.severity.order, f.rule_id))),
         local_path=None,
+        more_local_paths=(),
         config_path=None,
     )
 
 
-def _layout_of(path: str) -> str:
-    return "pickle" if is_pickle(path) else "unknown"
+def _layout_of(path: str, kind: str) -> str:
+    return "pickle" if is_pickle(path) or kind in ("zip", "pickle", "tar") else "unknown"
 
 
 def _folder_commit(digest: str | None, config_digest: str) -> str:
@@ -292,60 +257,3 @@ def _folder_commit(digest: str | None, config_digest: str) -> str:
 
 def _unreadable_folder(repo: RepoRef, path: str) -> ScanRecord:
     return failed_record(repo, Outcome.ERROR, "unreadable", f"cannot look into {path}", path=path)
-
-
-def failed_record(
-    repo: RepoRef,
-    outcome: Outcome,
-    reason: str,
-    message: str,
-    findings: tuple[Finding, ...] = (),
-    path: str = "",
-) -> ScanRecord:
-    """A record for a repo, or a part of it, in which no adapter could be looked at."""
-    info = AdapterInfo(
-        adapter_id=adapter_id_of(repo.repo_uid, repo.commit_sha or "", path),
-        repo=repo,
-        adapter_path=path,
-        layout="none",
-        base_model=repo.base_model,
-        base_evidence=repo.base_steps,
-    )
-    return ScanRecord(info, outcome, reason, message, Stage.LISTED, findings)
-
-
-def _outcome_of(error: Exception, repo: RepoRef) -> tuple[Outcome, str, str, tuple[Finding, ...]]:
-    """What an error means for the adapter it happened to: (outcome, reason, message, findings).
-
-    Raises:
-        StopError: the error itself, when nothing after it can succeed.
-    """
-    if isinstance(error, StopError):
-        raise error
-    if not isinstance(error, LorascopeError):
-        # A gap in our own error handling, which a stranger's file has found. It is told, stored and survived.
-        log.error("unexpected %s in %s", type(error).__name__, repo.target, exc_info=error)
-        return Outcome.ERROR, "internal_error", f"{type(error).__name__}: {str(error)[:200]}", ()
-    if isinstance(error, MalformedFileError):
-        finding = Finding("LS009", Severity.HIGH, "a file breaks the rules of its format", error.message[:300])
-        return Outcome.UNSUPPORTED, error.code, error.message, (finding,)
-    if isinstance(error, LimitExceededError):
-        finding = Finding("LS008", Severity.MEDIUM, "something is larger than lorascope accepts", error.message[:300])
-        return Outcome.INCONCLUSIVE, error.code, error.message, (finding,)
-    if isinstance(error, UnsupportedError) and error.code == "unreadable":
-        return Outcome.ERROR, error.code, error.message, ()
-    if isinstance(error, UnsupportedError):
-        return Outcome.UNSUPPORTED, error.code, error.message, ()
-    given_up = f" (given up after {MAX_TRIES} crawls, until the repo changes)" if repo.tries + 1 >= MAX_TRIES else ""
-    if isinstance(error, SkipError):
-        ending = given_up if error.code in VANISHED else ""
-        return Outcome.INCONCLUSIVE, error.code, f"{error.message}{ending}", ()
-    return Outcome.ERROR, error.code, f"{error.message}{given_up or ' (after all tries)'}", ()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

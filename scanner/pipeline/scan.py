@@ -21,8 +21,9 @@ from scanner.pipeline.append import append_records
 from scanner.pipeline.bases import Bases
 from scanner.pipeline.behave import probe_group
 from scanner.pipeline.choose import choose_for_probe
-from scanner.pipeline.collect import collect_hub_repo, collect_repo, failed_record
+from scanner.pipeline.collect import collect_hub_repo, collect_repo
 from scanner.pipeline.judge import judge_adapters
+from scanner.pipeline.outcomes import failed_record
 from scanner.probe import Probe
 from scanner.scratch import scratch_folder
 from scanner.settings import Settings, hub_endpoint

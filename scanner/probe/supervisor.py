@@ -60,6 +60,10 @@ class ProbeItem:
     selected_by: str = "all"
     profile: str = LABEL_WORDS
     """How it is asked (`scanner.probe.profile`)."""
+    weights_name: str = ""
+    """What the file is called in its repo; empty: as on this machine."""
+    more_weights_paths: tuple[str, ...] = ()
+    """Further shards."""
 
 
 @dataclass

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from scanner.adapter import AdapterView, open_safetensors, parse_config, read_json_object, view_adapter
+from scanner.adapter import AdapterView, layout_plugins, open_weights, parse_config, read_json_object, view_adapter
 from scanner.errors import LorascopeError, ProbeCrashedError, SkipError
 from scanner.model import SEQUENCE_CLASSIFICATION, PrefixRun
 from scanner.probe.battery import Battery, Probe, Task
@@ -93,7 +93,9 @@ def main() -> int:
             config = None
             if item["config_path"]:
                 config = parse_config(read_json_object(Path(item["config_path"]), job["max_config_bytes"]))
-            view = view_adapter(open_safetensors(Path(item["weights_path"])), config, job["max_rank"])
+            paths = [Path(path) for path in (item["weights_path"], *item["more_weights_paths"])]
+            file = open_weights(paths, item["weights_name"] or paths[0].name)
+            view = view_adapter(file, config, job["max_rank"], layout_plugins())
             result = probe_one(base, view, probe)
         except SkipError as error:
             emit("refused", adapter_id=item["adapter_id"], code=error.code, message=error.message)

@@ -79,7 +79,8 @@ def _best(count: npt.NDArray[np.int64], rank: int, of: int) -> BlockSplit | None
 
 def _norms(rows: npt.NDArray[np.float32] | npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.sqrt(np.einsum("ri,ri->r", rows, rows, dtype=np.float64)).astype(np.float64, copy=False)
+        squares: npt.NDArray[np.float64] = np.einsum("ri,ri->r", rows, rows, dtype=np.float64)
+        return np.sqrt(squares)
 
 
 def _separated(norms: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
