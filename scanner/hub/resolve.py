@@ -232,6 +232,8 @@ class BaseResolver:
             return Answer("", refusal="unreachable", message=error.message[:MAX_TEXT])
         except SkipError as error:
             return Answer("", refusal="refused", message=error.message[:MAX_TEXT])
+        except (TypeError, KeyError, AttributeError) as error:  # of a shape that the library does not expect
+            return Answer("", refusal="refused", message=f"the Hub's answer cannot be read: {error}"[:MAX_TEXT])
 
     def _note(self, name: str, kind: str) -> Path:
         return self._folder / f"{sha256(name.encode()).hexdigest()}.{kind}.json"
