@@ -260,6 +260,7 @@ def _copied(
         base = SettledBase(known.info.base_model, known.info.base_evidence)
     if known.info.base_model != base.base_model:
         return None
+    compared = tuple(step for step in known.info.base_evidence if step.kind == "fingerprint")
     content = [finding for finding in known.findings if finding.rule_id in CONTENT_RULES]
     around = check_static(StaticFacts(candidate.path, tuple(names), config))
     own_id = adapter_id_of(repo.repo_uid, str(repo.commit_sha), candidate.path)
@@ -270,7 +271,7 @@ def _copied(
         repo=repo,
         adapter_path=candidate.path,
         copied_from=origin if origin != own_id else None,  # a second look at the same commit copies itself
-        base_evidence=base.evidence,
+        base_evidence=(*(step for step in base.evidence if step.kind != "fingerprint"), *compared),
     )
     return replace(
         known,
