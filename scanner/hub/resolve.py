@@ -8,6 +8,7 @@ decides; nothing of a base is downloaded here but, where shapes are to be compar
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -32,6 +33,7 @@ MAX_FAILURES = 3
 """Names without an answer after all tries; then a run asks no more."""
 MAX_TEXT = 300
 _REMEMBERED = "remembered.json"
+_FAILED = ".answer-failed.json"
 # One request at a time: that is how two threads do not ask for the same name.
 _ASKING = threading.Lock()
 
@@ -201,24 +203,32 @@ class BaseResolver:
         return self._known
 
     def _ask(self, name: str) -> Answer:
-        note = self._note(name.lower(), "answer")  # the Hub does not tell letters' case apart
-        if not note.exists():
+        key = name.lower()  # the Hub does not tell letters' case apart
+        found = self._noted(key)
+        if found is None:
             with _ASKING:
-                if not note.exists():
-                    if (refused := self._not_now()) is not None:
-                        return refused
-                    answer = self._answer(name)
-                    self._write(note, json.dumps(asdict(answer)).encode())
-        known: dict[str, Any] = json.loads(note.read_bytes())
-        return Answer(**{**known, "copy_of": tuple(known["copy_of"])})
+                found = self._noted(key) or self._not_now()
+                if found is None:
+                    found = self._answer(name)
+                    kind = "answer-failed" if found.refusal == "unreachable" else "answer"
+                    self._write(self._note(key, kind), json.dumps(asdict(found)).encode())
+        return found
+
+    def _noted(self, key: str) -> Answer | None:
+        for kind in ("answer", "answer-failed"):
+            note = self._note(key, kind)
+            if note.exists():
+                known: dict[str, Any] = json.loads(note.read_bytes())
+                return Answer(**{**known, "copy_of": tuple(known["copy_of"])})
+        return None
 
     def _not_now(self) -> Answer | None:
         if self._client is None:
             return Answer("", refusal="not_looked_up")
-        notes = list(self._folder.glob("*.answer.json"))
-        if len(notes) >= self._max_lookups:
+        names = [path.name for path in self._folder.glob("*.answer*.json")]
+        if len(names) >= self._max_lookups:
             return Answer("", refusal="not_looked_up", message=f"limit of {self._max_lookups} look-ups")
-        failed = sum(json.loads(note.read_bytes())["refusal"] == "unreachable" for note in notes)
+        failed = sum(name.endswith(_FAILED) for name in names)
         return Answer("", refusal="not_looked_up", message="the Hub fails") if failed >= MAX_FAILURES else None
 
     def _answer(self, name: str) -> Answer:
@@ -232,12 +242,14 @@ class BaseResolver:
             return Answer("", refusal="unreachable", message=error.message[:MAX_TEXT])
         except SkipError as error:
             return Answer("", refusal="refused", message=error.message[:MAX_TEXT])
+        except (TypeError, KeyError, AttributeError) as error:  # of a shape that the library does not expect
+            return Answer("", refusal="refused", message=f"the Hub's answer cannot be read: {error}"[:MAX_TEXT])
 
     def _note(self, name: str, kind: str) -> Path:
         return self._folder / f"{sha256(name.encode()).hexdigest()}.{kind}.json"
 
     def _write(self, note: Path, value: bytes) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        part = note.with_suffix(f".{threading.get_ident()}.part")
+        part = note.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
         part.write_bytes(value)
         part.replace(note)

@@ -223,6 +223,7 @@ def _copied(known: ScanRecord, job: _Job, candidate: Candidate, reading: Reading
         base = replace(base, base_model=known.info.base_model, evidence=known.info.base_evidence)
     if known.info.base_model != base.base_model:
         return None
+    compared = tuple(step for step in known.info.base_evidence if step.kind == "fingerprint")
     content = [finding for finding in known.findings if finding.rule_id in CONTENT_RULES]
     facts = gather_facts(job.around, job.bases, candidate, reading, base, ())
     around = [finding for finding in check_static(facts, rule_plugins()) if finding.rule_id not in CONTENT_RULES]
@@ -234,7 +235,7 @@ def _copied(known: ScanRecord, job: _Job, candidate: Candidate, reading: Reading
         repo=repo,
         adapter_path=candidate.path,
         copied_from=origin if origin != own_id else None,  # a second look at the same commit copies itself
-        base_evidence=base.evidence,
+        base_evidence=(*(step for step in base.evidence if step.kind != "fingerprint"), *compared),
     )
     return replace(
         known,

@@ -6,6 +6,7 @@ import secrets
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from scanner.hub.base_model import BaseShelf
 from scanner.hub.names import hub_id
 from scanner.hub.resolve import BaseResolver
 from scanner.hub.sources import FolderFiles, HubFiles, RepoFiles, folder_ref
-from scanner.model import Outcome, RepoRef, ScanRecord
+from scanner.model import BaseResolution, Outcome, RepoRef, ScanRecord
 from scanner.pipeline.append import append_records
 from scanner.pipeline.bases import Bases
 from scanner.pipeline.behave import probe_group
@@ -27,7 +28,17 @@ from scanner.pipeline.outcomes import failed_record
 from scanner.probe import Probe
 from scanner.scratch import scratch_folder
 from scanner.settings import Settings, hub_endpoint
-from scanner.store import Row, append_shard, open_root, row_id_of, utc_now
+from scanner.store import (
+    Row,
+    StoreRoot,
+    append_shard,
+    base_rows,
+    open_database,
+    open_root,
+    remembered_bases,
+    row_id_of,
+    utc_now,
+)
 
 if TYPE_CHECKING:
     from scanner.hub.client import HubClient
@@ -83,6 +94,8 @@ def scan_targets(
     with scratch_folder("scan") as work:
         shelf = BaseShelf(work / "bases", client)
         resolver = BaseResolver(work / "names", client, settings.max_base_lookups)
+        if not all(_exists(target) for target in targets):
+            resolver.remember(_remembered(root, now, settings))
         bases = Bases(resolver, settings.max_config_bytes)
 
         def files(record: ScanRecord) -> RepoFiles:
@@ -109,6 +122,7 @@ def scan_targets(
                 scanned_at=now,
             )
             done.update({record.info.adapter_id: record for record in probed})
+        names = base_rows(resolver.resolved(), source=f"hub:{hub_endpoint()}", crawl_id=scan_id, resolved_at=utc_now())
     verdicts = judge_adapters(root, list(done), scan_id, Policy(), utc_now())
     run = {
         "row_id": row_id_of("runs", scan_id),
@@ -119,9 +133,18 @@ def scan_targets(
         "n_repos": len(targets),
         "n_adapters": len(done),
     }
-    append_shard(root, scan_id, {"runs": [run]}, None, now)
+    append_shard(root, scan_id, {"base_resolutions": names, "runs": [run]}, None, now)
     by_id = {row["adapter_id"]: row for row in verdicts}
     return [ScanResult(_for_target(done[r.info.adapter_id], r.info.repo), by_id[r.info.adapter_id]) for r in records]
+
+
+def _remembered(root: StoreRoot, now: datetime, settings: Settings) -> list[BaseResolution]:
+    database = open_database(root)
+    try:
+        source = f"hub:{hub_endpoint()}"
+        return remembered_bases(database, source, now, settings.base_memory_s, settings.recheck_after_s)
+    finally:
+        database.close()
 
 
 def _for_target(record: ScanRecord, repo: RepoRef) -> ScanRecord:

@@ -1,4 +1,4 @@
-"""Where the names of base models lead: what a crawl leaves for the next ones."""
+"""Where the names of base models lead: what a crawl or scan leaves for the next ones."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def base_rows(resolutions: Iterable[BaseResolution], *, source: str, crawl_id: s
 def remembered_bases(
     database: Database, source: str, now: datetime, memory_s: float, unknown_memory_s: float
 ) -> list[BaseResolution]:
-    """What earlier crawls of this source found out and is still believed.
+    """What earlier crawls and scans of this source found out and is still believed.
 
     Args:
         database: the store.

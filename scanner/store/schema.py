@@ -206,7 +206,7 @@ TABLES: dict[str, pa.Schema] = {
         ("root", _STR, "Hub id of the base model that it leads to, or `unresolved`."),
         ("commit_sha", _STR, "Head commit of the root; null when the Hub did not confirm it."),
         ("evidence", _STR, "JSON array of {kind, value, detail}: redirects, quantised copies, refusals, step by step."),
-        ("crawl_id", _STR, "The crawl that asked."),
+        ("crawl_id", _STR, "The crawl or scan that asked."),
         ("resolved_at", _TS, "When (UTC)."),
     ),
     "hub_status": _schema(

@@ -136,8 +136,8 @@ def open_database(root: StoreRoot) -> Database:
     for table in TABLES:
         connection.register(f"raw_{table}", _dataset(root, table))
     for table in TABLES:
-        # What a crawl itself says counts with the crawl's own row, everything else with its shard's marker.
-        kinds = "('crawl')" if table in ("repo_events", "base_resolutions") else "('shard', 'judge')"
+        # What a crawl (or scan) itself says counts with its own row, everything else with its shard's marker.
+        kinds = {"repo_events": "('crawl')", "base_resolutions": "('crawl', 'scan')"}.get(table, "('shard', 'judge')")
         committed = (
             ""
             if table in ("runs", "hub_status")

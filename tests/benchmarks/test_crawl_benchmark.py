@@ -22,7 +22,8 @@ def _measure(tmp_path: Path, repos: int) -> tuple[float, int]:
     with running_hub(folder) as hub:
         first = crawl(hub, work, work / "store", **BASES_SETTING)
         assert first.adapters == repos
-        assert set(first.statuses) <= {"200", "302", "307", "401"}  # 401: the gated one
+        assert set(first.statuses) <= {"200", "302", "307", "401", "404"}  # 401: the gated one, 404: the two bases
+        assert first.statuses["404"] == 2
         add_repos(folder, repos, 5, repos, bases=2)
         second = crawl(hub, work, work / "store")
     assert second.adapters == repos + 5

@@ -67,14 +67,18 @@ def test_a_new_commit_scans_that_repo_alone(hub: HubServer, registry: Path, stor
 def test_odd_repos_have_honest_verdicts(hub: HubServer, store: str, database: Open) -> None:
     _crawl(store)
     rows = database().rows(
-        "SELECT a.layout, a.reason, a.base_model, v.verdict FROM adapters a JOIN verdicts v USING (adapter_id)"
+        "SELECT a.layout, a.reason, a.base_model, a.base_model_claimed, a.base_evidence, v.verdict "
+        "FROM adapters a JOIN verdicts v USING (adapter_id)"
     )
     found = {(row["layout"], row["reason"], row["verdict"]) for row in rows}
     assert ("pickle", "pickle_weights", "unsupported") in found
     assert ("none", "no_weights", "inconclusive") in found
     assert ("diffusers", "", "inconclusive") in found
-    local = [row for row in rows if row["layout"] == "peft" and row["base_model"] == "unresolved"]
-    assert len(local) == 1 and local[0]["verdict"] == "inconclusive"
+    # A path on its author's disk, whose name and shapes are those of the one base model on this hub.
+    local = [row for row in rows if (row["base_model_claimed"] or "").startswith("/")]
+    assert [row["base_model"] for row in local] == ["lorascope/tiny-guard-base"]
+    kinds = [step["kind"] for step in json.loads(local[0]["base_evidence"])]
+    assert kinds == ["config", "path", "fingerprint"] and local[0]["verdict"] == "inconclusive"
 
 
 def test_a_tampered_download_costs_one_adapter(hub: HubServer, registry: Path, store: str, database: Open) -> None:

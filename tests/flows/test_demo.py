@@ -34,8 +34,6 @@ def test_demo(lorascope, tmp_path: Path) -> None:
             assert any(f'"{prefix}"' in row["reasons"].replace('\\"', '"') for prefix in prefixes)
         elif row["adapter_path"].endswith(".bin"):
             assert (row["verdict"], codes[0]) == ("unsupported", "pickle_weights")
-        elif row["base_model"] == "unresolved":
-            assert (row["verdict"], codes[0]) == ("inconclusive", "base_unresolved")
         else:
             # The two backdoors that the battery cannot know look like the clean ones, and both are told as unknown.
             assert (row["verdict"], codes[0]) == ("inconclusive", "battery_only"), label
