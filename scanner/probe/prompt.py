@@ -2,46 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.sandbox
-
 from scanner.adapter import read_json_object
 from scanner.errors import UnsupportedError
+from scanner.sandbox import TEMPLATE_FAULTS, chat_environment
 
 __all__ = ["ChatTemplate", "load_template"]
 
 MAX_TEMPLATE_BYTES = 1024**2
 MAX_PROMPT_CHARS = 200_000
-_TEMPLATE_FAULTS = (
-    jinja2.TemplateError,
-    TypeError,
-    ValueError,
-    ArithmeticError,
-    LookupError,
-    AttributeError,
-    RecursionError,
-    MemoryError,
-)
-"""What a stranger's template can make the interpreter raise."""
 
 
 class ChatTemplate:
     """A compiled template with the special tokens that it may print."""
 
     def __init__(self, source: str, variables: dict[str, str]) -> None:
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _refuse
         try:
-            self._template = environment.from_string(source)
-        except (jinja2.TemplateError, SyntaxError, RecursionError, MemoryError, ValueError) as error:
+            self._template = chat_environment().from_string(source)
+        except TEMPLATE_FAULTS as error:
             raise UnsupportedError(f"the base's chat template does not compile: {error}", "chat_template") from error
         self._variables = variables
 
@@ -69,20 +50,9 @@ class ChatTemplate:
                 size += len(part)
                 if size > MAX_PROMPT_CHARS:
                     raise UnsupportedError("the base's chat template prints too much", "chat_template")
-        except _TEMPLATE_FAULTS as error:
+        except TEMPLATE_FAULTS as error:
             raise UnsupportedError(f"the base's chat template fails: {error}", "chat_template") from error
         return "".join(parts)
-
-
-def _to_json(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-) -> str:
-    """transformers' filter of this name: Jinja's own escapes HTML and takes fewer arguments."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _refuse(message: str) -> None:
-    raise jinja2.TemplateRuntimeError(str(message)[:200])
 
 
 def load_template(base_dir: Path) -> ChatTemplate:
