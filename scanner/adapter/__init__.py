@@ -1,7 +1,7 @@
 """Bytes to low-rank updates: strict readers, layouts, discovery of adapters in a repo."""
 
 from scanner.adapter.config import AdapterConfig, parse_config
-from scanner.adapter.discover import CONFIG_NAME, Candidate, find_candidates, is_pickle
+from scanner.adapter.discover import CONFIG_NAME, Candidate, find_candidates, is_pickle, missing_shards
 from scanner.adapter.files import has_zip_tail, open_weights
 from scanner.adapter.jsonfile import parse_json_object, read_json_object
 from scanner.adapter.layouts import PEFT_PREFIX, PEFT_TYPES, SUPPORTED_TYPES, view_adapter
@@ -33,6 +33,7 @@ __all__ = [
     "has_zip_tail",
     "is_pickle",
     "layout_plugins",
+    "missing_shards",
     "open_safetensors",
     "open_weights",
     "parse_config",

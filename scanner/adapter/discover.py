@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-__all__ = ["Candidate", "find_candidates", "is_pickle"]
+__all__ = ["Candidate", "find_candidates", "is_pickle", "missing_shards"]
 
 CONFIG_NAME = "adapter_config.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -86,3 +86,13 @@ def _complete_sets(files: list[str]) -> dict[str, tuple[str, ...]]:
             parts = tuple(numbered[number] for number in sorted(numbered))
             complete.update(dict.fromkeys(parts, parts))
     return complete
+
+
+def missing_shards(path: str, files: Iterable[str]) -> tuple[str, ...]:
+    """The other shards that the name of a weight file announces and that are not among the files."""
+    match = _SHARD.fullmatch(path)
+    if match is None or not 1 < int(match["of"]) <= MAX_SHARDS:
+        return ()
+    names = (f"{match['stem']}-{n:05}-of-{match['of']}{match['ending']}" for n in range(1, int(match["of"]) + 1))
+    there = set(files)
+    return tuple(name for name in names if name not in there)

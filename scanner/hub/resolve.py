@@ -171,29 +171,29 @@ class BaseResolver:
             if found.commit_sha and wanted in (last_segment(found.name), last_segment(found.root))
         }
 
-    def config_file(self, root: str, commit_sha: str, limit_bytes: int) -> Path | None:
-        """A base's config.json, fetched at the first call; None where it cannot be had (gated, absent, too large)."""
-        note = self._note(f"{root}@{commit_sha}", "config")
-        if note.exists():
-            known: str | None = json.loads(note.read_bytes())["path"]
-            return Path(known) if known else None
-        if self._client is None:
-            return None
-        with _ASKING:
-            path = self._fetch_config(root, commit_sha, limit_bytes)
-        self._write(note, json.dumps({"path": str(path) if path else None}).encode())
-        return path
+    def file(self, root: str, commit_sha: str, name: str, limit_bytes: int, *, is_small: bool = True) -> Path | None:
+        """A file of a base, fetched at the first call; None where it cannot be had (gated, absent, too large)."""
+        note = self._note(f"{root}@{commit_sha}/{name}", "file")
+        if not note.exists():
+            if self._client is None:
+                return None
+            with _ASKING:
+                if not note.exists():
+                    path = self._fetch(root, commit_sha, name, limit_bytes, is_small)
+                    self._write(note, json.dumps({"path": str(path) if path else None}).encode())
+        known: str | None = json.loads(note.read_bytes())["path"]
+        return Path(known) if known else None
 
-    def _fetch_config(self, root: str, commit_sha: str, limit_bytes: int) -> Path | None:
+    def _fetch(self, root: str, commit_sha: str, name: str, limit_bytes: int, is_small: bool) -> Path | None:
         from scanner.hub.download import Downloader
 
         assert self._client is not None
         client = self._client()
-        downloader = Downloader(client.endpoint, self._folder / "configs")
+        downloader = Downloader(client.endpoint, self._folder / "files")
         try:
-            return client.call(lambda: downloader.fetch(root, commit_sha, "config.json", limit_bytes, is_small=True))
+            return client.call(lambda: downloader.fetch(root, commit_sha, name, limit_bytes, is_small=is_small))
         except (SkipError, TransientError):
-            return None  # shapes are then not compared; the name stands by itself
+            return None  # nothing is then compared with it; the name stands by itself
 
     def _resolutions(self) -> dict[str, BaseResolution]:
         if self._known is None:

@@ -12,6 +12,7 @@ from scanner.adapter import is_pickle
 from scanner.adapter.pickles import PickleReport, inspect_pickle
 from scanner.errors import AccessDeniedError, LimitExceededError, SkipError, UnsupportedError
 from scanner.hub.sources import RepoFiles
+from scanner.pipeline.read import sha256_of
 from scanner.rules import HubScan
 from scanner.settings import Settings
 
@@ -28,7 +29,6 @@ _TEXTS = (
     "added_tokens.json", "config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json",
 )  # fmt: skip
 """By the last part of their names, letters' case aside."""
-TOKENIZER = "tokenizer.json"
 MAX_TEXTS = 32
 """Text files of one repo that are looked at, those at the top first."""
 MAX_PICKLES = 16
@@ -81,13 +81,16 @@ class Around:
                     found[name] = path.read_text(encoding="utf-8", errors="replace")
         return found
 
-    def tokenizer(self, name: str) -> Path | None:
-        """A tokenizer.json of the repo."""
-        return self._fetch(name, self._settings.max_tokenizer_bytes) if name in self._names else None
-
-    def tokenizer_sha256(self, name: str) -> str | None:
-        """Its checksum, where the Hub tells it without the file."""
-        return self._files.sha256(name) if name in self._names and not self.repo.is_folder else None
+    def tokenizer(self, name: str, unless_sha256: str | None) -> str | None:
+        """The repo's tokenizer.json, None where it has none, cannot be had, or has that checksum."""
+        if name not in self.names:
+            return None
+        if unless_sha256 and not self.repo.is_folder and self._files.sha256(name) == unless_sha256:
+            return None
+        path = self._fetch(name, self._settings.max_tokenizer_bytes)
+        if path is None or (unless_sha256 and sha256_of(path) == unless_sha256):
+            return None
+        return path.read_text(encoding="utf-8", errors="replace")
 
     @cached_property
     def pickles(self) -> dict[str, PickleReport]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from scanner.adapter import AdapterConfig, AdapterView, read_json_object
 from scanner.adapter.fingerprint import adapter_fingerprint, base_fingerprint, compare
 from scanner.errors import SkipError
+from scanner.hub.cache import cached_file
 from scanner.hub.names import cached_id, hub_id, last_segment
 from scanner.hub.resolve import MAX_TEXT, BaseResolver
 from scanner.model import UNRESOLVED, BaseResolution, BaseStep, RepoRef
@@ -100,8 +102,18 @@ class Bases:
             self._facts[key] = self._read_facts(root, commit_sha)
         return self._facts[key]
 
+    def file(self, base: SettledBase, name: str, limit_bytes: int, *, is_small: bool = True) -> Path | None:
+        """A file of an adapter's base: from the Hub, or, where nobody may be asked, from the local Hub cache."""
+        if base.base_model == UNRESOLVED:
+            return None
+        if self._resolver is None:
+            return cached_file(base.base_model, name, limit_bytes)
+        if base.commit_sha is None:
+            return None
+        return self._resolver.file(base.base_model, base.commit_sha, name, limit_bytes, is_small=is_small)
+
     def _read_facts(self, root: str, commit_sha: str) -> BaseFacts | None:
-        path = self._resolver.config_file(root, commit_sha, self._max_config_bytes) if self._resolver else None
+        path = self._resolver.file(root, commit_sha, "config.json", self._max_config_bytes) if self._resolver else None
         try:
             return BaseFacts(read_json_object(path, self._max_config_bytes), commit_sha) if path else None
         except SkipError:

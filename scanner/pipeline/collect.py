@@ -22,7 +22,8 @@ from scanner.model import (
 )
 from scanner.pipeline.around import Around
 from scanner.pipeline.bases import Bases
-from scanner.pipeline.facts import gather_facts
+from scanner.pipeline.comparison import Comparisons
+from scanner.pipeline.facts import bare_facts, gather_facts
 from scanner.pipeline.outcomes import failed_record, failure, outcome_of
 from scanner.pipeline.read import Reading, read_config, read_weights
 from scanner.probe.profile import choose_profile
@@ -129,7 +130,8 @@ def collect_repo(
     limit = settings.max_adapters_per_repo
     chosen = candidates[:limit]
     weights = frozenset(part for candidate in chosen for part in candidate.parts)
-    job = _Job(repo, files, settings, bases, Around(files, names, settings, repo, client, weights))
+    around = Around(files, names, settings, repo, client, weights)
+    job = _Job(repo, files, settings, bases, around, Comparisons(bases, settings))
     records = [_collect_adapter(job, candidate, earlier) for candidate in chosen]
     if len(candidates) > limit:
         too_many = LimitExceededError("number of adapters in the repo", limit, len(candidates))
@@ -146,6 +148,7 @@ class _Job:
     settings: Settings
     bases: Bases
     around: Around
+    comparisons: Comparisons
 
 
 def _collect_adapter(job: _Job, candidate: Candidate, earlier: Earlier | None) -> ScanRecord:
@@ -168,10 +171,11 @@ def _collect_adapter(job: _Job, candidate: Candidate, earlier: Earlier | None) -
         refusals = (error,) if isinstance(error, SkipError) else ()
     base = job.bases.settle(repo, reading.config, reading.view)
     try:
-        findings = check_static(gather_facts(job.around, job.bases, candidate, reading, base, refusals), rule_plugins())
+        facts = gather_facts(job.around, job.comparisons, candidate, reading, base, refusals)
     except Exception as error:  # noqa: BLE001 - what lies around it could not be fetched, or is a surprise itself
         outcome, reason, message = outcome_of(error, repo)
-        findings = ()
+        facts = bare_facts(job.around, candidate, reading, base, refusals)
+    findings = check_static(facts, rule_plugins())
     view, config = reading.view, reading.config
     commit = repo.commit_sha or _folder_commit(reading.content_sha256, reading.config_sha256)
     info = AdapterInfo(
@@ -225,7 +229,7 @@ def _copied(known: ScanRecord, job: _Job, candidate: Candidate, reading: Reading
         return None
     compared = tuple(step for step in known.info.base_evidence if step.kind == "fingerprint")
     content = [finding for finding in known.findings if finding.rule_id in CONTENT_RULES]
-    facts = gather_facts(job.around, job.bases, candidate, reading, base, ())
+    facts = gather_facts(job.around, job.comparisons, candidate, reading, base, ())
     around = [finding for finding in check_static(facts, rule_plugins()) if finding.rule_id not in CONTENT_RULES]
     own_id = adapter_id_of(repo.repo_uid, str(repo.commit_sha), candidate.path)
     origin = known.info.copied_from or known.info.adapter_id

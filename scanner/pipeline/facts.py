@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from scanner.adapter import Candidate
 from scanner.errors import SkipError
 from scanner.model import UNRESOLVED
 from scanner.pipeline.around import Around
-from scanner.pipeline.bases import Bases, SettledBase
+from scanner.pipeline.bases import SettledBase
+from scanner.pipeline.comparison import Comparisons
 from scanner.pipeline.read import Reading
 from scanner.rules import StaticFacts
 
-__all__ = ["gather_facts"]
+__all__ = ["bare_facts", "gather_facts"]
 
 
 def gather_facts(
     around: Around,
-    bases: Bases,
+    comparisons: Comparisons,
     candidate: Candidate,
     reading: Reading,
     base: SettledBase,
@@ -26,7 +29,16 @@ def gather_facts(
     Raises:
         TransientError: a file of the repo or the base could not be fetched.
     """
-    texts = around.texts
+    base_texts, tokenizers = comparisons.of(around, base)
+    texts, pickles = {**around.texts, **tokenizers}, {**around.pickles, **reading.pickles}
+    facts = bare_facts(around, candidate, reading, base, (*refusals, *around.refusals))
+    return replace(facts, texts=texts, base=base_texts, pickles=pickles, hub_scan=around.hub_scan)
+
+
+def bare_facts(
+    around: Around, candidate: Candidate, reading: Reading, base: SettledBase, refusals: tuple[SkipError, ...]
+) -> StaticFacts:
+    """What is known without another file."""
     return StaticFacts(
         path=candidate.path,
         siblings=around.names,
@@ -35,14 +47,12 @@ def gather_facts(
         weights=reading.weights,
         repo_id=around.repo.repo_id,
         base_model=base.base_model if base.base_model != UNRESOLVED else None,
-        texts=texts,
         base_contradictions=base.contradictions,
-        pickles={**around.pickles, **reading.pickles},
+        pickles=reading.pickles,
         format=reading.format,
         has_zip_tail=reading.has_zip_tail,
         nonfinite=reading.nonfinite,
         split=reading.split,
-        hub_scan=around.hub_scan,
         base_disagreement=base.disagreement,
-        refusals=(*refusals, *around.refusals),
+        refusals=refusals,
     )

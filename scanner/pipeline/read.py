@@ -26,7 +26,7 @@ from scanner.model import Stage, WeightScan
 from scanner.settings import Settings
 from scanner.weights import BlockSplit, find_split, scan_weights
 
-__all__ = ["Reading", "read_config", "read_weights"]
+__all__ = ["Reading", "read_config", "read_weights", "sha256_of"]
 
 
 @dataclass

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 
-from scanner.model import Finding
+from scanner.model import Finding, Outcome, Severity
 from scanner.rules.facts import StaticFacts
 from scanner.rules.registry import RULES
 from scanner.rules.rule import Rule
@@ -26,7 +26,7 @@ def check_static(facts: StaticFacts, plugins: Sequence[Rule] = ()) -> tuple[Find
 
     A rule of another package that raises is a warning in the log, and its neighbours go on.
     """
-    found = [finding for rule in RULES for finding in _findings(rule, facts)]
+    found = [finding for rule in RULES for finding in _own_findings(rule, facts)]
     for rule in plugins:
         try:
             found.extend(_findings(rule, facts))
@@ -40,6 +40,16 @@ def _findings(rule: Rule, facts: StaticFacts) -> Iterable[Finding]:
         _cut(Finding(rule.id, hit.severity or rule.severity, hit.message, hit.evidence, hit.outcome))
         for hit in islice(rule.check(facts), MAX_FINDINGS_PER_RULE)
     ]
+
+
+def _own_findings(rule: Rule, facts: StaticFacts) -> Iterable[Finding]:
+    """Of a built-in rule. A gap in one, which a stranger's file has found, must not hide what the others see."""
+    try:
+        return _findings(rule, facts)
+    except Exception as error:
+        log.error("rule %s failed on %s", rule.id, facts.path, exc_info=error)
+        text = f"the rule itself failed ({type(error).__name__}): nothing is known of what it looks for"
+        return [Finding(rule.id, Severity.MEDIUM, text, str(error)[:MAX_TEXT], Outcome.ERROR)]
 
 
 def _cut(finding: Finding) -> Finding:

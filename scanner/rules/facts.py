@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from scanner.adapter import AdapterConfig, AdapterView
 from scanner.errors import SkipError
 from scanner.model import WeightScan
+from scanner.rules.tokenizer import TokenizerFacts
 from scanner.weights import BlockSplit
 
 if TYPE_CHECKING:
@@ -22,9 +23,9 @@ class BaseTexts:
     """The base model's own small files, to compare with."""
 
     texts: Mapping[str, str] = field(default_factory=dict)
-    """File name -> content: chat_template.jinja, tokenizer_config.json, tokenizer.json, ... Those that it has."""
-    reason: str = ""
-    """Why there are none; empty where they were fetched."""
+    """File name -> content: chat_template.jinja, tokenizer_config.json, ... Those that it has."""
+    tokenizer: TokenizerFacts | None = None
+    """None where it has no tokenizer files that could be had."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class StaticFacts:
     texts: Mapping[str, str] = field(default_factory=dict)
     """Small text files of the repo, by path: card, templates, JSON."""
     base: BaseTexts | None = None
-    """None: nothing of the repo asks for a comparison."""
+    """None: nothing of the repo asks for a comparison, or nothing of the base could be had."""
     base_contradictions: tuple[str, ...] = ()
     """What of the adapter's shapes cannot belong to its base."""
     pickles: Mapping[str, PickleReport] = field(default_factory=dict)

@@ -24,6 +24,11 @@ from scanner.rules import (
     ls015_look_alike,
     ls016_path_fields,
     ls017_archives,
+    ls018_template_walk,
+    ls019_template_trigger,
+    ls021_added_tokens,
+    ls022_tokenizer_differs,
+    ls023_invisible,
     ls024_full_matrices,
     ls026_scaling,
     ls027_near_zero,
@@ -36,6 +41,7 @@ from scanner.rules import (
     ls034_concentrated,
     ls035_pickle_structure,
     ls036_base_disagreement,
+    ls037_missing_shards,
 )
 from scanner.rules.rule import Rule, Scope
 
@@ -64,6 +70,11 @@ RULES: tuple[Rule, ...] = tuple(
         ls015_look_alike,
         ls016_path_fields,
         ls017_archives,
+        ls018_template_walk,
+        ls019_template_trigger,
+        ls021_added_tokens,
+        ls022_tokenizer_differs,
+        ls023_invisible,
         ls024_full_matrices,
         ls026_scaling,
         ls027_near_zero,
@@ -76,6 +87,7 @@ RULES: tuple[Rule, ...] = tuple(
         ls034_concentrated,
         ls035_pickle_structure,
         ls036_base_disagreement,
+        ls037_missing_shards,
     )
 )
 CONTENT_RULES = frozenset(rule.id for rule in RULES if rule.scope == Scope.CONTENT)

@@ -110,7 +110,7 @@ def test_a_gated_base_is_known(add_base: AddBase, resolver: BaseResolver, quick:
     add_base("meta/llama", gated="manual")
     found = resolver.resolve("meta/llama")
     assert found.root == "meta/llama" and found.commit_sha
-    assert resolver.config_file(found.root, found.commit_sha, 10**6) is None  # its files are not
+    assert resolver.file(found.root, found.commit_sha, "config.json", 10**6) is None  # its files are not
 
 
 def test_unknown_names(resolver: BaseResolver, served: HubServer) -> None:
@@ -211,14 +211,14 @@ def test_config_is_fetched_once(
     add_base("acme/base")
     sha = str(resolver.resolve("acme/base").commit_sha)
     served.request_log.clear()
-    path = resolver.config_file("acme/base", sha, 10**6)
+    path = resolver.file("acme/base", sha, "config.json", 10**6)
     assert path is not None and json.loads(path.read_bytes())["hidden_size"] == 64
     assert len(served.request_log) == 1
-    assert _resolver(served, quick, tmp_path).config_file("acme/base", sha, 10**6) == path
+    assert _resolver(served, quick, tmp_path).file("acme/base", sha, "config.json", 10**6) == path
     assert len(served.request_log) == 1
     add_base("acme/large", config={"padding": "x" * 5_000})
     large = str(resolver.resolve("acme/large").commit_sha)
-    assert resolver.config_file("acme/large", large, 1_000) is None
+    assert resolver.file("acme/large", large, "config.json", 1_000) is None
 
 
 def _info(**fields: object) -> SimpleNamespace:
