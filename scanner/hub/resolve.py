@@ -73,10 +73,9 @@ def parse_answer(info: ModelInfo) -> Answer:
 def walk(name: str, ask: Callable[[str], Answer]) -> BaseResolution:
     """Follow a Hub id to its root.
 
-    The root is the last id that the Hub has confirmed. A chain that ends in nothing, runs in a circle or is too long
-    proves no root: then it is the first confirmed id. An id that the Hub does not know stays as claimed, because
-    private bases are common; but `owner/` belongs to one, so an unknown single name (`base_model`, `output`) is a
-    folder on somebody's disk and unresolved.
+    The root is the last id that the Hub has confirmed; a circle, or too long a chain, proves none, and its first
+    confirmed id is kept. An id that the Hub does not know stays as claimed, because private bases are common; but these
+    have an owner, so an unknown single name (`base_model`, `output`) is a folder on somebody's disk and unresolved.
     """
     steps: list[BaseStep] = []
     first: Answer | None = None
