@@ -19,7 +19,10 @@ import numpy.typing as npt
 from scanner.adapter.jsonfile import parse_json_object
 from scanner.errors import LimitExceededError, MalformedFileError
 
-__all__ = ["MAX_HEADER_BYTES", "MAX_TENSORS", "SafetensorsFile", "TensorEntry", "open_safetensors"]
+__all__ = [
+    "MAX_HEADER_BYTES", "MAX_NAME_CHARS", "MAX_TENSORS", "SafetensorsFile", "TensorEntry", "decode_floats",
+    "decode_scalar", "open_safetensors",
+]  # fmt: skip
 
 MAX_HEADER_BYTES = 16_000_000
 """A tensor takes about 150 bytes: an adapter of every expert of a large mixture has 70,000 tensors in 11 MB."""
@@ -76,35 +79,48 @@ class SafetensorsFile:
             MalformedFileError: an integer tensor.
         """
         entry = self.entries[name]
-        return self._floats(entry, entry.begin, entry.end).reshape(entry.shape)
-
-    def _floats(self, entry: TensorEntry, begin: int, end: int) -> npt.NDArray[np.float32] | npt.NDArray[np.float64]:
-        raw = self._data[begin:end]
-        if entry.dtype in _FLOAT8:
-            return _float8_table(entry.dtype)[raw]
-        if entry.dtype == "BF16":
-            # bfloat16 is the upper half of a float32.
-            bits = raw.view("<u2").astype(np.uint32)
-            bits <<= 16
-            return bits.view(np.float32)
-        if entry.dtype not in ("F64", "F32", "F16"):
-            raise MalformedFileError(f"tensor {entry.name[:120]} has dtype {entry.dtype}, not a float that can be read")
-        values = raw.view(_NUMPY[entry.dtype])
-        return values.astype(np.float32) if entry.dtype == "F16" else values
+        return decode_floats(self._data[entry.begin : entry.end], entry.dtype, name).reshape(entry.shape)
 
     def chunks(self, name: str, values: int = 2**22) -> Iterator[npt.NDArray[np.float32] | npt.NDArray[np.float64]]:
         """The values of one tensor in order, at most `values` at a time. Errors as of `floats`."""
         entry = self.entries[name]
         width = ITEM_BYTES[entry.dtype]
         for begin in range(entry.begin, entry.end, values * width):
-            yield self._floats(entry, begin, min(begin + values * width, entry.end))
+            raw = self._data[begin : min(begin + values * width, entry.end)]
+            yield decode_floats(raw, entry.dtype, name)
 
     def scalar(self, name: str) -> float:
         """The only value of a one-element tensor, integer or float (kohya's alphas come as both)."""
         entry = self.entries[name]
-        if entry.dtype in _NUMPY:
-            return float(self._data[entry.begin : entry.end].view(_NUMPY[entry.dtype])[0])
-        return float(self.floats(name).reshape(-1)[0])
+        return decode_scalar(self._data[entry.begin : entry.end], entry.dtype, name)
+
+
+def decode_floats(
+    raw: npt.NDArray[np.uint8], dtype: str, name: str
+) -> npt.NDArray[np.float32] | npt.NDArray[np.float64]:
+    """Bytes of float values in order as float32 (float64 stays), without a copy where they are.
+
+    Raises:
+        MalformedFileError: they are no floats.
+    """
+    if dtype in _FLOAT8:
+        return _float8_table(dtype)[raw]
+    if dtype == "BF16":
+        # bfloat16 is the upper half of a float32.
+        bits = raw.view("<u2").astype(np.uint32)
+        bits <<= 16
+        return bits.view(np.float32)
+    if dtype not in ("F64", "F32", "F16"):
+        raise MalformedFileError(f"tensor {name[:120]} has dtype {dtype}, not a float that can be read")
+    values = raw.view(_NUMPY[dtype])
+    return values.astype(np.float32) if dtype == "F16" else values
+
+
+def decode_scalar(raw: npt.NDArray[np.uint8], dtype: str, name: str) -> float:
+    """The value of one integer or float. Errors as of `decode_floats`."""
+    if dtype in _NUMPY:
+        return float(raw.view(_NUMPY[dtype])[0])
+    return float(decode_floats(raw, dtype, name)[0])
 
 
 @cache

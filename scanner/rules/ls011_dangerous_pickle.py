@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 from scanner.adapter.pickles import PickleGlobal, PickleReport
 from scanner.model import Severity
@@ -23,7 +24,7 @@ def check(facts: StaticFacts) -> Iterator[Hit]:
                 yield Hit(text, f"{path}: {', '.join(trainers)}", Severity.MEDIUM)
 
 
-def _report(level: str, module: str, name: str) -> PickleReport:
+def _report(level: Literal["allowed", "dangerous"], module: str, name: str) -> PickleReport:
     return PickleReport("pickle", (PickleGlobal(module, name, level, "0"),), ())
 
 

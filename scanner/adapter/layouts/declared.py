@@ -16,6 +16,8 @@ DEFAULT_HEADS = {"SEQ_CLS": ("classifier", "pre_classifier", "score"), "TOKEN_CL
 `pre_classifier` along."""
 PEFT_DEFAULT_ALPHA = 8.0  # of peft.LoraConfig.lora_alpha, and of alpha of LoHaConfig and LoKrConfig
 PEFT_DEFAULT_INIT_R = 12  # peft.AdaLoraConfig.init_r
+MAX_PARTS = 16
+"""Parts of a fused matrix."""
 _FAMILIES = {
     "LORA": ("lora", "embedding"),
     "ADALORA": ("adalora",),
@@ -96,6 +98,13 @@ class Declared:
             return 1
         own = self.rank_of(module, rank)
         return int(rank // own) if own > 0 and own.is_integer() and rank % own == 0 else 1
+
+    def fused_parts(self) -> tuple[bool, ...]:
+        """Which parts of a fused matrix old PEFT versions adapt; empty where the config does not say so."""
+        parts = self.config.raw.get("enable_lora") if self.config else None
+        if not isinstance(parts, list) or not 0 < len(parts) <= MAX_PARTS or not any(parts):
+            return ()
+        return tuple(parts) if all(isinstance(part, bool) for part in parts) else ()
 
     def rank_of(self, module: str, found: int) -> float:
         """The declared rank of a module; NaN where it is no number, `found` where nothing is declared."""

@@ -36,6 +36,9 @@ def build_lora(group: Group, source: Source) -> Built | None:
     out_features, rank_b = b.shape[0], math.prod(b.shape[1:])
     if mid is not None:
         return _tucker(group, source, a, mid, b)
+    enabled = source.declared.fused_parts() if group.layout == "peft" else ()
+    if enabled and rank == rank_b * sum(enabled):
+        return _fused(group, source, a, b, enabled)
     if rank != rank_b:
         return None
     experts = source.declared.experts(group.module, rank) if group.layout == "peft" else 1
@@ -152,6 +155,33 @@ def _experts(group: Group, source: Source, a: TensorEntry, b: TensorEntry, exper
         for n in range(experts)
     )
     return _built(group, updates, declared, rank)
+
+
+def _fused(group: Group, source: Source, a: TensorEntry, b: TensorEntry, enabled: tuple[bool, ...]) -> Built | None:
+    """Some parts of a fused matrix (query, key and value in one): `MergedLinear` of peft before 0.4, after loralib.
+
+    Each part that is enabled has r rows of A and its own rows of B; the others stay as they are. As one pair, B is
+    block-diagonal with empty rows for the parts that are left out.
+    """
+    parts, rank, in_features = sum(enabled), math.prod(b.shape[1:]), a.shape[1]
+    if len(a.shape) != 2 or b.shape[0] % parts:
+        return None
+    height = b.shape[0] // parts
+    out_features = height * len(enabled)
+    limits.check_factors(group.module, rank * parts, in_features, out_features, source.max_rank)
+
+    def read() -> tuple[FloatArray, FloatArray]:
+        own = source.floats(b).reshape(parts, height, rank)
+        whole = np.zeros((out_features, rank * parts), dtype=own.dtype)
+        places = [place for place, is_enabled in enumerate(enabled) if is_enabled]
+        for number, place in enumerate(places):
+            whole[place * height : (place + 1) * height, number * rank : (number + 1) * rank] = own[number]
+        return source.floats(a), whole
+
+    declared = source.declared.rank_of(group.module, rank)
+    scale = source.declared.scale_of(group.module, declared)
+    update = LowRankUpdate(group.module, rank * parts, out_features, in_features, scale, read, own_rank=rank)
+    return _built(group, (update,), declared, rank)
 
 
 def _check_experts(group: Group, experts: int) -> None:

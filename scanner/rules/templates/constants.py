@@ -16,12 +16,14 @@ MAX_OPTIONS = 16
 MAX_TEXT = 4096
 MAX_ITEMS = 256
 MAX_STEPS = 100_000
+MAX_DEPTH = 60
 _TEXT_METHODS = frozenset(
     {"lower", "upper", "strip", "lstrip", "rstrip", "title", "capitalize", "swapcase", "replace", "split", "casefold",
      "removeprefix", "removesuffix", "splitlines", "rsplit", "partition", "rpartition"}
 )  # fmt: skip
 _FILTERS = {"lower": "lower", "upper": "upper", "trim": "strip", "title": "title", "capitalize": "capitalize",
             "replace": "replace"}  # fmt: skip
+_FOLDED = (n.BinExpr, n.Concat, n.Filter, n.Call, n.Getitem, n.Getattr, n.List, n.Tuple, n.Dict, n.CondExpr)
 _SAME = frozenset({"string", "safe", "list", "e", "escape", "d", "default", "forceescape", "unique", "sort"})
 _FAULTS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
 
@@ -35,6 +37,14 @@ class Constants:
         self._open: set[str] = set()
         self._cycles = 0
         self._steps = 0
+        self._depth = 0
+        # The deepest first: every answer then rests on answers that are there, however long a chain of operators is.
+        nodes: list[n.Node] = [bindings.tree]
+        for node in nodes:
+            nodes.extend(node.iter_child_nodes())
+        for node in reversed(nodes):
+            if isinstance(node, _FOLDED):
+                self.of(node)
 
     def of(self, node: n.Node | None) -> list[Any]:
         """At most `MAX_OPTIONS` possible values; none where an expression depends on more than constants."""
@@ -43,8 +53,10 @@ class Constants:
         if (known := self._known.get(id(node))) is not None:
             return known
         self._steps += 1
-        if self._steps > MAX_STEPS:
+        if self._steps > MAX_STEPS or self._depth > MAX_DEPTH:
+            self._cycles += 1
             return []
+        self._depth += 1
         cycles = self._cycles
         found: list[Any] = []
         try:
@@ -55,6 +67,8 @@ class Constants:
                     found.append(value)
         except _FAULTS:
             pass  # what fails here fails when the template runs
+        finally:
+            self._depth -= 1
         if self._cycles == cycles:  # an answer that met its own question is not the whole answer
             self._known[id(node)] = found
         return found
@@ -117,7 +131,11 @@ class Constants:
             return []
         for part in parts:
             options = self.of(part)
-            rows = list(islice(([*row, option] for row in rows for option in options), MAX_OPTIONS))
+            if len(options) == 1:
+                for row in rows:
+                    row.append(options[0])
+            else:
+                rows = list(islice(([*row, option] for row in rows for option in options), MAX_OPTIONS))
         return rows
 
     def _binary(self, node: n.BinExpr) -> Iterator[Any]:

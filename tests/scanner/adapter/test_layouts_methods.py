@@ -261,3 +261,24 @@ def test_other_methods_are_named(folder: Path, name: str) -> None:
     assert view.unsupported_reason == f"peft_type_{config.peft_type.value.lower()}"
     assert (view.updates, view.coverage) == ((), 0.0)
     assert view.unexplained
+
+
+@pytest.mark.parametrize("enabled", [[True, False, True], [True, True, True], [False, True]])
+def test_parts_of_a_fused_matrix(tmp_path: Path, encode: Any, enabled: list[bool]) -> None:
+    # PEFT before 0.4 (and loralib): a grouped convolution over the parts that are enabled, the others padded with zeros.
+    rank, width, height, count = 3, 10, 8, sum(enabled)
+    rng = np.random.default_rng(1)
+    a = rng.normal(size=(rank * count, width)).astype("f4")
+    b = rng.normal(size=(height * count, rank, 1)).astype("f4")
+    grouped = torch.nn.functional.conv1d(torch.from_numpy(a)[None], torch.from_numpy(b), groups=count)[0].numpy()
+    wanted = np.zeros((len(enabled), height, width), dtype="f4")
+    wanted[np.array(enabled)] = grouped.reshape(count, height, width)
+    path = tmp_path / "w.safetensors"
+    key = "base_model.model.h.0.query_key_value"
+    path.write_bytes(encode({f"{key}.lora_A.weight": a, f"{key}.lora_B.weight": b}))
+    config = parse_config({"peft_type": "LORA", "r": rank, "lora_alpha": 6, "enable_lora": enabled})
+    view = view_adapter(open_safetensors(path), config, 64)
+    assert (view.rank, view.coverage, view.notes) == (rank, 1.0, ())
+    (update,) = view.updates
+    down, up = update.read()
+    np.testing.assert_allclose(update.scale * (up @ down), 2.0 * wanted.reshape(-1, width), rtol=1e-5, atol=1e-6)

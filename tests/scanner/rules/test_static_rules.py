@@ -154,7 +154,8 @@ def test_rank_one_everywhere_is_no_surprise_where_the_rank_is_one() -> None:
     ("owner", "known"),
     [
         ("meta-Ilama", "meta-llama"), ("Qvven", "Qwen"), ("mistralai-official", "mistralai"),
-        ("mistral-ai", "mistralai"), ("microsofft", "microsoft"), ("deepseekai", "deepseek-ai"), ("googie", "google"), ("rnicrosoft", "microsoft"),
+        ("mistral-ai", "mistralai"), ("microsofft", "microsoft"), ("deepseekai", "deepseek-ai"),
+        ("googie", "google"), ("rnicrosoft", "microsoft"),
     ],
 )  # fmt: skip
 def test_look_alike_owners(owner: str, known: str) -> None:
@@ -220,7 +221,8 @@ json_values = st.recursive(
 )
 FIELDS = (
     "auto_mapping", "base_model_name_or_path", "megatron_core", "megatron_config", "revision", "corda_config",
-    "peft_type", "modules_to_save", "init_lora_weights", "task_type", "r", "lora_alpha", "tokenizer_name_or_path", "auto_map",
+    "peft_type", "modules_to_save", "init_lora_weights", "task_type", "r", "lora_alpha",
+    "tokenizer_name_or_path", "auto_map",
 )  # fmt: skip
 
 
