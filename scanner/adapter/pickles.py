@@ -33,6 +33,7 @@ MAX_NESTING = 2
 MAX_TAR_MEMBERS = 64
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 """What torch.save wrote first before it wrote zip archives (torch.serialization.MAGIC_NUMBER)."""
+_ZIP_TAIL = 22 + 65_535
 _PICKLE_NAMES = (".pkl", ".pickle", ".p", ".pk")
 _OPENERS = b"c(]}il"
 """First bytes of a stream without a protocol mark that could import something."""
@@ -96,7 +97,12 @@ def read_contents(path: Path) -> Iterator[Contents]:
         elif kind == "tar":
             yield _tar(path)
         else:
-            yield _raw(data)
+            contents = _raw(data)
+            if kind != "safetensors" and data.find(b"PK\x05\x06", max(0, len(data) - _ZIP_TAIL)) >= 0:
+                # Whoever reads from the end sees an archive, whoever begins at the beginning a stream.
+                contents.findings.merge(_zip(data, path, 0).findings)
+                contents.findings.add_problem("two_formats", "the file is a stream and an archive at once")
+            yield contents
 
 
 def _zip(data: Blob, path: Path | None, depth: int) -> Contents:

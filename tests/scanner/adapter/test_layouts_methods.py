@@ -265,7 +265,7 @@ def test_other_methods_are_named(folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize("enabled", [[True, False, True], [True, True, True], [False, True]])
 def test_parts_of_a_fused_matrix(tmp_path: Path, encode: Any, enabled: list[bool]) -> None:
-    # PEFT before 0.4 (and loralib): a grouped convolution over the parts that are enabled, the others padded with zeros.
+    # PEFT before 0.4 (and loralib): a grouped convolution over the enabled parts, the others padded with zeros.
     rank, width, height, count = 3, 10, 8, sum(enabled)
     rng = np.random.default_rng(1)
     a = rng.normal(size=(rank * count, width)).astype("f4")
