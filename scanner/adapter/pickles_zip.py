@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ def open_archive(data: Blob, found: Findings) -> Archive:
         with zipfile.ZipFile(_Window(data)) as archive:
             entries, comment = archive.infolist(), archive.comment
             start = getattr(archive, "start_dir", 0)
-    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, OSError, IndexError) as error:
+    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, OSError, IndexError, struct.error) as error:
         raise MalformedFileError(f"the zip archive cannot be read: {clean(str(error), 80)}") from error
     if len(entries) > MAX_MEMBERS:
         raise LimitExceededError("members of an archive", MAX_MEMBERS, len(entries))
@@ -126,7 +127,9 @@ def open_archive(data: Blob, found: Findings) -> Archive:
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             found.add_problem("odd_compression", f"{shown} is compressed by method {entry.compress_type}")
             continue
-        if entry.is_dir():
+        if not entry.filename:
+            found.add_problem("nameless_member", "a member of the archive has no name")
+        elif entry.is_dir():
             continue
         members.append(_member(data, entry, start, shown, found))
     return Archive(data, members)

@@ -226,7 +226,7 @@ STRUCTURES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "a wrong checksum": (lambda data: data.replace(b"weightX", b"weightY", 1), "bad_crc"),
     "bytes before the archive": (lambda data: b"#!/bin/sh\n" + data, "two_formats"),
     "another name in the local header": (
-        lambda data: data.replace(b"archive/data.pkl", b"archive/dota.pkl", 1),
+        lambda data: data.replace(b"a/data.pkl", b"a/dota.pkl", 1),
         "header_mismatch",
     ),
     "no directory": (lambda data: data[: data.rindex(b"PK\x05\x06")], "bad_zip"),
