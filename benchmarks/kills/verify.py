@@ -14,8 +14,9 @@ from scanner.store import TABLES, Database, open_database, open_root
 
 __all__ = ["Contents", "Facts", "look", "read_contents"]
 
-_TIMES = {"shard_id", "scanned_at", "created_at", "last_modified", "seconds", "copied_from"}
-"""Columns that say when and by which run, or how long it took: two crawls of the same registry differ in them."""
+_TIMES = {"shard_id", "scanned_at", "created_at", "last_modified", "seconds", "copied_from", "base_evidence"}
+"""Columns that say when and by which run (`base_evidence`: whether an earlier one is remembered), or how long it took:
+two crawls of the same registry differ in them."""
 _FAMILY = {"row_id", "judged_at", "crawl_id", "q_value", "reference_id", "reference_n"}
 """Columns of a verdict that also depend on who was judged together."""
 COMPARED: Mapping[str, set[str]] = {
