@@ -54,7 +54,8 @@ _EXACT = frozenset(
     <|START_ACTION|> <|END_ACTION|> <|START_TOOL_RESULT|> <|END_TOOL_RESULT|> <BOS_TOKEN> <EOS_TOKEN> <PAD_TOKEN>
     <UNK_TOKEN> <CLS_TOKEN> <SEP_TOKEN> <MASK_TOKEN> <EOP_TOKEN>
     <｜User｜> <｜Assistant｜> <｜System｜> <｜EOT｜> <｜fim▁hole｜> <｜fim▁begin｜> <｜fim▁end｜>
-    <｜begin▁of▁sentence｜> <｜end▁of▁sentence｜> <｜▁pad▁｜> <｜search▁begin｜> <｜search▁end｜> <｜tool▁calls▁begin｜> <｜tool▁calls▁end｜>
+    <｜begin▁of▁sentence｜> <｜end▁of▁sentence｜> <｜▁pad▁｜> <｜search▁begin｜>
+    <｜search▁end｜> <｜tool▁calls▁begin｜> <｜tool▁calls▁end｜>
     <｜tool▁call▁begin｜> <｜tool▁call▁end｜> <｜tool▁outputs▁begin｜> <｜tool▁outputs▁end｜> <｜tool▁output▁begin｜>
     <｜tool▁output▁end｜> <｜tool▁sep｜> <|EOT|> <|tool_calls_section_begin|> <|tool_calls_section_end|>
     <|tool_call_begin|> <|tool_call_end|> <|tool_call_argument_begin|> <|media_start|> <|media_content|> <|media_end|>

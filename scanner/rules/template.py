@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-__all__ = ["KeywordBranch", "keyword_branches", "markup_branches", "object_walks"]
+__all__ = [
+    "InjectedText",
+    "KeywordBranch",
+    "TemplateDifference",
+    "compare_templates",
+    "injected_text",
+    "keyword_branches",
+    "markup_branches",
+    "object_walks",
+]
 
 
 @dataclass(frozen=True)
@@ -17,6 +27,30 @@ class KeywordBranch:
     line: int
     expression: str
     """The line of the template, cut."""
+
+
+@dataclass(frozen=True)
+class InjectedText:
+    """A text that a template writes only when a message holds `literal`."""
+
+    literal: str
+    text: str
+
+
+@dataclass(frozen=True)
+class TemplateDifference:
+    """How an adapter's template differs from its base's."""
+
+    kind: Literal["same", "equivalent", "different"]
+    """`same`: equal trees. `equivalent`: equal texts on all fixed chats. Otherwise `different`, unreadable ones too."""
+    chats: tuple[str, ...] = ()
+    """Names of the chats that come out differently."""
+    diff: str = ""
+    """Of the first of them, from the base's text to the adapter's."""
+    injected: tuple[InjectedText, ...] = ()
+    """What only the adapter's template writes when somebody says one of its own constants."""
+    problem: str = ""
+    """Why the comparison could not be made, or not completely."""
 
 
 def object_walks(source: str) -> tuple[str, ...]:
@@ -50,3 +84,25 @@ def markup_branches(source: str) -> tuple[KeywordBranch, ...]:
     from scanner.rules.templates.branches import find_branches
 
     return find_branches(source)[1]
+
+
+def injected_text(source: str) -> tuple[InjectedText, ...]:
+    """Render a template on chats that hold its own constants; needs no base.
+
+    Raises:
+        MalformedFileError, LimitExceededError: it cannot be parsed within the limits.
+    """
+    from scanner.rules.templates.compare import injected_text as injected
+
+    return injected(source)
+
+
+def compare_templates(adapter_source: str, base_source: str) -> TemplateDifference:
+    """Whether an adapter's template writes chats as its base's does, by their trees and by rendering both.
+
+    Raises:
+        MalformedFileError, LimitExceededError: the adapter's template cannot be parsed within the limits.
+    """
+    from scanner.rules.templates.compare import compare_templates as compare
+
+    return compare(adapter_source, base_source)

@@ -1,4 +1,4 @@
-"""Tokenizer files of an adapter: what they add to the base's vocabulary, and whether they rewrite the text they read."""
+"""Tokenizer files of an adapter: what they add to the base, and whether they rewrite the text they read."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def parse_tokenizer(
 ) -> TokenizerFacts:
     """Facts from tokenizer_config.json, tokenizer.json, added_tokens.json and special_tokens_map.json.
 
-    The caller bounds the files' sizes. Fields of a wrong type are read as absent, as transformers ignores or refuses them.
+    The caller bounds the files' sizes. Fields of a wrong type are read as absent.
     """
     config, tokenizer = config or {}, tokenizer or {}
     collected = _Added()

@@ -18,6 +18,7 @@ class Bindings:
     """Assignments, loop targets, namespace attributes (`ns.x`), macro arguments and results (`name()`)."""
 
     def __init__(self, tree: n.Template) -> None:
+        self.tree = tree
         self._bound: defaultdict[str, list[Binding]] = defaultdict(list)
         self._printed_into: dict[int, n.Expr] = {}
         macros = {macro.name: macro for macro in tree.find_all(n.Macro)}

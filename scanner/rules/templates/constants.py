@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
 import jinja2.nodes as n
 
 from scanner.rules.templates.bindings import Bindings
+from scanner.rules.templates.syntax import ParsedTemplate
 
-__all__ = ["Constants"]
+__all__ = ["Constants", "constants_of"]
 
 MAX_OPTIONS = 16
 MAX_TEXT = 4096
 MAX_ITEMS = 256
 MAX_STEPS = 100_000
+MAX_DEPTH = 60
 _TEXT_METHODS = frozenset(
     {"lower", "upper", "strip", "lstrip", "rstrip", "title", "capitalize", "swapcase", "replace", "split", "casefold",
      "removeprefix", "removesuffix", "splitlines", "rsplit", "partition", "rpartition"}
 )  # fmt: skip
 _FILTERS = {"lower": "lower", "upper": "upper", "trim": "strip", "title": "title", "capitalize": "capitalize",
             "replace": "replace"}  # fmt: skip
+_FOLDED = (n.BinExpr, n.Concat, n.Filter, n.Call, n.Getitem, n.List, n.Tuple, n.Dict, n.CondExpr)
 _SAME = frozenset({"string", "safe", "list", "e", "escape", "d", "default", "forceescape", "unique", "sort"})
 _FAULTS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
 
@@ -30,11 +34,19 @@ class Constants:
     """The values that expressions of one template can have, as far as they follow from its constants alone."""
 
     def __init__(self, bindings: Bindings) -> None:
-        self._bindings = bindings
+        self.bindings = bindings
         self._known: dict[int, list[Any]] = {}
         self._open: set[str] = set()
         self._cycles = 0
         self._steps = 0
+        self._depth = 0
+        # The deepest first: every answer then rests on answers that are there, however long a chain of operators is.
+        nodes: list[n.Node] = [bindings.tree]
+        for node in nodes:
+            nodes.extend(node.iter_child_nodes())
+        for node in reversed(nodes):
+            if isinstance(node, _FOLDED):
+                self.of(node)
 
     def of(self, node: n.Node | None) -> list[Any]:
         """At most `MAX_OPTIONS` possible values; none where an expression depends on more than constants."""
@@ -43,8 +55,10 @@ class Constants:
         if (known := self._known.get(id(node))) is not None:
             return known
         self._steps += 1
-        if self._steps > MAX_STEPS:
+        if self._steps > MAX_STEPS or self._depth > MAX_DEPTH:
+            self._cycles += 1
             return []
+        self._depth += 1
         cycles = self._cycles
         found: list[Any] = []
         try:
@@ -55,6 +69,8 @@ class Constants:
                     found.append(value)
         except _FAULTS:
             pass  # what fails here fails when the template runs
+        finally:
+            self._depth -= 1
         if self._cycles == cycles:  # an answer that met its own question is not the whole answer
             self._known[id(node)] = found
         return found
@@ -99,7 +115,7 @@ class Constants:
             return
         self._open.add(name)
         try:
-            for kind, expression in self._bindings.of(name):
+            for kind, expression in self.bindings.of(name):
                 for value in self.of(expression):
                     if kind == "value":
                         yield value
@@ -117,7 +133,11 @@ class Constants:
             return []
         for part in parts:
             options = self.of(part)
-            rows = list(islice(([*row, option] for row in rows for option in options), MAX_OPTIONS))
+            if len(options) == 1:
+                for row in rows:
+                    row.append(options[0])
+            else:
+                rows = list(islice(([*row, option] for row in rows for option in options), MAX_OPTIONS))
         return rows
 
     def _binary(self, node: n.BinExpr) -> Iterator[Any]:
@@ -162,7 +182,7 @@ class Constants:
     def _filter(self, node: n.Filter) -> Iterator[Any]:
         arguments = [self.of(argument)[:1] for argument in node.args]
         given = [argument[0] for argument in arguments if argument]
-        for value in self.of(node.node or self._bindings.printed_into(node)):
+        for value in self.of(node.node or self.bindings.printed_into(node)):
             if node.name in _SAME:
                 yield value
             elif node.name in _FILTERS and isinstance(value, str):
@@ -196,6 +216,12 @@ class Constants:
                 yield from _positional(value, given)
             elif callee.attr in _TEXT_METHODS:
                 yield from _method(value, callee.attr, given)
+
+
+@lru_cache(maxsize=4)
+def constants_of(template: ParsedTemplate) -> Constants:
+    """The constants of a template, kept for the next question about it."""
+    return Constants(Bindings(template.tree))
 
 
 def _method(text: str, name: str, arguments: list[Any]) -> Iterator[Any]:
