@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import jinja2.nodes as n
 
 from scanner.rules.template import KeywordBranch
-from scanner.rules.templates.bindings import Bindings
-from scanner.rules.templates.constants import Constants
+from scanner.rules.templates.constants import Constants, constants_of
 from scanner.rules.templates.literals import is_natural
 from scanner.rules.templates.syntax import ParsedTemplate, parse_template
 from scanner.rules.templates.taint import Level, Taint
@@ -35,9 +34,8 @@ def find_branches(template: str | ParsedTemplate) -> tuple[tuple[KeywordBranch, 
         MalformedFileError, LimitExceededError: see `parse_template`.
     """
     parsed = parse_template(template) if isinstance(template, str) else template
-    bindings = Bindings(parsed.tree)
-    constants = Constants(bindings)
-    finder = _Finder(constants, Taint(bindings, constants), bindings)
+    constants = constants_of(parsed)
+    finder = _Finder(constants, Taint(constants))
     words: dict[tuple[str, str, int], KeywordBranch] = {}
     markup: dict[tuple[str, str, int], KeywordBranch] = {}
     letters: dict[str, int] = {}
@@ -61,10 +59,9 @@ def _sorted(found: dict[tuple[str, str, int], KeywordBranch]) -> tuple[KeywordBr
 
 
 class _Finder:
-    def __init__(self, constants: Constants, taint: Taint, bindings: Bindings) -> None:
+    def __init__(self, constants: Constants, taint: Taint) -> None:
         self._constants = constants
         self._taint = taint
-        self._bindings = bindings
 
     def look(self, node: n.Expr) -> Iterator[tuple[str, str]]:
         """(operation, literal) of every text that this one expression compares with a message's text."""
@@ -94,7 +91,7 @@ class _Finder:
             yield from (("lookup", text) for text in self._constants.texts(node.node))
 
     def _filter(self, node: n.Filter) -> Iterator[tuple[str, str]]:
-        owner = node.node if node.node is not None else self._bindings.printed_into(node)
+        owner = node.node if node.node is not None else self._constants.bindings.printed_into(node)
         if owner is None:
             return
         arguments = node.args[:1] if node.name == "replace" else node.args[1:]

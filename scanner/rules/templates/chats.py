@@ -75,10 +75,10 @@ CHATS: Mapping[str, dict[str, Any]] = {
 }
 
 
-def chat_with(text: str) -> dict[str, Any]:
+def chat_with(text: str, system: bool = True) -> dict[str, Any]:
     """A chat in which everybody says `text`."""
-    system = {"role": "system", "content": text}
-    return {"messages": [system, _user(text), _assistant(text), _user(text)]}
+    first = [{"role": "system", "content": text}] if system else []
+    return {"messages": [*first, _user(text), _assistant(text), _user(text)]}
 
 
 def variables_of(chat: Mapping[str, Any]) -> dict[str, Any]:

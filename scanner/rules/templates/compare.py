@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+from itertools import islice
 
 import jinja2.nodes as n
 
 from scanner.errors import LimitExceededError, MalformedFileError, UnsupportedError
 from scanner.rules.template import InjectedText, TemplateDifference
-from scanner.rules.templates.bindings import Bindings
 from scanner.rules.templates.branches import find_branches
 from scanner.rules.templates.chats import CHATS, FILLER, chat_with, variables_of
-from scanner.rules.templates.constants import Constants
+from scanner.rules.templates.constants import constants_of
+from scanner.rules.templates.literals import is_natural
 from scanner.rules.templates.render import BoundedTemplate
 from scanner.rules.templates.syntax import ParsedTemplate, normal_form, parse_template
 
@@ -23,7 +25,8 @@ MAX_DIFF_CHARS = 1500
 MAX_DIFF_LINES = 24
 MAX_DIFFED = 20_000
 MAX_INJECTED = 400
-_MARK = "\N{WHITE SQUARE}"
+MAX_WORDS = 2_000
+_WORD = re.compile(r"\w+|[^\w\s]")
 _COSTS = "chat_template_budget"
 
 
@@ -63,8 +66,7 @@ def compare_templates(adapter_source: str, base_source: str) -> TemplateDifferen
             chats.append(name)
             diff = diff or _diff(their_text, our_text)
         if _COSTS in (our_error, their_error):
-            whose = "the adapter's" if our_error == _COSTS else "the base's"
-            problem = f"{whose} template costs too much to render"
+            problem = f"the {'adapter' if our_error == _COSTS else 'base'}'s template costs too much to render"
             break
     usual = set(_injected(base, theirs))
     injected = tuple(text for text in _injected(adapter, ours) if text not in usual)
@@ -85,17 +87,20 @@ def injected_text(template: str | ParsedTemplate) -> tuple[InjectedText, ...]:
 
 
 def _injected(parsed: ParsedTemplate, bounded: BoundedTemplate) -> tuple[InjectedText, ...]:
+    usual, error, system = None, "", True
+    for system in (True, False):  # some templates refuse a system text
+        usual, error = _rendered(bounded, chat_with(FILLER, system))
+        if usual is not None:
+            break
     found: list[InjectedText] = []
-    usual, error = _rendered(bounded, chat_with(FILLER))
-    for literal in _literals(parsed):
-        for said in dict.fromkeys((literal, f"Please {literal} now.")):
+    for literal in _literals(parsed) if usual is not None else []:
+        for said in dict.fromkeys((literal.strip(), f"Please {literal} now.")):
+            shown, error = _rendered(bounded, chat_with(said, system))
             if error == _COSTS:
                 return tuple(found)
-            shown, error = _rendered(bounded, chat_with(said))
             if shown is None or usual is None:
                 continue
-            extra = _added(usual.replace(FILLER, _MARK), shown.replace(said, _MARK).replace(said.strip(), _MARK))
-            if extra:
+            if extra := _added(usual.replace(FILLER, said), shown):
                 found.append(InjectedText(literal[:MAX_INJECTED], extra[:MAX_INJECTED]))
                 break
     return tuple(found)
@@ -105,7 +110,7 @@ def _literals(parsed: ParsedTemplate) -> list[str]:
     """What the template looks for in messages, words first; then the constants of its other conditions."""
     words, _ = find_branches(parsed)
     literals = [branch.literal for branch in words]
-    constants = Constants(Bindings(parsed.tree))
+    constants = constants_of(parsed)
     for test in [node for kind in (n.Compare, n.Test) for node in parsed.tree.find_all(kind)]:
         literals += [text for constant in test.find_all(n.Const) for text in constants.texts(constant)]
     worth = (text for text in dict.fromkeys(literals) if len(text.strip()) > 1 and len(text) < 1000)
@@ -125,14 +130,20 @@ def _rendered(template: BoundedTemplate, chat: dict[str, object]) -> tuple[str |
         return None, error.code
 
 
-def _added(before: str, after: str) -> str:
-    """The words of `after` that `before` lacks, when they are more than markup moved about."""
-    matcher = difflib.SequenceMatcher(None, before.split()[:2000], after.split()[:2000], autojunk=True)
-    words = after.split()[:2000]
-    parts = [
-        " ".join(words[start:end]) for kind, _, _, start, end in matcher.get_opcodes() if kind in ("insert", "replace")
-    ]
-    return " … ".join(dict.fromkeys(part for part in parts if sum(map(str.isalpha, part)) >= 4))
+def _added(expected: str, shown: str) -> str:
+    """The parts of `shown` that `expected` lacks, where they are more than markup."""
+    if expected == shown:
+        return ""
+    before = _WORD.findall(expected)[:MAX_WORDS]
+    spans = [match.span() for match in islice(_WORD.finditer(shown), MAX_WORDS)]
+    after = [shown[start:end] for start, end in spans]
+    known = set(before)
+    parts = []
+    for kind, _, _, start, end in difflib.SequenceMatcher(None, before, after).get_opcodes():
+        new = " ".join(word for word in after[start:end] if word not in known)
+        if kind in ("insert", "replace") and is_natural(new):
+            parts.append(shown[spans[start][0] : spans[end - 1][1]])
+    return " … ".join(dict.fromkeys(parts))
 
 
 def _diff(theirs: str | None, ours: str | None) -> str:

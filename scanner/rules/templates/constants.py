@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
 import jinja2.nodes as n
 
 from scanner.rules.templates.bindings import Bindings
+from scanner.rules.templates.syntax import ParsedTemplate
 
-__all__ = ["Constants"]
+__all__ = ["Constants", "constants_of"]
 
 MAX_OPTIONS = 16
 MAX_TEXT = 4096
@@ -23,7 +25,7 @@ _TEXT_METHODS = frozenset(
 )  # fmt: skip
 _FILTERS = {"lower": "lower", "upper": "upper", "trim": "strip", "title": "title", "capitalize": "capitalize",
             "replace": "replace"}  # fmt: skip
-_FOLDED = (n.BinExpr, n.Concat, n.Filter, n.Call, n.Getitem, n.Getattr, n.List, n.Tuple, n.Dict, n.CondExpr)
+_FOLDED = (n.BinExpr, n.Concat, n.Filter, n.Call, n.Getitem, n.List, n.Tuple, n.Dict, n.CondExpr)
 _SAME = frozenset({"string", "safe", "list", "e", "escape", "d", "default", "forceescape", "unique", "sort"})
 _FAULTS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
 
@@ -32,7 +34,7 @@ class Constants:
     """The values that expressions of one template can have, as far as they follow from its constants alone."""
 
     def __init__(self, bindings: Bindings) -> None:
-        self._bindings = bindings
+        self.bindings = bindings
         self._known: dict[int, list[Any]] = {}
         self._open: set[str] = set()
         self._cycles = 0
@@ -113,7 +115,7 @@ class Constants:
             return
         self._open.add(name)
         try:
-            for kind, expression in self._bindings.of(name):
+            for kind, expression in self.bindings.of(name):
                 for value in self.of(expression):
                     if kind == "value":
                         yield value
@@ -180,7 +182,7 @@ class Constants:
     def _filter(self, node: n.Filter) -> Iterator[Any]:
         arguments = [self.of(argument)[:1] for argument in node.args]
         given = [argument[0] for argument in arguments if argument]
-        for value in self.of(node.node or self._bindings.printed_into(node)):
+        for value in self.of(node.node or self.bindings.printed_into(node)):
             if node.name in _SAME:
                 yield value
             elif node.name in _FILTERS and isinstance(value, str):
@@ -214,6 +216,12 @@ class Constants:
                 yield from _positional(value, given)
             elif callee.attr in _TEXT_METHODS:
                 yield from _method(value, callee.attr, given)
+
+
+@lru_cache(maxsize=4)
+def constants_of(template: ParsedTemplate) -> Constants:
+    """The constants of a template, kept for the next question about it."""
+    return Constants(Bindings(template.tree))
 
 
 def _method(text: str, name: str, arguments: list[Any]) -> Iterator[Any]:

@@ -118,7 +118,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         environment.filters.update(
             _loop=environment._loop, _pay=environment._pay, _concat=environment._concat, _print=environment._print
         )
-        tests: Any = environment.tests
+        tests: dict[str, Any] = {**environment.tests}
         environment.tests.update({name: environment._metered(name, test) for name, test in tests.items()})
         for name in set(environment.globals) - _FUNCTIONS:
             del environment.globals[name]

@@ -6,7 +6,6 @@ from enum import IntEnum
 
 import jinja2.nodes as n
 
-from scanner.rules.templates.bindings import Bindings
 from scanner.rules.templates.constants import Constants
 
 __all__ = ["Level", "Taint"]
@@ -44,12 +43,12 @@ class Level(IntEnum):
 class Taint:
     """Levels of all expressions of one template; names keep the highest level that they ever have."""
 
-    def __init__(self, bindings: Bindings, constants: Constants) -> None:
-        self._bindings = bindings
+    def __init__(self, constants: Constants) -> None:
+        self._bindings = constants.bindings
         self._constants = constants
         self._names: dict[str, Level] = {}
         self._clocks: set[str] = {"strftime_now"}
-        bound = bindings.all()
+        bound = self._bindings.all()
         for _ in range(MAX_ROUNDS):
             changed = False
             for name, (kind, expression) in bound:

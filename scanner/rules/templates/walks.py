@@ -8,8 +8,7 @@ from collections.abc import Iterator
 import jinja2.nodes as n
 
 from scanner.errors import LimitExceededError, MalformedFileError
-from scanner.rules.templates.bindings import Bindings
-from scanner.rules.templates.constants import Constants
+from scanner.rules.templates.constants import Constants, constants_of
 from scanner.rules.templates.syntax import ParsedTemplate, parse_template
 
 __all__ = ["object_walks"]
@@ -44,16 +43,16 @@ def object_walks(template: str | ParsedTemplate) -> tuple[str, ...]:
         LimitExceededError: it is too large, and nothing was found as text.
     """
     try:
-        tree = (parse_template(template) if isinstance(template, str) else template).tree
+        parsed = parse_template(template) if isinstance(template, str) else template
     except (MalformedFileError, LimitExceededError):
         text = str(template)[: 1024 * 1024]
         found = tuple(dict.fromkeys(_AS_TEXT.findall(text)))[:MAX_WALKS]
         if found:
             return tuple(f"{name} in a template that does not parse" for name in found)
         raise
-    constants = Constants(Bindings(tree))
+    constants = constants_of(parsed)
     walks: dict[str, None] = {}
-    for node in tree.find_all(n.Node):
+    for node in parsed.tree.find_all(n.Node):
         for what in _walks_of(node, constants):
             walks[f"line {node.lineno}: {what}"] = None
             if len(walks) >= MAX_WALKS:
