@@ -164,8 +164,7 @@ def deflated(data: bytes) -> bytes:
     return buffer.getvalue()
 
 
-OPCODES = tuple(bytes([code]) for code in b"(.012NRabd}el]ost)uQcPiIJKMLFGSTUBCVXghjpqr\x80\x81\x82\x83\x84\x85\x86\x87\x88\x89\x8a\x8b"
-                b"\x8c\x8d\x8e\x8f\x90\x91\x92\x93\x94\x95\x96\x97\x98")  # fmt: skip
+OPCODES = tuple(bytes([code]) for code in (*b"(.012NRabd}el]ost)uQcPiIJKMLFGSTUBCVXghjpqr", *range(0x80, 0x99)))
 WORDS = (
     b"ctorch._utils\n_rebuild_tensor_v2\n",
     b"ccollections\nOrderedDict\n",
@@ -186,8 +185,11 @@ def targets() -> dict[str, Target]:
         for value in (None, True, [], {}, -1, 1e308, 10**30, "../x", "q_proj", "LOHA", "\u202e")
     ]
     keys = tuple(f'"{key}": '.encode() for key in CONFIG)
-    jinja = (b"{{", b"}}", b"{%", b"%}", b"{% for x in messages %}", b"{% endfor %}", b"{% if ", b"{% endif %}", b".__class__",
-             b"|attr('x')", b"range(99999999)", b"~", b"*9999", b"{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", b"[0]")  # fmt: skip
+    jinja = (
+        b"{{", b"}}", b"{%", b"%}", b"{% for x in messages %}", b"{% endfor %}", b"{% if ", b"{% endif %}",
+        b".__class__",
+        b"|attr('x')", b"range(99999999)", b"~", b"*9999", b"{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", b"[0]",
+    )  # fmt: skip
     shapes = (
         b'"shape":[',
         b'"data_offsets":[',
