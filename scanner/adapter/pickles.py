@@ -26,7 +26,7 @@ __all__ = [
     "sniff",
 ]  # fmt: skip
 
-MAX_STREAM_BYTES = 64 * 1024**2
+MAX_STREAM_BYTES = 32 * 1024**2
 """One pickle stream, without the storages that lie beside it."""
 MAX_STACKED = 16
 MAX_NESTING = 2

@@ -18,14 +18,16 @@ __all__ = ["Machine"]
 
 MAX_OPCODES = 4_000_000
 """A tensor takes about 30."""
+MAX_VALUES = 1_500_000
+"""Lists, dicts, tuples and results of calls. A tensor takes six; each costs memory far beyond its byte."""
 MAX_STACK = 1_000_000
 MAX_MEMO = 1_000_000
 MAX_DIMENSIONS = 8
 _MARKED = frozenset(b"1leduti o\x90\x91".replace(b" ", b""))
+_MAKERS = frozenset(b"]}tld(ioRcQ\x81\x85\x86\x87\x8f\x91\x92\x93")
 _TUPLES = {0x85: 1, 0x86: 2, 0x87: 3}
 _CONSTANTS = {ord("N"): None, 0x88: True, 0x89: False}
 _PUSHES = frozenset(b"IJKMLFGSTUBCVX\x8a\x8b\x8e\x96\x8c\x8d")
-_IGNORED = (0x80, 0x95)
 
 
 class Machine:
@@ -33,7 +35,7 @@ class Machine:
 
     def __init__(self, data: Blob, findings: Findings, where: str) -> None:
         self._data, self._found, self._where = data, findings, where
-        self._steps = 0
+        self._steps = self._made = 0
 
     def run(self, start: int, end: int) -> tuple[Any, int]:
         """Follow the stream at `start`; (what it would leave, the place after its STOP).
@@ -54,6 +56,10 @@ class Machine:
                 raise LimitExceededError("opcodes of a pickle", MAX_OPCODES, self._steps)
             if code not in ARGUMENTS:
                 raise MalformedFileError(f"byte {at - 1:,} is no opcode")
+            if code in _MAKERS:
+                self._made += 1
+                if self._made > MAX_VALUES:
+                    raise LimitExceededError("lists, dicts and tuples of a pickle", MAX_VALUES, self._made)
             argument, at = read_argument(self._data, code, at, end)
             if code == ord("."):
                 return self._pop(), at
@@ -117,7 +123,10 @@ class Machine:
         elif code == ord("s"):
             value, key = self._pop(), self._pop()
             self._set_items(self._stack[-1], [key, value])
-        elif code not in _IGNORED:
+        elif code == 0x80:
+            if argument > 5:
+                self._problem("unknown_protocol", f"protocol {argument} does not exist")
+        elif code != 0x95:
             self._special(code, argument)
 
     def _with_items(self, code: int, argument: Any, items: list[Any]) -> None:
@@ -224,8 +233,8 @@ class Machine:
         if not isinstance(arguments, tuple):
             raise MalformedFileError("a call without a tuple of arguments")
         if function.level == "trainer":
-            if function.pair == ("_codecs", "encode") and arguments[1:] not in (("latin1",), ("latin-1",)):
-                self._problem("unexpected_call", "_codecs.encode with another codec than latin1")
+            if not _trainers_own(function.pair, arguments):
+                self._problem("unexpected_call", f"{_name_of(function)} is called in a way that no trainer does")
             return OPAQUE["trainer"]
         made = self._rebuilt(function.pair, arguments)
         if made is None:
@@ -268,6 +277,9 @@ def _tensor(name: str, arguments: tuple[Any, ...]) -> Tensor | None:
     if len(arguments) not in counts or not isinstance(arguments[0], Storage):
         return None
     storage, offset, shape, strides = arguments[:4]
+    hooks = arguments[5] if len(arguments) > 5 else None
+    if hooks is not None and not (isinstance(hooks, Mapping) and not hooks.pairs):
+        return None  # functions that run with every gradient
     dtype = storage.dtype
     if name == "_rebuild_tensor_v3":
         kind = arguments[6]
@@ -277,6 +289,18 @@ def _tensor(name: str, arguments: tuple[Any, ...]) -> Tensor | None:
     if dtype not in ITEM_BYTES or len(shape) != len(strides) or len(shape) > MAX_DIMENSIONS:
         return None
     return Tensor(storage, dtype, offset, tuple(shape), tuple(strides))
+
+
+def _trainers_own(pair: tuple[str, str], arguments: tuple[Any, ...]) -> bool:
+    """Whether a call of a trainer's class has the arguments that its own pickling gives it: plain values."""
+    if pair == ("_codecs", "encode"):
+        return len(arguments) == 2 and isinstance(arguments[0], str) and arguments[1] in ("latin1", "latin-1")
+    if pair[1] == "_reconstruct":
+        kind = arguments[0] if arguments else None
+        return isinstance(kind, Global) and kind.pair == ("numpy", "ndarray")
+    if pair[1] in ("scalar", "defaultdict"):  # a dtype and bytes; a class of containers
+        return all(not isinstance(a, Global) or a.level != "dangerous" for a in arguments)
+    return not any(isinstance(argument, Global | Opaque) for argument in arguments)
 
 
 def _naturals(value: Any) -> bool:
