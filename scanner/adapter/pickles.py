@@ -7,7 +7,6 @@ two different files. `open_torch_pickle` reads the tensors of a file in which no
 from __future__ import annotations
 
 import mmap
-import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -206,6 +205,8 @@ def _storage_bytes(root: Any) -> dict[str, int]:
 
 
 def _tar(path: Path) -> Contents:
+    import tarfile  # slow to import, and hardly ever needed
+
     contents = Contents("tar", Findings())
     found = contents.findings
     found.add_error("tar", UnsupportedError("torch's tar archives are not read", "layout_tar"), "the archive")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator
-from statistics import median
+
+import numpy as np
 
 from scanner.model import ModuleFeatures, Severity, WeightScan
 from scanner.rules.facts import StaticFacts
@@ -32,8 +33,8 @@ def check(facts: StaticFacts) -> Iterator[Hit]:
         if len(family) < MIN_FAMILY:
             continue
         logs = [math.log(share) for _, share in family]
-        center = median(logs)
-        spread = max(1.4826 * median(abs(value - center) for value in logs), FLOOR)
+        center = float(np.median(logs))
+        spread = max(1.4826 * float(np.median(np.abs(np.array(logs) - center))), FLOOR)
         for (name, share), value in zip(family, logs, strict=True):
             z = (value - center) / spread
             if share >= TOP8_SHARE and z >= ROBUST_Z:
