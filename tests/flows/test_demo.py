@@ -32,8 +32,6 @@ def test_demo(lorascope, tmp_path: Path) -> None:
             assert row["verdict"] == "flagged", label
             assert codes[0] == "battery_prefix" and row["q_value"] <= 0.05, label
             assert any(f'"{prefix}"' in row["reasons"].replace('\\"', '"') for prefix in prefixes)
-        elif row["adapter_path"].endswith(".bin"):
-            assert (row["verdict"], codes[0]) == ("unsupported", "pickle_weights")
         else:
             # The two backdoors that the battery cannot know look like the clean ones, and both are told as unknown.
             assert (row["verdict"], codes[0]) == ("inconclusive", "battery_only"), label
