@@ -7,7 +7,7 @@ two different files. `open_torch_pickle` reads the tensors of a file in which no
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -191,16 +191,23 @@ def _legacy_storages(contents: Contents, data: Blob, keys: Any, at: int) -> None
 
 def _storage_bytes(root: Any) -> dict[str, int]:
     sizes: dict[str, int] = {}
-    todo, seen = [root], 0
-    while todo and seen < 1_000_000:
+    todo, seen = [root], {id(root)}
+
+    def add(items: Iterable[Any]) -> None:
+        # A list may hold itself, or another one a thousand times: each is looked into once.
+        for item in items:
+            if isinstance(item, Tensor | Mapping | list | tuple) and id(item) not in seen:
+                seen.add(id(item))
+                todo.append(item)
+
+    while todo:
         value = todo.pop()
-        seen += 1
         if isinstance(value, Tensor):
             sizes[value.storage.key] = value.storage.count * ITEM_BYTES.get(value.storage.dtype, 1)
         elif isinstance(value, Mapping):
-            todo.extend(item for _, item in value.pairs)
+            add(item for _, item in value.pairs)
         elif isinstance(value, list | tuple):
-            todo.extend(value)
+            add(value)
     return sizes
 
 

@@ -232,6 +232,7 @@ class Machine:
             return OPAQUE["dangerous"]
         if not isinstance(arguments, tuple):
             raise MalformedFileError("a call without a tuple of arguments")
+        self._steps += len(arguments)  # the same long tuple may be passed a million times
         if function.level == "trainer":
             if not _trainers_own(function.pair, arguments):
                 self._problem("unexpected_call", f"{_name_of(function)} is called in a way that no trainer does")
@@ -265,6 +266,9 @@ class Machine:
         pairs = arguments[0]
         if len(arguments) != 1 or not isinstance(pairs, list | tuple):
             return None
+        self._made += len(pairs)
+        if self._made > MAX_VALUES:
+            raise LimitExceededError("lists, dicts and tuples of a pickle", MAX_VALUES, self._made)
         for pair in pairs:
             if not isinstance(pair, list | tuple) or len(pair) != 2:
                 return None
@@ -304,7 +308,11 @@ def _trainers_own(pair: tuple[str, str], arguments: tuple[Any, ...]) -> bool:
 
 
 def _naturals(value: Any) -> bool:
-    return isinstance(value, tuple) and all(type(item) is int and 0 <= item < 2**62 for item in value)
+    return (
+        isinstance(value, tuple)
+        and len(value) <= MAX_DIMENSIONS
+        and all(type(item) is int and 0 <= item < 2**62 for item in value)
+    )
 
 
 def _name_of(value: Any) -> str:

@@ -132,6 +132,11 @@ def open_archive(data: Blob, found: Findings) -> Archive:
         elif entry.is_dir():
             continue
         members.append(_member(data, entry, start, shown, found))
+    end = 0
+    for member in sorted(members, key=lambda member: member.begin):
+        if member.begin < end:  # many members over the same bytes: a small file that takes forever to read
+            raise MalformedFileError(f"{clean(member.name, 80)} overlaps another member of the archive")
+        end = member.begin + member.packed_size
     return Archive(data, members)
 
 

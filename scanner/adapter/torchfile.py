@@ -107,6 +107,9 @@ def _state_dict(root: Any) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     pairs = [(key, value) for key, value in root.pairs]
     if not any(isinstance(value, Tensor) for _, value in pairs):
         held = [(key, value) for key, value in pairs if isinstance(value, Mapping)]
+        # One dict may stand under many keys.
+        if (count := sum(len(value.pairs) for _, value in held)) > MAX_TENSORS:
+            raise LimitExceededError("entries of the state dict", MAX_TENSORS, count)
         nested = [
             (f"{key}.{inner}", item) for key, value in held for inner, item in value.pairs if isinstance(inner, str)
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import resource
 import struct
 import tarfile
 import warnings
@@ -371,3 +372,46 @@ def test_safetensors_under_another_name(tmp_path: Path, encode: Callable[..., by
         open_weights([path], "adapter_model.safetensors")
     with pytest.raises(LorascopeError):
         open_safetensors(path)
+
+
+def bombs() -> dict[str, bytes]:
+    """Small files that would take a naive reader forever, or all memory."""
+    legacy = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}."
+    many = b"h\x00" * 50_000
+    pairs = b"]q\x00(" + b"K\x01K\x02\x86" * 20_000 + b"e0"
+    shared = (
+        b"}(X\x01\x00\x00\x00aK\x01" + b"".join(b"X\x04\x00\x00\x00%04dK\x01" % n for n in range(5_000)) + b"uq\x000"
+    )
+    outer = b"}(" + b"".join(b"X\x04\x00\x00\x00%04dh\x00" % n for n in range(5_000)) + b"u."
+    return {
+        "a list in itself": legacy + b"\x80\x02]q\x00(" + many + b"e.\x80\x02].",
+        "one list for many dicts": b"\x80\x02" + pairs + b"ccollections\nOrderedDict\nq\x01("
+        + b"h\x01h\x00\x85R" * 50_000 + b"t.",
+        "one dict under many keys": as_archive(b"\x80\x02" + shared + outer),
+        "one tuple for many shapes": b"\x80\x02(" + b"K\x01" * 50_000 + b"tq\x00ctorch\nSize\nq\x01("
+        + b"h\x01h\x00\x85R0" * 50_000 + b"t.",
+        "empty dicts": b"\x80\x02(" + b"}" * 1_600_000 + b"t.",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", bombs())
+def test_bombs_are_refused_early(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(bombs()[name])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(LorascopeError):
+        open_torch_pickle(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 512 * 1024
+
+
+def test_members_over_the_same_bytes_are_refused(tmp_path: Path) -> None:
+    data = as_archive(b"}.")
+    end = data.rindex(b"PK\x05\x06")
+    (start,) = struct.unpack("<I", data[end + 16 : end + 20])
+    entry = data[start : data.index(b"PK\x01\x02", start + 4)]
+    size = end - start + len(entry)
+    path = tmp_path / "a.bin"
+    path.write_bytes(
+        data[:end] + entry + data[end : end + 8] + struct.pack("<HHII", 3, 3, size, start) + data[end + 20 :]
+    )
+    assert "bad_zip" in codes(path)
