@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from scanner.adapter.pickles import sniff
+from scanner.adapter.pickles import open_torch_pickle, sniff
 from scanner.adapter.safetensors import TensorEntry, open_safetensors
 from scanner.adapter.tensors import TensorFile
-from scanner.adapter.torchfile import open_torch_pickle
 from scanner.errors import MalformedFileError, UnsupportedError
 
 __all__ = ["has_zip_tail", "open_weights"]

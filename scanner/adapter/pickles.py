@@ -1,274 +1,282 @@
-"""Pickle files, read and never unpickled: raw streams, torch's zip archives and its older formats.
+"""Pickle files, read without unpickling: what would they import, and may their tensors be trusted to be just that?
 
-`inspect_pickle` names everything that a file would import, and every way in which it is built so that two readers see
-two different files. `open_torch_pickle` reads the tensors of a file in which nothing of that kind was found.
+`inspect_pickle` answers the first for any file, `open_torch_pickle` gives the tensors of a file that has nothing but
+the names of tensors in it.
 """
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from scanner.adapter.pickles_machine import Machine
-from scanner.adapter.pickles_names import ITEM_BYTES
-from scanner.adapter.pickles_report import Findings, Kind, PickleGlobal, PickleProblem, PickleReport
-from scanner.adapter.pickles_values import Blob, Mapping, Tensor
-from scanner.adapter.pickles_zip import Archive, Member, open_archive
+from scanner.adapter.pickles_machine import MAX_PICKLE_BYTES
+from scanner.adapter.pickles_report import Findings, Kind, PickleGlobal, PickleProblem, PickleReport, clean
+from scanner.adapter.pickles_streams import Stream, probe_stream, read_stream
+from scanner.adapter.pickles_tar import is_tar, read_tar
+from scanner.adapter.pickles_torch import TorchFile, legacy_storages, state_tensors, zip_storages
+from scanner.adapter.pickles_values import Blob
+from scanner.adapter.pickles_zip import Archive, Budget, Member, find_end, read_archive, unpack
 from scanner.errors import LimitExceededError, MalformedFileError, SkipError, UnsupportedError
 
 __all__ = [
-    "Contents", "PickleGlobal", "PickleProblem", "PickleReport", "inspect_pickle", "looks_like_pickle", "read_contents",
+    "PickleGlobal",
+    "PickleProblem",
+    "PickleReport",
+    "TorchFile",
+    "inspect_pickle",
+    "looks_like_pickle",
+    "open_torch_pickle",
     "sniff",
-]  # fmt: skip
+]
 
-MAX_STREAM_BYTES = 32 * 1024**2
-"""One pickle stream, without the storages that lie beside it."""
-MAX_STACKED = 16
-MAX_NESTING = 2
-MAX_TAR_MEMBERS = 64
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-"""What torch.save wrote first before it wrote zip archives (torch.serialization.MAGIC_NUMBER)."""
-_ZIP_TAIL = 22 + 65_535
-_PICKLE_NAMES = (".pkl", ".pickle", ".p", ".pk")
-_OPENERS = b"c(]}il"
-"""First bytes of a stream without a protocol mark that could import something."""
+MAX_ARCHIVE_DEPTH = 3
+MAX_GAPS_READ = 1_000
+_ZIP, _PICKLE_NAME = b"PK\x03\x04", re.compile(r"\.(?:pkl|pickle|pk|p|bin|pt|pth|ckpt|joblib|dill)", re.IGNORECASE)
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"7z\xbc\xaf": "7z",
+}
 
 
 @dataclass
-class Contents:
-    """A file's first object, and where the bytes of its storages are."""
+class _Inspection:
+    """One file while it is read; what it takes to open it afterwards."""
 
-    kind: Kind
-    findings: Findings
-    root: Any = None
-    storages: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Key -> (place in the file, bytes), of those that can be mapped."""
-    packed: dict[str, Member] = field(default_factory=dict)
-    """Key -> member, of those that are compressed."""
+    findings: Findings = field(default_factory=Findings)
+    budget: Budget = field(default_factory=Budget)
+    kind: Kind = "other"
+    stream: Stream | None = None
     archive: Archive | None = None
+    root: str = ""
+    """Prefix of a torch archive, with its slash."""
 
 
 def sniff(path: Path) -> Literal["safetensors", "zip", "pickle", "tar", "other"]:
-    """What a file is by its first bytes; a pickle without a protocol mark, which has none, is `other`."""
-    with path.open("rb") as stream:
-        head = stream.read(512)
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") + 8 <= path.stat().st_size:
+    """What the bytes are, whatever the name says."""
+    data = _map(path)
+    if len(data) >= 10 and data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data) - 8:
         return "safetensors"
-    if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
+    if data[:4] == _ZIP:
         return "zip"
-    if len(head) > 2 and head[0] == 0x80 and head[1] <= 5:
+    if probe_stream(data, 0, len(data), path.name, Budget(), alone=True) or _is_headed(data):
         return "pickle"
-    if head[257:262] == b"ustar":
+    if is_tar(data, 0):
         return "tar"
-    return "other"
+    return "zip" if find_end(data) >= 0 else "other"
 
 
 def looks_like_pickle(path: Path) -> bool:
-    """Whether a file is, by its content, something that a pickle loader would take."""
-    return sniff(path) in ("zip", "pickle", "tar")
+    """Whether a loader that takes pickles would begin to run this file: a stream, or an archive of torch's."""
+    kind = sniff(path)
+    return kind == "pickle" or (kind in ("zip", "tar") and inspect_pickle(path).kind != "other")
 
 
 def inspect_pickle(path: Path) -> PickleReport:
-    """Read every opcode of every stream in a file. Nothing is imported, called or written.
+    """Read a file that may be a pickle, or hold some, without running anything.
 
-    A file that cannot be read to its end has a problem that says so; no file raises.
+    Every limit that is met is a problem of the report (`limit_exceeded`), with the limit and the value.
     """
-    with read_contents(path) as contents:
-        return contents.findings.report(contents.kind)
+    inspection = _inspect(_map(path), clean(path.name), 0)
+    return inspection.findings.report(inspection.kind)
 
 
-@contextmanager
-def read_contents(path: Path) -> Iterator[Contents]:
-    """Map a file, read its streams, and keep it mapped for the block."""
-    if path.stat().st_size == 0:
-        contents = Contents("other", Findings())
-        contents.findings.add_error("empty", MalformedFileError("the file is empty"), path.name[:80])
-        yield contents
-        return
-    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        kind = sniff(path)
-        if kind == "zip":
-            yield _zip(data, path, 0)
-        elif kind == "tar":
-            yield _tar(path)
-        else:
-            contents = _raw(data)
-            if kind != "safetensors" and data.find(b"PK\x05\x06", max(0, len(data) - _ZIP_TAIL)) >= 0:
-                # Whoever reads from the end sees an archive, whoever begins at the beginning a stream.
-                contents.findings.merge(_zip(data, path, 0).findings)
-                contents.findings.add_problem("two_formats", "the file is a stream and an archive at once")
-            yield contents
+def open_torch_pickle(path: Path) -> TorchFile:
+    """The tensors of a state dict, rebuilt by lorascope's own reader.
 
-
-def _zip(data: Blob, path: Path | None, depth: int) -> Contents:
-    contents = Contents("zip", Findings())
-    found = contents.findings
-    try:
-        archive = contents.archive = open_archive(data, found)
-    except SkipError as error:
-        found.add_error("bad_zip", error, "the archive")
-        return contents
-    roots = [member for member in archive.members if member.name.endswith("/data.pkl") and member.name.count("/") == 1]
-    prefix = roots[0].name[: -len("data.pkl")] if len(roots) == 1 else None
-    if prefix is not None:
-        contents.kind = "torch_zip"
-    for member in archive.members:
-        is_storage = prefix is not None and member.name.startswith(f"{prefix}data/")
-        if is_storage:
-            key = member.name[len(f"{prefix}data/") :]
-            if member.is_stored:
-                contents.storages[key] = (member.begin, member.size)
-            else:
-                contents.packed[key] = member
-            archive.check(member, found)
-            continue
-        if member.name.startswith(f"{prefix}code/") or member.name.endswith("/constants.pkl"):
-            found.add_problem("torchscript", f"the archive holds compiled code: {member.name[:80]}")
-        try:
-            body = archive.read(member, MAX_STREAM_BYTES, found)
-        except SkipError as error:
-            found.add_error("unread_member", error, member.name[:80])
-            continue
-        if body[:4] == b"PK\x03\x04":
-            if depth < MAX_NESTING:
-                found.merge(_zip(body, None, depth + 1).findings)
-            else:
-                found.add_problem("nested_archives", f"archives within archives: {member.name[:80]}")
-        elif member.name.lower().endswith(_PICKLE_NAMES):
-            value = _streams(body, 0, len(body), member.name[:80], found)
-            if member.name == f"{prefix}data.pkl":
-                contents.root = value
-        else:
-            _perhaps(body, member.name[:80], found)
-    if contents.archive.byte_order(prefix) == "big":
-        found.add_error("byte_order", UnsupportedError("big-endian storages are not read", "big_endian"), "the archive")
-    return contents
-
-
-def _raw(data: Blob) -> Contents:
-    contents = Contents("pickle", Findings())
-    found, end = contents.findings, len(data)
-    machine = Machine(data, found, "the stream")
-    limit = min(end, MAX_STREAM_BYTES)
-    try:
-        value, at = machine.run(0, limit)
-        if value == _LEGACY_MAGIC and type(value) is int:
-            contents.kind = "torch_legacy"
-            _, at = machine.run(at, limit)  # the protocol's version
-            _, at = machine.run(at, limit)  # sizes of the writer's numbers
-            contents.root, at = machine.run(at, limit)
-            keys, at = machine.run(at, limit)
-            _legacy_storages(contents, data, keys, at)
-            return contents
-        contents.root = value
-    except SkipError as error:
-        found.add_error("malformed", error, "the stream")
-        return contents
-    _after(machine, data, at, end, "the stream", found)
-    return contents
-
-
-def _legacy_storages(contents: Contents, data: Blob, keys: Any, at: int) -> None:
-    """Raw bytes one after the other, each behind its number of elements."""
-    sizes = _storage_bytes(contents.root)
-    for key in keys if isinstance(keys, list) else ():
-        if not isinstance(key, str) or key not in sizes:
-            contents.findings.add_problem("unknown_storage", "the file lists a storage that nothing uses")
-            return
-        begin, size = at + 8, sizes[key]
-        if begin + size > len(data):
-            contents.findings.add_problem("truncated", "the file ends inside of a storage")
-            return
-        contents.storages[key] = (begin, size)
-        at = begin + size
-    if at != len(data):
-        contents.findings.add_problem("trailing_bytes", f"{len(data) - at:,} bytes follow the last storage")
-
-
-def _storage_bytes(root: Any) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    todo, seen = [root], {id(root)}
-
-    def add(items: Iterable[Any]) -> None:
-        # A list may hold itself, or another one a thousand times: each is looked into once.
-        for item in items:
-            if isinstance(item, Tensor | Mapping | list | tuple) and id(item) not in seen:
-                seen.add(id(item))
-                todo.append(item)
-
-    while todo:
-        value = todo.pop()
-        if isinstance(value, Tensor):
-            sizes[value.storage.key] = value.storage.count * ITEM_BYTES.get(value.storage.dtype, 1)
-        elif isinstance(value, Mapping):
-            add(item for _, item in value.pairs)
-        elif isinstance(value, list | tuple):
-            add(value)
-    return sizes
-
-
-def _tar(path: Path) -> Contents:
-    import tarfile  # slow to import, and hardly ever needed
-
-    contents = Contents("tar", Findings())
-    found = contents.findings
-    found.add_error("tar", UnsupportedError("torch's tar archives are not read", "layout_tar"), "the archive")
-    try:
-        with tarfile.open(path, "r:") as archive:
-            for number, entry in enumerate(archive):
-                if number >= MAX_TAR_MEMBERS:
-                    raise LimitExceededError("members of a tar archive", MAX_TAR_MEMBERS, number + 1)
-                if entry.isfile() and entry.size <= MAX_STREAM_BYTES:
-                    member = archive.extractfile(entry)
-                    body = member.read(MAX_STREAM_BYTES) if member else b""
-                    if body[:1] == b"\x80":
-                        _streams(body, 0, len(body), entry.name[:80], found)
-                    else:
-                        _perhaps(body, entry.name[:80], found)
-    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-        found.add_error(
-            "bad_tar", MalformedFileError(f"the tar archive cannot be read: {str(error)[:80]}"), "the archive"
+    Raises:
+        UnsupportedError: `dangerous_pickle` when any other name than those of tensors is imported, `no_state_dict`
+            when what was saved is no dict, `legacy_tar` for the format of 2017.
+        LimitExceededError: something in it is too large.
+        MalformedFileError: any problem that `inspect_pickle` names, or a tensor that does not fit its storage.
+    """
+    data = _map(path)
+    inspection = _inspect(data, clean(path.name), 0)
+    report = inspection.findings.report(inspection.kind)
+    bad = next((g for g in report.globals if g.level == "dangerous"), None)
+    bad = bad or next((g for g in report.globals if g.level != "allowed"), None)
+    if bad:
+        raise UnsupportedError(
+            f"{bad.where} imports {bad.module}.{bad.name}, which no tensor needs", "dangerous_pickle"
         )
-    except LimitExceededError as error:
-        found.add_error("bad_tar", error, "the archive")
-    return contents
+    if inspection.kind == "tar":
+        raise UnsupportedError("torch's tar format of 2017 is not read", "legacy_tar")
+    if inspection.findings.error:
+        raise inspection.findings.error
+    stream = inspection.stream
+    if stream is None or not stream.values:
+        raise MalformedFileError("the file is no pickle of torch's")
+    if inspection.kind == "torch_zip" and inspection.archive:
+        tensors, others = state_tensors(stream.values[0])
+        storages, little = zip_storages(data, inspection.archive, inspection.root, tensors)
+    elif inspection.kind == "torch_legacy":
+        tensors, others = state_tensors(stream.values[3])
+        storages, little = legacy_storages(data, stream, tensors), stream.little_endian
+    else:
+        tensors, others = state_tensors(stream.values[0])
+        storages, little = {}, True
+    return TorchFile(tensors, others, storages, little_endian=little)
 
 
-def _streams(data: Blob, start: int, end: int, where: str, found: Findings) -> Any:
-    """All streams from a place on; the first one's value."""
-    machine = Machine(data, found, where)
-    try:
-        value, at = machine.run(start, end)
-    except SkipError as error:
-        found.add_error("malformed", error, where)
-        return None
-    _after(machine, data, at, end, where, found)
-    return value
-
-
-def _after(machine: Machine, data: Blob, at: int, end: int, where: str, found: Findings) -> None:
-    """A loader stops at the first STOP; another one that is called twice does not."""
-    for _ in range(MAX_STACKED):
-        if at >= end:
-            return
+def _map(path: Path) -> Blob:
+    with path.open("rb") as file:
         try:
-            _, at = machine.run(at, min(end, at + MAX_STREAM_BYTES))
-        except SkipError:
-            break
-        found.add_problem("stacked_pickles", f"{where}: another pickle follows the first")
-    if at < end:
-        found.add_problem("trailing_bytes", f"{where}: {end - at:,} bytes follow the end of the pickle")
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError:  # an empty file cannot be mapped
+            return b""
 
 
-def _perhaps(body: Blob, where: str, found: Findings) -> None:
-    """A member without a telling name: it counts where it is a complete stream that imports something."""
-    if body[:1] == b"\x80" or (body and body[0] in _OPENERS):
-        trial = Findings()
-        with suppress(SkipError):
-            Machine(body, trial, where).run(0, len(body))
-        if trial.imports:
-            found.merge(trial)
+def _is_headed(data: Blob) -> bool:
+    return len(data) > 2 and data[0] == 0x80 and 1 < data[1] <= 5 and data[2] != 0
+
+
+def _inspect(data: Blob, where: str, depth: int, budget: Budget | None = None) -> _Inspection:
+    result = _Inspection()
+    result.budget = budget or result.budget
+    try:
+        _inspect_formats(data, where, depth, result)
+    except SkipError as error:
+        result.findings.add_error("bad_archive", error, where)
+    return result
+
+
+def _inspect_formats(data: Blob, where: str, depth: int, result: _Inspection) -> None:
+    """A file can be several things at once: each loader picks the one it knows."""
+    kinds: list[Kind] = []
+    stream = _raw_stream(data, where, result)
+    if stream is not None:
+        kinds.append("torch_legacy" if stream.is_legacy else "pickle")
+        result.stream = stream
+    if is_tar(data, 0):
+        kinds.append("tar")
+        _read_members(data, read_tar(data, where, result.findings), where, depth, result)
+    if data[:4] == _ZIP or find_end(data) >= 0:
+        # An end record may lie in any file's last bytes by chance: it counts when a directory can be read with it.
+        try:
+            kinds.append(_inspect_zip(data, where, depth, result))
+        except MalformedFileError as error:
+            if data[:4] == _ZIP or data[-22:-18] + data[-2:] == b"PK\x05\x06\0\0":
+                kinds.append("zip")
+                result.findings.add_error("bad_archive", error, where)
+                _read_gaps(data, ((0, len(data)),), where, depth, result)
+    result.kind = kinds[0] if kinds else "other"
+    if len(kinds) > 1:
+        result.findings.add_problem("polyglot", f"{where}: is {' and '.join(kinds)} at once")
+        result.stream = None
+    if not kinds:
+        packed = next((name for magic, name in _COMPRESSED.items() if data[: len(magic)] == magic), None)
+        if packed:
+            result.findings.add_problem("compressed_stream", f"{where}: compressed with {packed}, which is not read")
+        else:
+            result.findings.add_problem("not_a_pickle", f"{where}: neither a pickle nor an archive")
+
+
+def _raw_stream(data: Blob, where: str, result: _Inspection) -> Stream | None:
+    probe = probe_stream(data, 0, len(data), where, result.budget, alone=True)
+    if probe is None:
+        if not _is_headed(data):
+            return None
+        scratch = Findings()
+        probe = read_stream(data, 0, len(data), where, scratch, result.budget), scratch
+    stream, found = probe
+    result.findings.merge(found)
+    _check_end(data, stream, 0, len(data), where, result.findings, alone=True)
+    return stream
+
+
+def _check_end(
+    data: Blob, stream: Stream, begin: int, end: int, where: str, findings: Findings, *, alone: bool
+) -> None:
+    """Name what is wrong with how a stream ends."""
+    if stream.error:
+        findings.add_error("broken_stream", stream.error, where)
+    if alone and stream.is_legacy:
+        if len(stream.values) < 5:
+            findings.add_problem("broken_stream", f"{where}: an old torch file has five pickles, this one fewer")
+        return  # where its storages end is checked when the file is opened
+    if len(stream.values) > 1:
+        count = len(stream.values)
+        findings.add_problem("stacked_pickles", f"{where}: {count} pickles follow one another")
+    if stream.values and stream.end < end:
+        findings.add_problem("trailing_data", f"{where}: {end - stream.end:,} bytes after the last pickle")
+
+
+def _inspect_zip(data: Blob, where: str, depth: int, result: _Inspection) -> Kind:
+    found = Findings()
+    archive = read_archive(data, where, found)
+    result.findings.merge(found)
+    mains = [member for member in archive.members if re.fullmatch(r"[^/]+/data\.pkl", member.name, re.IGNORECASE)]
+    result.archive = archive
+    if mains:
+        result.root = mains[0].name[: -len("data.pkl")]
+        strangers = [m.name for m in archive.members if not m.name.startswith(result.root)]
+        if strangers or len(mains) > 1:
+            named = clean(strangers[0]) if strangers else clean(mains[1].name)
+            result.findings.add_problem("several_roots", f"{where}!{named}: a torch archive has one folder")
+        code = [m.name for m in archive.members if m.name[len(result.root) :].startswith(("code/", "constants.pkl"))]
+        if code:
+            result.findings.add_problem("torchscript", f"{where}!{clean(code[0])}: the archive is a program")
+    _read_members(data, archive.members, where, depth, result, main=mains[0] if mains else None)
+    _read_gaps(data, archive.gaps, where, depth, result)
+    return "torch_zip" if mains else "zip"
+
+
+def _read_members(
+    data: Blob, members: tuple[Member, ...], where: str, depth: int, result: _Inspection, main: Member | None = None
+) -> None:
+    findings = result.findings
+    packed = 0
+    for member in members:
+        packed += member.packed
+        if packed > len(data):  # members that lie upon one another multiply the work
+            raise LimitExceededError("bytes of all members of an archive", len(data), packed)
+        place = f"{where}!{clean(member.name)}"
+        # A stored member is read where it lies; the checksum needs no copy.
+        keep = 0 if member.is_stored else MAX_PICKLE_BYTES
+        inflated = unpack(data, member, keep, result.budget, where, findings)
+        body, begin = (data, member.begin) if member.is_stored else (inflated, 0)
+        end = begin + (member.size if member.is_stored else len(inflated))
+        is_main = member is main
+        if is_main or _PICKLE_NAME.search(member.name.rsplit("/", 1)[-1]):
+            scratch = Findings()
+            stream = read_stream(body, begin, end, place, scratch, result.budget)
+            if is_main or stream.values or scratch.imports or stream.opcodes > 1:
+                findings.merge(scratch)
+                _check_end(body, stream, begin, end, place, findings, alone=False)
+            if is_main:
+                result.stream = stream
+        elif probe := probe_stream(body, begin, end, place, result.budget):
+            findings.merge(probe[1])
+            _check_end(body, probe[0], begin, end, place, findings, alone=False)
+        if body[begin : min(begin + 4, end)] == _ZIP or (end - begin >= 512 and is_tar(body, begin)):
+            _read_nested(body, begin, end, place, depth, result)
+
+
+def _read_nested(data: Blob, begin: int, end: int, where: str, depth: int, result: _Inspection) -> None:
+    result.findings.add_problem("nested_archive", f"{where}: an archive in an archive")
+    if depth + 1 > MAX_ARCHIVE_DEPTH:
+        raise LimitExceededError("nesting of archives", MAX_ARCHIVE_DEPTH, depth + 1)
+    result.budget.take(end - begin)
+    inner = _inspect(data[begin:end], where, depth + 1, result.budget)
+    result.findings.merge(inner.findings)
+
+
+def _read_gaps(data: Blob, gaps: tuple[tuple[int, int], ...], where: str, depth: int, result: _Inspection) -> None:
+    """Bytes that the directory does not mention: a reader that goes by local headers sees members in them."""
+    count = 0
+    for begin, end in gaps:
+        at = data.find(_ZIP, begin, end)
+        while at >= 0:
+            count += 1
+            if count > MAX_GAPS_READ:
+                raise LimitExceededError("hidden members of an archive", MAX_GAPS_READ, count)
+            start = at + 30 + sum(int.from_bytes(data[at + i : at + i + 2], "little") for i in (26, 28))
+            place = f"{where}!hidden at {at:,}"
+            if start < end and (probe := probe_stream(data, start, end, place, result.budget)):
+                result.findings.merge(probe[1])
+            at = data.find(_ZIP, at + 4, end)

@@ -1,319 +1,253 @@
-"""An abstract pickle machine: it follows every opcode and never imports or calls anything.
+"""An abstract pickle machine: the stack, marks and memo of the real one, but nothing is imported or called.
 
-What a stream would call is looked up in `pickles_names`; the result of a call is a description of it. Whatever this
-machine does not know as harmless is a finding.
+What a call would return is either rebuilt here (tensors, `scanner/adapter/pickles_calls.py`) or stands on the stack as
+`Opaque`. Whatever could make the real machine do more than fill containers is named in `Findings`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from scanner.adapter.pickles_names import DTYPES, ITEM_BYTES, STORAGES
-from scanner.adapter.pickles_opcodes import ARGUMENTS, read_argument
+from scanner.adapter.pickles_calls import build, call, extend, persistent, store
+from scanner.adapter.pickles_opcodes import ARGUMENTS, Unread, read_argument
 from scanner.adapter.pickles_report import Findings, clean
-from scanner.adapter.pickles_values import OPAQUE, Blob, Global, Mapping, Opaque, Storage, Tensor, Unordered
+from scanner.adapter.pickles_values import OPAQUE, Blob, Global, Mapping, Unordered
 from scanner.errors import LimitExceededError, MalformedFileError
 
-__all__ = ["Machine"]
+__all__ = ["MAX_MEMO", "MAX_NESTING", "MAX_OPCODES", "MAX_PICKLE_BYTES", "MAX_STACK", "Machine"]
 
-MAX_OPCODES = 4_000_000
-"""A tensor takes about 30."""
-MAX_VALUES = 1_500_000
-"""Lists, dicts, tuples and results of calls. A tensor takes six; each costs memory far beyond its byte."""
-MAX_STACK = 1_000_000
+MAX_PICKLE_BYTES = 2**25
+"""A tensor takes about 120 bytes: 100,000 of them fit twice."""
+MAX_OPCODES = 1_600_000
+"""Of a file: 50,000 tensors of 32. Each leaves at most about 100 bytes of memory behind."""
 MAX_MEMO = 1_000_000
-MAX_DIMENSIONS = 8
-_MARKED = frozenset(b"1leduti o\x90\x91".replace(b" ", b""))
-_MAKERS = frozenset(b"]}tld(ioRcQ\x81\x85\x86\x87\x8f\x91\x92\x93")
-_TUPLES = {0x85: 1, 0x86: 2, 0x87: 3}
-_CONSTANTS = {ord("N"): None, 0x88: True, 0x89: False}
-_PUSHES = frozenset(b"IJKMLFGSTUBCVX\x8a\x8b\x8e\x96\x8c\x8d")
+MAX_STACK = 250_000
+MAX_NESTING = 1_000
+"""Open marks. Real files have four."""
+
+_CONSTANTS: dict[int, Any] = {ord("N"): None, 0x88: True, 0x89: False, ord(")"): ()}
+_PUSHED = frozenset(b"JKMGFILSTUBCVX\x8a\x8b\x8c\x8d\x8e\x96")
+"""Opcodes that put their own argument onto the stack."""
 
 
 class Machine:
-    """Runs one stream after the other over the same bytes; findings go to `findings`."""
+    """Reads one pickle, from its first opcode to STOP."""
 
-    def __init__(self, data: Blob, findings: Findings, where: str) -> None:
-        self._data, self._found, self._where = data, findings, where
-        self._steps = self._made = 0
+    def __init__(self, data: Blob, begin: int, end: int, where: str, findings: Findings, opcodes: int = 0) -> None:
+        self.data = data
+        self.at = begin
+        self.end = min(end, begin + MAX_PICKLE_BYTES)
+        self.is_cut = end > self.end
+        self.size = end - begin
+        self.where = where
+        self.findings = findings
+        self.opcodes = opcodes
+        """Counted on from earlier pickles of the same file: together they stay below the limit."""
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+        self.imports: dict[tuple[str, str], Global] = {}
 
-    def run(self, start: int, end: int) -> tuple[Any, int]:
-        """Follow the stream at `start`; (what it would leave, the place after its STOP).
+    def run(self) -> Any:
+        """The value that is left at STOP; `at` is then the place after it.
 
         Raises:
-            MalformedFileError: the stream breaks pickle's rules, or ends before STOP.
-            LimitExceededError: too many opcodes, or something in it is too large.
+            LimitExceededError: more opcodes, memo entries, stack, marks or bytes than allowed.
+            MalformedFileError: an unknown opcode, a stack or memo that does not hold what is taken from it, or no STOP.
         """
-        self._stack: list[Any] = []
-        self._marks: list[list[Any]] = []
-        self._memo: dict[int, Any] = {}
-        at = start
-        while at < end:
-            code = self._data[at]
-            at += 1
-            self._steps += 1
-            if self._steps > MAX_OPCODES:
-                raise LimitExceededError("opcodes of a pickle", MAX_OPCODES, self._steps)
+        data, end = self.data, self.end
+        while self.at < end:
+            code = data[self.at]
             if code not in ARGUMENTS:
-                raise MalformedFileError(f"byte {at - 1:,} is no opcode")
-            if code in _MAKERS:
-                self._made += 1
-                if self._made > MAX_VALUES:
-                    raise LimitExceededError("lists, dicts and tuples of a pickle", MAX_VALUES, self._made)
-            argument, at = read_argument(self._data, code, at, end)
-            if code == ord("."):
-                return self._pop(), at
-            try:
-                self._step(code, argument)
-            except (IndexError, TypeError, ValueError, KeyError) as error:
-                raise MalformedFileError(f"opcode {chr(code)!r} before byte {at:,} has nothing to work on") from error
-            if len(self._stack) > MAX_STACK or len(self._marks) > MAX_STACK or len(self._memo) > MAX_MEMO:
-                raise LimitExceededError("values that a pickle holds", MAX_STACK, len(self._stack) + len(self._memo))
-        raise MalformedFileError("the stream ends before its STOP")
+                raise MalformedFileError(f"no pickle opcode: byte 0x{code:02x} at {self.at:,}")
+            self.opcodes += 1
+            if self.opcodes > MAX_OPCODES:
+                raise LimitExceededError("number of pickle opcodes", MAX_OPCODES, self.opcodes)
+            argument, self.at = read_argument(data, code, self.at + 1, end)
+            if isinstance(argument, Unread):
+                self.findings.add_error("odd_argument", argument.error, self.where)
+                argument = OPAQUE["allowed"]
+            if code == 0x2E:  # STOP
+                return self.pop()
+            if code in _PUSHED:
+                self.push(argument)
+            elif code in _CONSTANTS:
+                self.push(_CONSTANTS[code])
+            else:
+                _STEPS[code](self, argument)
+        if self.is_cut:
+            raise LimitExceededError("bytes of a pickle", MAX_PICKLE_BYTES, self.size)
+        raise MalformedFileError("the stream ends before STOP")
 
-    def _pop(self) -> Any:
-        if not self._stack:
-            raise MalformedFileError("the stream takes a value from an empty stack")
-        return self._stack.pop()
+    def push(self, value: Any) -> None:
+        """Onto the stack."""
+        self.stack.append(value)
+        if len(self.stack) > MAX_STACK:
+            raise LimitExceededError("pickle stack", MAX_STACK, len(self.stack))
 
-    def _popped_mark(self) -> list[Any]:
-        items, self._stack = self._stack, self._marks.pop()
+    def pop(self) -> Any:
+        """The top, which must lie above the last mark."""
+        self._need(1)
+        return self.stack.pop()
+
+    def _need(self, count: int) -> None:
+        if len(self.stack) - (self.marks[-1] if self.marks else 0) < count:
+            raise MalformedFileError(f"an opcode before {self.at:,} takes more than the stack holds")
+
+    def _pop_mark(self) -> list[Any]:
+        if not self.marks:
+            raise MalformedFileError(f"an opcode before {self.at:,} wants a mark, and there is none")
+        mark = self.marks.pop()
+        items = self.stack[mark:]
+        del self.stack[mark:]
         return items
 
-    def _step(self, code: int, argument: Any) -> None:
-        push = self._stack.append
-        if code in _PUSHES:
-            push(argument)
-        elif code in _CONSTANTS:
-            push(_CONSTANTS[code])
-        elif code == ord("("):
-            self._marks.append(self._stack)
-            self._stack = []
-        elif code in _MARKED:
-            items = self._popped_mark()
-            self._with_items(code, argument, items)
-        elif code in (ord("q"), ord("r"), ord("p")):
-            self._memo[argument] = self._stack[-1]
-        elif code == 0x94:
-            self._memo[len(self._memo)] = self._stack[-1]
-        elif code in (ord("h"), ord("j"), ord("g")):
-            push(self._memo[argument])
-        elif code in _TUPLES:
-            count = _TUPLES[code]
-            items = [self._pop() for _ in range(count)]
-            push(tuple(reversed(items)))
-        elif code == ord(")"):
-            push(())
-        elif code == ord("]"):
-            push([])
-        elif code == ord("}"):
-            push(Mapping())
-        elif code == 0x8F:
-            push(Unordered())
-        elif code == ord("0"):
-            if self._stack:
-                self._pop()
-            else:
-                self._popped_mark()
-        elif code == ord("2"):
-            push(self._stack[-1])
-        elif code == ord("a"):
-            item = self._pop()
-            self._extend(self._stack[-1], [item])
-        elif code == ord("s"):
-            value, key = self._pop(), self._pop()
-            self._set_items(self._stack[-1], [key, value])
-        elif code == 0x80:
-            if argument > 5:
-                self._problem("unknown_protocol", f"protocol {argument} does not exist")
-        elif code != 0x95:
-            self._special(code, argument)
+    def _top(self) -> Any:
+        self._need(1)
+        return self.stack[-1]
 
-    def _with_items(self, code: int, argument: Any, items: list[Any]) -> None:
-        push = self._stack.append
-        if code == ord("t"):
-            push(tuple(items))
-        elif code == ord("l"):
-            push(items)
-        elif code == ord("d"):
-            mapping = Mapping()
-            push(mapping)
-            self._set_items(mapping, items)
-        elif code == ord("e"):
-            self._extend(self._stack[-1], items)
-        elif code == ord("u"):
-            self._set_items(self._stack[-1], items)
-        elif code == 0x91:
-            push(Unordered())
-        elif code == ord("i"):
-            push(self._call(self._global(*argument), tuple(items)))
-        elif code == ord("o"):
-            push(self._call(items[0], tuple(items[1:])))
+    def _remember(self, index: int) -> None:
+        self.memo[index] = self._top()
+        if len(self.memo) > MAX_MEMO:
+            raise LimitExceededError("pickle memo", MAX_MEMO, len(self.memo))
 
-    def _special(self, code: int, argument: Any) -> None:
-        push = self._stack.append
-        if code == ord("c"):
-            push(self._global(*argument))
-        elif code == 0x93:
-            name, module = self._pop(), self._pop()
-            known = isinstance(name, str) and isinstance(module, str)
-            push(self._global(module, name) if known else self._global(None, None))
-        elif code in (0x82, 0x83, 0x84):
-            push(self._global("copyreg", f"extension {argument}"))
-        elif code in (ord("R"), 0x81):
-            arguments, function = self._pop(), self._pop()
-            push(self._call(function, arguments))
-        elif code == 0x92:
-            keywords, arguments, function = self._pop(), self._pop(), self._pop()
-            if isinstance(keywords, Mapping) and keywords.pairs:
-                self._problem("unexpected_call", f"{_name_of(function)} is called with keywords")
-            push(self._call(function, arguments))
-        elif code == ord("b"):
-            state = self._pop()
-            self._build(self._stack[-1], state)
-        elif code == ord("Q"):
-            push(self._persistent(self._pop()))
-        elif code == ord("P"):
-            push(self._persistent(argument))
-        elif code in (0x97, 0x98):
-            self._problem("out_of_band_buffer", "the stream asks for a buffer that is not in the file")
-            if code == 0x97:
-                push(OPAQUE["dangerous"])
+    def _put(self, index: int) -> None:
+        self._remember(index)
+
+    def _memoize(self, _: None) -> None:
+        self._remember(len(self.memo))
+
+    def _get(self, index: int) -> None:
+        if index not in self.memo:
+            raise MalformedFileError(f"memo entry {str(index)[:20]} was never set")
+        self.push(self.memo[index])
+
+    def _mark(self, _: None) -> None:
+        self.marks.append(len(self.stack))
+        if len(self.marks) > MAX_NESTING:
+            raise LimitExceededError("nesting of a pickle", MAX_NESTING, len(self.marks))
+
+    def _tuple(self, count: int) -> None:
+        self._need(count)
+        self.stack[-count:] = [tuple(self.stack[-count:])]
+
+    def _dict(self, _: None) -> None:
+        made = Mapping()
+        store(made, self._pop_mark(), self.where, self.findings)
+        self.push(made)
+
+    def _frozenset(self, _: None) -> None:
+        self._pop_mark()
+        self.push(Unordered())
+
+    def _extend(self, items: list[Any]) -> None:
+        extend(self._top(), items, self.where, self.findings)
+
+    def _store(self, items: list[Any]) -> None:
+        store(self._top(), items, self.where, self.findings)
+
+    def _add(self, _: None) -> None:
+        self._pop_mark()
+        if not isinstance(self._top(), Unordered):
+            self._odd("ADDITEMS on something that is no set")
+
+    def _drop(self, _: None) -> None:
+        if self.marks and len(self.stack) == self.marks[-1]:
+            self.marks.pop()
         else:
-            raise MalformedFileError(f"opcode {code:#x} is not known")
+            self.pop()
 
-    def _problem(self, code: str, message: str) -> None:
-        self._found.add_problem(code, f"{self._where}: {message}")
+    # From here on: the opcodes with which the real machine imports and calls.
 
-    def _global(self, module: str | None, name: str | None) -> Global:
-        level = self._found.add_global(module, name, self._where)
-        return Global(module or "?", name or "?", level)
+    def _stack_global(self, _: None) -> None:
+        name, module = self.pop(), self.pop()
+        self._import(module, name)
 
-    def _extend(self, target: Any, items: list[Any]) -> None:
-        if isinstance(target, list):
-            target.extend(items)
-        elif not isinstance(target, Opaque):
-            self._problem("unexpected_append", "items are appended to something that is no list")
+    def _inst(self, names: tuple[str, str]) -> None:
+        self._import(*names)  # before the mark is looked for, as Python does: the import counts even if that fails
+        kind, items = self.pop(), self._pop_mark()
+        self.push(call(kind, tuple(items), self.where, self.findings, is_class=True))
 
-    def _set_items(self, target: Any, items: list[Any]) -> None:
-        if len(items) % 2:
-            raise MalformedFileError("a key has no value")
-        if isinstance(target, Mapping):
-            target.pairs.extend(zip(items[::2], items[1::2], strict=True))
-        elif not isinstance(target, Opaque):
-            self._problem("unexpected_item", "items are set on something that is no dict")
+    def _obj(self, _: None) -> None:
+        items = self._pop_mark()
+        if not items:
+            raise MalformedFileError("OBJ without a class")
+        self.push(call(items[0], tuple(items[1:]), self.where, self.findings, is_class=True))
 
-    def _build(self, target: Any, state: Any) -> None:
-        if isinstance(target, Opaque):
-            return  # its name is listed already
-        # A module's state dict carries its versions as an attribute, which torch writes in this way.
-        keys = [key for key, _ in state.pairs] if isinstance(state, Mapping) else None
-        if isinstance(target, Mapping) and target.ordered and keys in ([], ["_metadata"]):
+    def _reduce(self, _: None) -> None:
+        args, function = self.pop(), self.pop()
+        self.push(call(function, args, self.where, self.findings))
+
+    def _new(self, _: None) -> None:
+        args, kind = self.pop(), self.pop()
+        self.push(call(kind, args, self.where, self.findings, is_new=True))
+
+    def _new_named(self, _: None) -> None:
+        named, args, kind = self.pop(), self.pop(), self.pop()
+        if not isinstance(named, Mapping) or named.pairs:
+            self._odd("NEWOBJ_EX with named arguments")
+        self.push(call(kind, args, self.where, self.findings, is_new=True))
+
+    def _build(self, _: None) -> None:
+        state = self.pop()
+        build(self._top(), state, self.where, self.findings)
+
+    def _extension(self, number: int) -> None:
+        # The registry belongs to the process that unpickles: nobody can tell here what the number means.
+        self.findings.add_global("copyreg", f"extension {number}", self.where)
+        self.push(OPAQUE["dangerous"])
+
+    def _persistent(self, identity: Any) -> None:
+        self.push(persistent(identity, self.where, self.findings))
+
+    def _frame(self, length: int) -> None:
+        if length > self.end - self.at:
+            self._odd("a frame longer than the stream")
+
+    def _buffer(self, _: None) -> None:
+        self.findings.add_problem("out_of_band_buffer", f"{self.where}: refers to a buffer outside of the file")
+        self.push(OPAQUE["allowed"])
+
+    def _pop_marked(self, _: None) -> None:
+        self._pop_mark()
+
+    def _read_only(self, _: None) -> None:
+        self._need(1)
+
+    def _protocol(self, number: int) -> None:
+        if number > 5:
+            self._odd(f"protocol {number}")
+
+    def _import(self, module: Any, name: Any) -> None:
+        if isinstance(module, str) and isinstance(name, str):
+            key = (module, name)
+            if key not in self.imports:
+                self.imports[key] = Global(module, name, self.findings.add_global(module, name, self.where))
+            self.push(self.imports[key])
             return
-        self._problem("unexpected_state", f"a state is set on {_name_of(target)}")
+        # The name would come out of a call: only running it could tell.
+        known = [part if isinstance(part, str) else None for part in (module, name)]
+        self.findings.add_global(known[0], known[1], self.where)
+        self.push(OPAQUE["dangerous"])
 
-    def _persistent(self, token: Any) -> Any:
-        fits = (
-            isinstance(token, tuple) and len(token) in (5, 6) and token[0] == "storage" and token[5:] in ((), (None,))
-        )
-        if fits and isinstance(token[1], Global) and token[1].pair in STORAGES:
-            _, kind, key, _, count = token[:5]
-            if isinstance(key, str) and type(count) is int and 0 <= count < 2**62:
-                return Storage(STORAGES[kind.pair], key, count)
-        self._problem("persistent_id", "a persistent id is not one of torch's storages")
-        return OPAQUE["dangerous"]
-
-    def _call(self, function: Any, arguments: Any) -> Any:
-        if not isinstance(function, Global):
-            # What is called is the result of another call: only running the stream could tell what it is.
-            self._global(None, None)
-            return OPAQUE["dangerous"]
-        if function.level == "dangerous":
-            return OPAQUE["dangerous"]
-        if not isinstance(arguments, tuple):
-            raise MalformedFileError("a call without a tuple of arguments")
-        self._steps += len(arguments)  # the same long tuple may be passed a million times
-        if function.level == "trainer":
-            if not _trainers_own(function.pair, arguments):
-                self._problem("unexpected_call", f"{_name_of(function)} is called in a way that no trainer does")
-            return OPAQUE["trainer"]
-        made = self._rebuilt(function.pair, arguments)
-        if made is None:
-            self._problem("unexpected_call", f"{_name_of(function)} is called in a way that torch never does")
-            return OPAQUE["allowed"]
-        return made
-
-    def _rebuilt(self, pair: tuple[str, str], arguments: tuple[Any, ...]) -> Any:
-        """What an allowed call gives, None where its arguments are not those that torch writes."""
-        name = pair[1]
-        if name == "OrderedDict":
-            return self._ordered(arguments)
-        if name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3"):
-            return _tensor(name, arguments)
-        if name in ("_rebuild_parameter", "Parameter"):
-            fits = 1 <= len(arguments) <= 3 and isinstance(arguments[0], Tensor)
-            return arguments[0] if fits else None
-        if name == "Size" and len(arguments) == 1 and _naturals(arguments[0]):
-            return tuple(arguments[0])
-        if name == "device" and 1 <= len(arguments) <= 2 and all(isinstance(a, str | int) for a in arguments):
-            return OPAQUE["allowed"]
-        return None
-
-    def _ordered(self, arguments: tuple[Any, ...]) -> Mapping | None:
-        mapping = Mapping(ordered=True)
-        if not arguments:
-            return mapping
-        pairs = arguments[0]
-        if len(arguments) != 1 or not isinstance(pairs, list | tuple):
-            return None
-        self._made += len(pairs)
-        if self._made > MAX_VALUES:
-            raise LimitExceededError("lists, dicts and tuples of a pickle", MAX_VALUES, self._made)
-        for pair in pairs:
-            if not isinstance(pair, list | tuple) or len(pair) != 2:
-                return None
-            mapping.pairs.append((pair[0], pair[1]))
-        return mapping
+    def _odd(self, what: str) -> None:
+        self.findings.add_problem("odd_opcode", f"{self.where}: {clean(what)}")
 
 
-def _tensor(name: str, arguments: tuple[Any, ...]) -> Tensor | None:
-    counts = {"_rebuild_tensor": (4,), "_rebuild_tensor_v2": (6, 7), "_rebuild_tensor_v3": (7, 8)}[name]
-    if len(arguments) not in counts or not isinstance(arguments[0], Storage):
-        return None
-    storage, offset, shape, strides = arguments[:4]
-    hooks = arguments[5] if len(arguments) > 5 else None
-    if hooks is not None and not (isinstance(hooks, Mapping) and not hooks.pairs):
-        return None  # functions that run with every gradient
-    dtype = storage.dtype
-    if name == "_rebuild_tensor_v3":
-        kind = arguments[6]
-        dtype = DTYPES.get(kind.pair, "") if isinstance(kind, Global) else ""
-    if type(offset) is not int or not 0 <= offset < 2**62 or not _naturals(shape) or not _naturals(strides):
-        return None
-    if dtype not in ITEM_BYTES or len(shape) != len(strides) or len(shape) > MAX_DIMENSIONS:
-        return None
-    return Tensor(storage, dtype, offset, tuple(shape), tuple(strides))
-
-
-def _trainers_own(pair: tuple[str, str], arguments: tuple[Any, ...]) -> bool:
-    """Whether a call of a trainer's class has the arguments that its own pickling gives it: plain values."""
-    if pair == ("_codecs", "encode"):
-        return len(arguments) == 2 and isinstance(arguments[0], str) and arguments[1] in ("latin1", "latin-1")
-    if pair[1] == "_reconstruct":
-        kind = arguments[0] if arguments else None
-        return isinstance(kind, Global) and kind.pair == ("numpy", "ndarray")
-    if pair[1] in ("scalar", "defaultdict"):  # a dtype and bytes; a class of containers
-        return all(not isinstance(a, Global) or a.level != "dangerous" for a in arguments)
-    return not any(isinstance(argument, Global | Opaque) for argument in arguments)
-
-
-def _naturals(value: Any) -> bool:
-    return (
-        isinstance(value, tuple)
-        and len(value) <= MAX_DIMENSIONS
-        and all(type(item) is int and 0 <= item < 2**62 for item in value)
-    )
-
-
-def _name_of(value: Any) -> str:
-    return clean(f"{value.module}.{value.name}") if isinstance(value, Global) else type(value).__name__.lower()
+_STEPS: dict[int, Callable[[Machine, Any], None]] = {
+    **dict.fromkeys(b"qrp", Machine._put), 0x94: Machine._memoize, **dict.fromkeys(b"hjg", Machine._get),
+    ord("("): Machine._mark, ord("t"): lambda m, _: m.push(tuple(m._pop_mark())),
+    0x85: lambda m, _: m._tuple(1), 0x86: lambda m, _: m._tuple(2), 0x87: lambda m, _: m._tuple(3),
+    ord("]"): lambda m, _: m.push([]), ord("}"): lambda m, _: m.push(Mapping()),
+    ord("l"): lambda m, _: m.push(m._pop_mark()), ord("d"): Machine._dict,
+    0x8F: lambda m, _: m.push(Unordered()), 0x91: Machine._frozenset, 0x90: Machine._add,
+    ord("a"): lambda m, _: m._extend([m.pop()]), ord("e"): lambda m, _: m._extend(m._pop_mark()),
+    ord("s"): lambda m, _: m._store([m.pop(), m.pop()][::-1]), ord("u"): lambda m, _: m._store(m._pop_mark()),
+    ord("0"): Machine._drop, ord("1"): Machine._pop_marked, ord("2"): lambda m, _: m.push(m._top()),
+    ord("c"): lambda m, names: m._import(*names), 0x93: Machine._stack_global, ord("i"): Machine._inst,
+    ord("o"): Machine._obj, ord("R"): Machine._reduce, 0x81: Machine._new, 0x92: Machine._new_named,
+    ord("b"): Machine._build, **dict.fromkeys(b"\x82\x83\x84", Machine._extension),
+    ord("P"): Machine._persistent, ord("Q"): lambda m, _: m._persistent(m.pop()),
+    0x95: Machine._frame, 0x97: Machine._buffer, 0x98: Machine._read_only, 0x80: Machine._protocol,
+}  # fmt: skip

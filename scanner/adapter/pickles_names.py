@@ -48,7 +48,7 @@ _REBUILD = {
 }  # fmt: skip
 
 _TRAINER = {
-    # training_args.bin: settings objects, made without __init__ and filled with a dict; none defines __setstate__.
+    # training_args.bin: plain settings objects, made without __init__ and filled with a dict; none has __setstate__.
     ("transformers.training_args", "TrainingArguments"),
     ("transformers.training_args_seq2seq", "Seq2SeqTrainingArguments"),
     ("trl.trainer.sft_config", "SFTConfig"), ("trl.trainer.dpo_config", "DPOConfig"),
@@ -72,7 +72,8 @@ _TRAINER = {
     ("_codecs", "encode"),
     # optimizer.pt of optimizers that keep their state so, and counts of a scheduler: containers of values.
     ("collections", "defaultdict"), ("collections", "Counter"), ("builtins", "dict"), ("__builtin__", "dict"),
-    ("builtins", "set"), ("__builtin__", "set"), ("builtins", "bytearray"), ("__builtin__", "bytearray"),
+    ("builtins", "set"), ("__builtin__", "set"),
+    ("builtins", "bytes"), ("__builtin__", "bytes"), ("builtins", "bytearray"), ("__builtin__", "bytearray"),
 }  # fmt: skip
 """What transformers and accelerate leave beside checkpoints. Data for people who unpickle; no adapter needs it."""
 

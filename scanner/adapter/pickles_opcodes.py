@@ -40,7 +40,15 @@ ARGUMENTS: dict[int, str] = {
 }  # fmt: skip
 """Opcode -> kind of its argument."""
 
-_FIXED = {"u1": (1, False), "u2": (2, False), "u4": (4, False), "u8": (8, False), "i4": (4, True)}
+_FIXED = {
+    code: (int(kind[1]), kind[0] == "i") for code, kind in ARGUMENTS.items() if kind in ("u1", "u2", "u4", "u8", "i4")
+}
+_COUNTED = {
+    code: (int(kind[-1]), kind)
+    for code, kind in ARGUMENTS.items()
+    if kind.startswith(("text_", "bytes_", "long1", "long4"))
+}
+_BARE = frozenset(code for code, kind in ARGUMENTS.items() if not kind)
 
 
 def read_argument(data: Blob, code: int, at: int, end: int) -> tuple[Any, int]:
@@ -50,16 +58,18 @@ def read_argument(data: Blob, code: int, at: int, end: int) -> tuple[Any, int]:
         LimitExceededError: a line of text over the limit.
         MalformedFileError: the stream ends inside of it, or a name or memo index cannot be decoded.
     """
-    kind = ARGUMENTS[code]
-    if not kind:
+    if code in _BARE:
         return None, at
-    if fixed := _FIXED.get(kind):
-        stop = at + fixed[0]
-        if stop > end:
+    if code in _FIXED:
+        width, signed = _FIXED[code]
+        if at + width > end:
             raise MalformedFileError("the stream ends inside of an argument")
-        return int.from_bytes(data[at:stop], "little", signed=fixed[1]), stop
-    if kind.startswith(("text_", "bytes_", "long1", "long4")):
-        return _counted(data, kind, at, end)
+        if width == 1:
+            return data[at], at + 1
+        return int.from_bytes(data[at : at + width], "little", signed=signed), at + width
+    if code in _COUNTED:
+        return _counted(data, *_COUNTED[code], at, end)
+    kind = ARGUMENTS[code]
     if kind == "float8":
         raw, stop = _take(data, at, 8, end)
         return struct.unpack(">d", raw)[0], stop
@@ -99,7 +109,7 @@ def _parsed(kind: str, line: bytes) -> Any:
     if kind == "float":
         return float(line)
     if kind == "unicode":
-        return line.decode("raw-unicode-escape")
+        return codecs.raw_unicode_escape_decode(line)[0]
     if kind == "string":
         text = line.rstrip(b"\r")
         if len(text) < 2 or text[0] != text[-1] or text[:1] not in (b'"', b"'"):
@@ -108,8 +118,8 @@ def _parsed(kind: str, line: bytes) -> Any:
     return line.decode("latin-1")
 
 
-def _counted(data: Blob, kind: str, at: int, end: int) -> tuple[Any, int]:
-    head, at = _take(data, at, int(kind[-1]), end)
+def _counted(data: Blob, width: int, kind: str, at: int, end: int) -> tuple[Any, int]:
+    head, at = _take(data, at, width, end)
     count = int.from_bytes(head, "little", signed=kind in ("bytes_i4", "long4"))
     if count < 0 or at + count > end:
         raise MalformedFileError("the stream ends inside of an argument")
@@ -132,5 +142,5 @@ def _line(data: Blob, at: int, end: int) -> tuple[bytes, int]:
     if stop < 0:
         if end - at > MAX_STRING_BYTES:
             raise LimitExceededError("bytes of a line in a pickle", MAX_STRING_BYTES, end - at)
-        raise MalformedFileError("the stream ends inside of a line")
+        return data[at : max(at, end - 1)], end  # as Python's own reader in Python has it; in C it is an error
     return data[at:stop], stop + 1
