@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import fuzz_parsers
 import fuzz_pickles
 import harness
 import pytest
@@ -17,15 +18,22 @@ from scanner.adapter.pickles import inspect_pickle
 from scanner.adapter.pickles_machine import MAX_OPCODES
 from scanner.errors import MalformedFileError
 
-TARGETS = fuzz_pickles.TARGETS
+TARGETS = (*fuzz_pickles.TARGETS, *fuzz_parsers.TARGETS)
+INPUTS = {"template": 60}
+"""Of one run, where it is not `DEFAULT_INPUTS`: a template is rendered on some forty chats."""
+DEFAULT_INPUTS = 1_500
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_short_run_finds_nothing(target: Target, seed: int) -> None:
-    outcome = run(target, seed=seed, inputs=1_500)
+    inputs = INPUTS.get(target.name, DEFAULT_INPUTS)
+    outcome = run(target, seed=seed, inputs=inputs)
     assert outcome.failures == []
-    assert outcome.inputs == 1_500
+    assert outcome.inputs == inputs
+    if target.name in INPUTS:
+        assert outcome.results["read"] and outcome.results["MalformedFileError"]
+        return
     # Both ends are reached: files that are read, and files that are refused.
     assert outcome.results["read"] > 20
     if target.name == "pickle-open":
