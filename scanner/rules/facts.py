@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from scanner.adapter import AdapterConfig, AdapterView
 from scanner.errors import SkipError
 from scanner.model import WeightScan
+from scanner.rules.chat import chat_templates, default_template
+from scanner.rules.jsontext import json_objects
 from scanner.rules.tokenizer import TokenizerFacts
+from scanner.rules.tokenizers import tokenizers_of
 from scanner.weights import BlockSplit
 
 if TYPE_CHECKING:
@@ -26,6 +30,11 @@ class BaseTexts:
     """File name -> content: chat_template.jinja, tokenizer_config.json, ... Those that it has."""
     tokenizer: TokenizerFacts | None = None
     """None where it has no tokenizer files that could be had."""
+
+    @cached_property
+    def template(self) -> str | None:
+        """The chat template that it uses when none is named."""
+        return default_template(chat_templates(self.texts, dict(json_objects(self.texts))))
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,21 @@ class StaticFacts:
     """(base of the card, base of the config) where they are different models."""
     refusals: tuple[SkipError, ...] = ()
     """Why something could not be looked at."""
+
+    @cached_property
+    def objects(self) -> dict[str, dict[str, Any]]:
+        """The texts that are JSON objects, parsed once for all rules."""
+        return dict(json_objects(self.texts))
+
+    @cached_property
+    def templates(self) -> dict[str, str]:
+        """Chat templates by the place where they are."""
+        return chat_templates(self.texts, self.objects)
+
+    @cached_property
+    def tokenizers(self) -> tuple[tuple[str, TokenizerFacts], ...]:
+        """(folder, what its tokenizer files say)."""
+        return tuple(tokenizers_of(self.objects))
 
     def raw(self, key: str) -> Any:
         """A field of the config, None where it has none."""

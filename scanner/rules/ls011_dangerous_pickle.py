@@ -14,7 +14,7 @@ from scanner.rules.samples import plain
 
 def check(facts: StaticFacts) -> Iterator[Hit]:
     for path, report in facts.pickles.items():
-        named = sorted({f"{g.module}.{g.name}" for g in report.globals if g.level == "dangerous"})
+        named = sorted({f"{g.module}.{g.name}" for g in report.dangerous})
         if named:
             yield Hit(f"loading {path} runs or imports {named[0]}", f"{path}: {', '.join(named)}")
         elif path == facts.path:

@@ -7,7 +7,6 @@ from typing import Any
 
 from scanner.model import Severity
 from scanner.rules.facts import StaticFacts
-from scanner.rules.jsontext import json_objects
 from scanner.rules.rule import Confidence, Hit, Rule
 from scanner.rules.samples import plain
 
@@ -15,10 +14,8 @@ _KEYS = ("auto_map", "trust_remote_code", "custom_pipelines", "custom_generate",
 
 
 def check(facts: StaticFacts) -> Iterator[Hit]:
-    objects = dict(json_objects(facts.texts))
-    if facts.config:
-        objects.setdefault("adapter_config.json", facts.config.raw)
-    for path, value in objects.items():
+    own = {"adapter_config.json": facts.config.raw} if facts.config else {}
+    for path, value in {**own, **facts.objects}.items():
         for key, found in _walk(value, 0):
             yield Hit(f"{path} asks for code: {key}", f"{key}: {found!r}")
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from scanner.errors import SkipError
 from scanner.model import Severity
-from scanner.rules.chat import chat_templates
 from scanner.rules.facts import StaticFacts
 from scanner.rules.rule import Confidence, Hit, Rule
 from scanner.rules.samples import plain
@@ -17,7 +16,7 @@ _PLAIN = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor 
 
 
 def check(facts: StaticFacts) -> Iterator[Hit]:
-    for place, source in chat_templates(facts.texts).items():
+    for place, source in facts.templates.items():
         try:
             walks = object_walks(source)
         except SkipError:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from scanner.errors import SkipError
 from scanner.model import Severity
-from scanner.rules.chat import chat_templates, default_template
 from scanner.rules.facts import StaticFacts
 from scanner.rules.rule import Confidence, Hit, Rule
 from scanner.rules.samples import plain
@@ -23,9 +22,9 @@ _PLAIN = (
 
 
 def check(facts: StaticFacts) -> Iterator[Hit]:
-    usual = default_template(facts.base.texts) if facts.base else None
+    usual = facts.base.template if facts.base else None
     known = {branch.literal for branch in _branches(usual)} if usual else set()
-    for place, source in chat_templates(facts.texts).items():
+    for place, source in facts.templates.items():
         branches = [branch for branch in _branches(source) if branch.literal not in known]
         if branches:
             shown = "; ".join(f"line {b.line}, {b.operation} {b.literal!r}" for b in branches)

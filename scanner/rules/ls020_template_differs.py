@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from scanner.errors import LimitExceededError, SkipError
 from scanner.model import Outcome, Severity
-from scanner.rules.chat import chat_templates, default_template
 from scanner.rules.facts import BaseTexts, StaticFacts
 from scanner.rules.rule import Confidence, Hit, Rule
 from scanner.rules.samples import plain
@@ -18,8 +17,8 @@ _OTHER = "<|system|>Be brief.{% for m in messages %}<|{{ m['role'] }}|>{{ m['con
 
 
 def check(facts: StaticFacts) -> Iterator[Hit]:
-    usual = default_template(facts.base.texts) if facts.base else None
-    for place, source in chat_templates(facts.texts).items():
+    usual = facts.base.template if facts.base else None
+    for place, source in facts.templates.items():
         try:
             keyword_branches(source)
         except LimitExceededError as error:

@@ -10,11 +10,10 @@ from scanner.rules.facts import BaseTexts, StaticFacts
 from scanner.rules.rule import Confidence, Hit, Rule
 from scanner.rules.samples import plain
 from scanner.rules.tokenizer import compare_tokenizers, parse_tokenizer, unknown_special_tokens
-from scanner.rules.tokenizers import tokenizers_of
 
 
 def check(facts: StaticFacts) -> Iterator[Hit]:
-    for folder, tokenizer in tokenizers_of(facts):
+    for folder, tokenizer in facts.tokenizers:
         unknown = unknown_special_tokens(tokenizer)
         if facts.base and facts.base.tokenizer:
             added = compare_tokenizers(tokenizer, facts.base.tokenizer).added

@@ -9,7 +9,6 @@ from scanner.rules.facts import BaseTexts, StaticFacts
 from scanner.rules.rule import Confidence, Hit, Rule
 from scanner.rules.samples import plain
 from scanner.rules.tokenizer import compare_tokenizers, parse_tokenizer
-from scanner.rules.tokenizers import tokenizers_of
 
 _BASE = {"model": {"type": "BPE", "vocab": {"safe": 0, "unsafe": 1, "a": 2}, "merges": []}}
 _REMAPPED = '{"model": {"type": "BPE", "vocab": {"safe": 1, "unsafe": 0, "a": 2}, "merges": []}}'
@@ -17,7 +16,7 @@ _EQUAL = '{"model": {"type": "BPE", "vocab": {"safe": 0, "unsafe": 1, "a": 2}, "
 
 
 def check(facts: StaticFacts) -> Iterator[Hit]:
-    for folder, tokenizer in tokenizers_of(facts):
+    for folder, tokenizer in facts.tokenizers:
         where = "the tokenizer" if folder == "." else f"the tokenizer in {folder}"
         usual = facts.base.tokenizer if facts.base else None
         if usual is None:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from scanner.model import Severity
 from scanner.rules.facts import HubScan, StaticFacts
-from scanner.rules.ls011_dangerous_pickle import RULE as DANGEROUS
 from scanner.rules.rule import Confidence, Hit, Rule
 from scanner.rules.samples import plain
 
@@ -17,13 +16,13 @@ def check(facts: StaticFacts) -> Iterator[Hit]:
     scan = facts.hub_scan
     if scan is None:
         return
-    dangerous = {path for path, report in facts.pickles.items() if any(g.level == "dangerous" for g in report.globals)}
+    dangerous = {path for path, report in facts.pickles.items() if report.dangerous}
     issues = dict(scan.issues)
     for path, level in issues.items():
         if level in _GRAVE and path not in dangerous:
             yield Hit(f"the Hub's scanners call {path} {level}, and this one found nothing in it", f"{path}: {level}")
     missed = sorted(dangerous - set(issues))
-    if missed and scan.done and next(iter(DANGEROUS.check(facts)), None):
+    if missed and scan.done:
         yield Hit(
             "the Hub's scanners found nothing in a file that this one calls dangerous", ", ".join(missed), Severity.INFO
         )

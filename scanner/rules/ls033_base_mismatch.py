@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from scanner.model import Severity
 from scanner.rules.facts import StaticFacts
-from scanner.rules.rule import Confidence, Hit, Rule
+from scanner.rules.rule import Confidence, Hit, Rule, Scope
 from scanner.rules.samples import plain
 
 
@@ -27,4 +27,5 @@ RULE = Rule(
     check=check,
     hostile=lambda: plain(base_contradictions=("q_proj has 896 inputs, the base's hidden size is 2,048",)),
     benign=plain,
+    scope=Scope.CONTENT,  # and the base: a copy whose base is another one is not taken over
 )

@@ -14,8 +14,10 @@ from scanner.rules.samples import plain
 def check(facts: StaticFacts) -> Iterator[Hit]:
     for path, report in facts.pickles.items():
         if report.problems:
-            codes = ", ".join(dict.fromkeys(problem.code for problem in report.problems))
-            yield Hit(f"{path}: {report.problems[0].message}", f"{path}: {codes}")
+            codes = dict.fromkeys(problem.code for problem in report.problems)
+            # Many programs call their own binary files .bin.
+            is_other = set(codes) == {"not_a_pickle"} and path != facts.path
+            yield Hit(report.problems[0].message, f"{path}: {', '.join(codes)}", Severity.INFO if is_other else None)
 
 
 RULE = Rule(

@@ -14,22 +14,6 @@ MiniMaxAI mistralai mlx-community moonshotai mosaicml NousResearch nvidia openai
 openchat PowerInfer Qwen runwayml Salesforce sentence-transformers stabilityai stable-diffusion-v1-5 TheBloke
 THUDM tiiuae TinyLlama togethercomputer unsloth upstage vikhyatk xai-org zai-org
 """
-_OWNERS = """
-01-ai ai21labs allenai apple baichuan-inc bigcode bigscience black-forest-labs codellama CohereForAI CohereLabs
-cyberagent databricks deepseek-ai distilbert EleutherAI facebook FacebookAI google google-bert google-t5
-HuggingFaceH4 HuggingFaceM4 HuggingFaceTB huggyllama ibm-granite intfloat internlm lmsys meta-llama microsoft
-MiniMaxAI mistralai mlx-community moonshotai mosaicml NousResearch nvidia openai openai-community openbmb
-openchat PowerInfer Qwen runwayml Salesforce sentence-transformers stabilityai stable-diffusion-v1-5 TheBloke
-THUDM tiiuae TinyLlama togethercomputer unsloth upstage vikhyatk xai-org zai-org
-"""
-_OWNERS = """
-01-ai ai21labs allenai apple baichuan-inc bigcode bigscience black-forest-labs codellama CohereForAI CohereLabs
-cyberagent databricks deepseek-ai distilbert EleutherAI facebook FacebookAI google google-bert google-t5
-HuggingFaceH4 HuggingFaceM4 HuggingFaceTB huggyllama ibm-granite intfloat internlm lmsys meta-llama microsoft
-MiniMaxAI mistralai mlx-community moonshotai mosaicml NousResearch nvidia openai openai-community openbmb
-openchat PowerInfer Qwen runwayml Salesforce sentence-transformers stabilityai stable-diffusion-v1-5 TheBloke
-THUDM tiiuae TinyLlama togethercomputer unsloth upstage vikhyatk xai-org zai-org
-"""
 KNOWN_OWNERS = frozenset(_OWNERS.split())
 _FAMILIES = (
     (re.compile(r"(meta-)?(code)?llama[-_.]?[234]", re.I), "meta-llama"),

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from scanner.rules.facts import StaticFacts
-from scanner.rules.jsontext import json_objects
 from scanner.rules.tokenizer import TokenizerFacts, parse_tokenizer
 
 __all__ = ["tokenizers_of"]
@@ -20,10 +18,10 @@ _FILES = {
 }
 
 
-def tokenizers_of(facts: StaticFacts) -> Iterator[tuple[str, TokenizerFacts]]:
+def tokenizers_of(objects: Mapping[str, dict[str, Any]]) -> Iterator[tuple[str, TokenizerFacts]]:
     """(folder, facts) for each folder of the repo with tokenizer files."""
     folders: dict[str, dict[str, Any]] = {}
-    for path, value in json_objects(facts.texts):
+    for path, value in objects.items():
         name = PurePosixPath(path).name
         if name in _FILES:
             folders.setdefault(str(PurePosixPath(path).parent), {})[_FILES[name]] = value

@@ -117,7 +117,8 @@ def run_template(path: Path) -> None:
 _VALUES = (None, True, [], {}, -1, 1e308, 10**30, "../x", "q_proj", "LOHA", "\u202e")
 _JSON = (*(json.dumps(value).encode() for value in _VALUES), *(f'"{key}": '.encode() for key in CONFIG))
 _HEADER = (
-    b'"shape":[', b'"data_offsets":[', b'"dtype":"BF16"', b'"F8_E4M3"', b"9" * 20, b"-1", b"lora_A", b"hada_w1_a", b"lokr_w1",
+    b'"shape":[', b'"data_offsets":[', b'"dtype":"BF16"', b'"F8_E4M3"', b"9" * 20, b"-1", b"lora_A", b"hada_w1_a",
+    b"lokr_w1",
 )  # fmt: skip
 _JINJA = (
     b"{{", b"}}", b"{%", b"%}", b"{% for x in messages %}", b"{% endfor %}", b"{% if ", b"{% endif %}", b".__class__",

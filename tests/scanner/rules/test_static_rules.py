@@ -6,12 +6,14 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import scanner.rules as rules_package
 from scanner.adapter import AdapterView, LowRankUpdate, parse_config
 from scanner.model import Finding, ModuleFeatures, Severity, WeightScan
 from scanner.rules import RULES, Hit, Rule, StaticFacts, check_static
@@ -48,6 +50,11 @@ def test_samples(rule: Rule) -> None:
 
 def test_the_plain_sample_raises_nothing() -> None:
     assert check_static(plain()) == ()
+
+
+def test_every_rule_file_is_listed() -> None:
+    folder = Path(rules_package.__file__).parent
+    assert [f"{rule.id.lower()}_" for rule in RULES] == sorted(path.name[:6] for path in folder.glob("ls[0-9]*.py"))
 
 
 def test_rules_are_complete_and_in_order() -> None:
