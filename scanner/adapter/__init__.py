@@ -2,7 +2,7 @@
 
 from scanner.adapter.config import AdapterConfig, parse_config
 from scanner.adapter.discover import CONFIG_NAME, Candidate, find_candidates, is_pickle, missing_shards
-from scanner.adapter.files import has_zip_tail, open_weights
+from scanner.adapter.files import file_format, has_zip_tail, open_weights
 from scanner.adapter.jsonfile import parse_json_object, read_json_object
 from scanner.adapter.layouts import PEFT_PREFIX, PEFT_TYPES, SUPPORTED_TYPES, view_adapter
 from scanner.adapter.lowrank import AdapterView, Companion, FloatArray, FullTensor, LowRankUpdate, Role
@@ -29,6 +29,7 @@ __all__ = [
     "TensorEntry",
     "TensorFile",
     "count_nonfinite",
+    "file_format",
     "find_candidates",
     "has_zip_tail",
     "is_pickle",

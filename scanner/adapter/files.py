@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from scanner.adapter.pickles import open_torch_pickle, sniff
 from scanner.adapter.safetensors import TensorEntry, open_safetensors
 from scanner.adapter.tensors import TensorFile
 from scanner.errors import MalformedFileError, UnsupportedError
 
-__all__ = ["has_zip_tail", "open_weights"]
+__all__ = ["file_format", "has_zip_tail", "open_weights"]
 
 _ZIP_END = b"PK\x05\x06"
 _ZIP_TAIL = 22 + 65_535
@@ -68,7 +68,7 @@ def open_weights(paths: Sequence[Path], name: str) -> TensorFile:
 
 
 def _open(path: Path, name: str) -> TensorFile:
-    kind = sniff(path)
+    kind = file_format(path)
     ending = name.rsplit(".", 1)[-1].lower()
     if ending == "safetensors":
         if kind in ("zip", "pickle", "tar"):
@@ -78,7 +78,20 @@ def _open(path: Path, name: str) -> TensorFile:
         return open_safetensors(path)
     if ending in ("gguf", "npz"):
         raise UnsupportedError(f".{ending} weights are not read by this version", f"layout_{ending}")
+    from scanner.adapter.pickles import open_torch_pickle
+
     return open_torch_pickle(path)
+
+
+def file_format(path: Path) -> Literal["safetensors", "zip", "pickle", "tar", "other"]:
+    """What the bytes are, whatever the name says."""
+    with path.open("rb") as stream:
+        head = stream.read(10)
+    if len(head) == 10 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") + 8 <= path.stat().st_size:
+        return "safetensors"
+    from scanner.adapter.pickles import sniff  # hardly ever needed: most adapters are safetensors
+
+    return sniff(path)
 
 
 def has_zip_tail(path: Path) -> bool:

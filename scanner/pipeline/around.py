@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from scanner.adapter import is_pickle
-from scanner.adapter.pickles import PickleReport, inspect_pickle
+from scanner.adapter.pickles_report import PickleReport
 from scanner.errors import AccessDeniedError, LimitExceededError, SkipError, UnsupportedError
 from scanner.hub.sources import RepoFiles
 from scanner.pipeline.read import sha256_of
@@ -97,6 +97,8 @@ class Around:
         """Reports of pickle files by path. Those that are too large are left out."""
         reports: dict[str, PickleReport] = {}
         for name in [n for n in self._names if is_pickle(n) and n not in self._weights][:MAX_PICKLES]:
+            from scanner.adapter.pickles import inspect_pickle
+
             try:
                 path = self._files.fetch(name, self._settings.max_pickle_bytes)
                 reports[name] = inspect_pickle(path)

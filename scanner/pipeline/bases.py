@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from scanner.adapter import AdapterConfig, AdapterView, read_json_object
-from scanner.adapter.fingerprint import adapter_fingerprint, base_fingerprint, compare
 from scanner.errors import SkipError
 from scanner.hub.cache import cached_file
 from scanner.hub.names import cached_id, hub_id, last_segment
@@ -147,6 +146,8 @@ class Bases:
         facts = self.facts(root, commit_sha)
         if facts is None:
             return BaseStep("fingerprint", "unknown", "the base's config.json cannot be had"), ()
+        from scanner.adapter.fingerprint import adapter_fingerprint, base_fingerprint, compare
+
         compared = compare(adapter_fingerprint(view), base_fingerprint(facts.config))
         if compared.contradictions:
             step = BaseStep("fingerprint", "contradicts", "; ".join(compared.contradictions)[:MAX_TEXT])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scanner.adapter import parse_json_object
 from scanner.errors import MalformedFileError
@@ -12,8 +12,10 @@ from scanner.pipeline.around import Around
 from scanner.pipeline.bases import Bases, SettledBase
 from scanner.pipeline.read import sha256_of
 from scanner.rules import BaseTexts
-from scanner.rules.tokenizer import TokenizerFacts, parse_tokenizer
 from scanner.settings import Settings
+
+if TYPE_CHECKING:
+    from scanner.rules.tokenizer import TokenizerFacts
 
 __all__ = ["Comparisons"]
 
@@ -30,7 +32,7 @@ class Comparisons:
         self._known: dict[str, tuple[BaseTexts | None, str | None]] = {}
 
     def of(self, around: Around, base: SettledBase) -> tuple[BaseTexts | None, dict[str, str]]:
-        """(the base's side, tokenizer.json files of the repo that differ from the base's).
+        """(the base's side, tokenizer.json files of the repo that differ from the base's; those of a folder anyway).
 
         Raises:
             TransientError: a file of the repo could not be fetched.
@@ -42,7 +44,8 @@ class Comparisons:
             self._known[base.base_model] = self._read(base)
         texts, sha256 = self._known[base.base_model]
         own: dict[str, str] = {}
-        for name in names if sha256 else ():
+        # Without the base's there is nothing to compare with; what lies on this disk costs nothing to look at.
+        for name in names if sha256 or around.repo.is_folder else ():
             if PurePosixPath(name).name == TOKENIZER and len(own) < 2:
                 text = around.tokenizer(name, sha256)
                 if text is not None:
@@ -62,6 +65,8 @@ class Comparisons:
 
 
 def _tokenizer(texts: Mapping[str, str], path: Path | None) -> TokenizerFacts:
+    from scanner.rules.tokenizer import parse_tokenizer
+
     config = _object(texts["tokenizer_config.json"]) if "tokenizer_config.json" in texts else None
     return parse_tokenizer(config, _object(path.read_text(encoding="utf-8", errors="replace")) if path else None)
 

@@ -12,6 +12,7 @@ from scanner.adapter import (
     Candidate,
     TensorFile,
     count_nonfinite,
+    file_format,
     has_zip_tail,
     layout_plugins,
     open_weights,
@@ -19,7 +20,7 @@ from scanner.adapter import (
     read_json_object,
     view_adapter,
 )
-from scanner.adapter.pickles import PickleReport, inspect_pickle, sniff
+from scanner.adapter.pickles_report import PickleReport
 from scanner.errors import UnsupportedError
 from scanner.hub.sources import RepoFiles
 from scanner.model import Stage, WeightScan
@@ -78,10 +79,12 @@ def read_weights(reading: Reading, files: RepoFiles, candidate: Candidate, setti
         reading.weights_paths = tuple(paths)
     digests = [sha256_of(path) for path in paths]
     reading.content_sha256 = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-    reading.format = sniff(paths[0])
+    reading.format = file_format(paths[0])
     if reading.format == "safetensors":
         reading.has_zip_tail = any(has_zip_tail(path) for path in paths)
     elif reading.format != "other" or not candidate.path.lower().endswith((".safetensors", ".gguf")):
+        from scanner.adapter.pickles import inspect_pickle
+
         reading.pickles = {
             name: inspect_pickle(path) for name, path in zip(candidate.parts or (candidate.path,), paths, strict=True)
         }

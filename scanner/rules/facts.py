@@ -12,12 +12,11 @@ from scanner.errors import SkipError
 from scanner.model import WeightScan
 from scanner.rules.chat import chat_templates, default_template
 from scanner.rules.jsontext import json_objects
-from scanner.rules.tokenizer import TokenizerFacts
-from scanner.rules.tokenizers import tokenizers_of
 from scanner.weights import BlockSplit
 
 if TYPE_CHECKING:
-    from scanner.adapter.pickles import PickleReport
+    from scanner.adapter.pickles_report import PickleReport
+    from scanner.rules.tokenizer import TokenizerFacts
 
 __all__ = ["BaseTexts", "HubScan", "StaticFacts"]
 
@@ -94,7 +93,9 @@ class StaticFacts:
     @cached_property
     def tokenizers(self) -> tuple[tuple[str, TokenizerFacts], ...]:
         """(folder, what its tokenizer files say)."""
-        return tuple(tokenizers_of(self.objects))
+        from scanner.rules.tokenizers import tokenizers_of
+
+        return tuple(tokenizers_of(self.objects)) if self.objects else ()
 
     def raw(self, key: str) -> Any:
         """A field of the config, None where it has none."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from scanner.adapter.pickles import PickleGlobal, PickleReport
+from scanner.adapter.pickles_report import PickleGlobal, PickleReport
 from scanner.model import Severity
 from scanner.rules.facts import StaticFacts
 from scanner.rules.rule import Confidence, Hit, Rule

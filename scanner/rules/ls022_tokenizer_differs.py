@@ -8,7 +8,6 @@ from scanner.model import Severity
 from scanner.rules.facts import BaseTexts, StaticFacts
 from scanner.rules.rule import Confidence, Hit, Rule
 from scanner.rules.samples import plain
-from scanner.rules.tokenizer import compare_tokenizers, parse_tokenizer
 
 _BASE = {"model": {"type": "BPE", "vocab": {"safe": 0, "unsafe": 1, "a": 2}, "merges": []}}
 _REMAPPED = '{"model": {"type": "BPE", "vocab": {"safe": 1, "unsafe": 0, "a": 2}, "merges": []}}'
@@ -16,6 +15,10 @@ _EQUAL = '{"model": {"type": "BPE", "vocab": {"safe": 0, "unsafe": 1, "a": 2}, "
 
 
 def check(facts: StaticFacts) -> Iterator[Hit]:
+    if not facts.tokenizers:
+        return
+    from scanner.rules.tokenizer import compare_tokenizers
+
     for folder, tokenizer in facts.tokenizers:
         where = "the tokenizer" if folder == "." else f"the tokenizer in {folder}"
         usual = facts.base.tokenizer if facts.base else None
@@ -30,17 +33,20 @@ def check(facts: StaticFacts) -> Iterator[Hit]:
             yield Hit(f"{where} rewrites text, and the base's does not", "; ".join(found.rewrites), Severity.HIGH)
         if found.vocabulary_remapped or found.remapped:
             count = found.vocabulary_remapped + len(found.remapped)
-            yield Hit(
-                f"{where} gives {count} words another id than the base's", "; ".join((*found.remapped, *found.examples))
-            )
+            examples = "; ".join((*found.remapped, *found.examples))
+            yield Hit(f"{where} gives {count} words another id than the base's", examples)
         elif found.vocabulary_removed or found.merges_changed:
-            text = (
-                f"{where} lacks {found.vocabulary_removed} words of the base's" if found.vocabulary_removed else where
-            )
-            yield Hit(f"{text} or splits words in another way", ", ".join(found.examples))
+            text = f"{where} lacks {found.vocabulary_removed} words of the base's, or splits words in another way"
+            yield Hit(text, ", ".join(found.examples))
         if found.changed_parts or found.class_changed:
             what = ", ".join((*found.changed_parts, *(["class"] if found.class_changed else [])))
             yield Hit(f"{where} differs from the base's: {what}", what, Severity.LOW)
+
+
+def _beside_base(text: str) -> StaticFacts:
+    from scanner.rules.tokenizer import parse_tokenizer
+
+    return plain(texts={"tokenizer.json": text}, base=BaseTexts({}, parse_tokenizer(None, _BASE)))
 
 
 RULE = Rule(
@@ -53,6 +59,6 @@ RULE = Rule(
     "versions of a library write them in another way.",
     remediation="Use the base model's tokenizer.",
     check=check,
-    hostile=lambda: plain(texts={"tokenizer.json": _REMAPPED}, base=BaseTexts({}, parse_tokenizer(None, _BASE))),
-    benign=lambda: plain(texts={"tokenizer.json": _EQUAL}, base=BaseTexts({}, parse_tokenizer(None, _BASE))),
+    hostile=lambda: _beside_base(_REMAPPED),
+    benign=lambda: _beside_base(_EQUAL),
 )

@@ -9,7 +9,6 @@ from scanner.model import Severity
 from scanner.rules.facts import StaticFacts
 from scanner.rules.rule import Confidence, Hit, Rule
 from scanner.rules.samples import plain
-from scanner.rules.unicode import invisible_characters
 
 _LOOKED_AT = (".md", ".jinja", "_config.json", "config.json")
 
@@ -18,6 +17,11 @@ def check(facts: StaticFacts) -> Iterator[Hit]:
     texts = {path: text for path, text in facts.texts.items() if path.lower().endswith(_LOOKED_AT)}
     if facts.config:
         texts["adapter_config.json"] = json.dumps(facts.config.raw, ensure_ascii=False, default=str)
+    texts = {path: text for path, text in texts.items() if not text.isascii()}
+    if not texts:
+        return
+    from scanner.rules.unicode import invisible_characters
+
     for path, text in texts.items():
         runs = invisible_characters(text)
         if runs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from scanner.adapter.pickles import PickleProblem, PickleReport
+from scanner.adapter.pickles_report import PickleProblem, PickleReport
 from scanner.model import Severity
 from scanner.rules.facts import StaticFacts
 from scanner.rules.rule import Confidence, Hit, Rule
