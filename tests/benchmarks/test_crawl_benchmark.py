@@ -13,6 +13,10 @@ from scanner.hub.server import running_hub
 BASES_SETTING = {"LORASCOPE_FIRST_CRAWL_LIMIT": "1000"}
 
 
+ASKED_ONCE = 8
+"""Listings, and two base models that the hub does not have. Of thousands of adapters it is no share."""
+
+
 def _measure(tmp_path: Path, repos: int) -> tuple[float, int]:
     """(requests per adapter of the first crawl, listing and info requests of a second one that finds five more)."""
     work = tmp_path / str(repos)
@@ -35,6 +39,6 @@ def test_requests_per_adapter_and_of_the_next_poll(tmp_path: Path) -> None:
     few, polled_few = _measure(tmp_path, 20)
     many, polled_many = _measure(tmp_path, 60)
     print(f"\nrequests per adapter: {few:.2f} of 20, {many:.2f} of 60; second poll: {polled_few}, {polled_many}")
-    # What a crawl asks once (listings, bases) is shared by thousands; here by few: the next adapter's share counts.
-    assert (60 * many - 20 * few) / 40 <= 4.0
+    # Four for each adapter (config, card, checksum, bytes), and what a crawl asks once, whatever its size.
+    assert all(repos * (each - 4.0) <= ASKED_ONCE for repos, each in ((20, few), (60, many)))
     assert polled_few == polled_many
