@@ -78,7 +78,7 @@ def test_a_base_with_a_head_of_its_own(tmp_path: Path) -> None:
 
 
 def test_head_tensors_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from scanner.adapter import layouts
+    from scanner.adapter.layouts import limits
 
     write_adapter(tmp_path / "adapter", write_base(tmp_path / "base", "bert"))
     view = read_view(tmp_path / "adapter")
@@ -86,7 +86,7 @@ def test_head_tensors_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     weight = next(tensor for tensor in view.head_tensors if tensor.name.endswith("classifier.weight"))
     assert weight.read().shape == weight.shape == (3, 32)
     assert weight.read().dtype == np.float32
-    monkeypatch.setattr(layouts, "MAX_HEAD_ELEMENTS", 95)
+    monkeypatch.setattr(limits, "MAX_HEAD_ELEMENTS", 95)
     with pytest.raises(LimitExceededError):
         weight.read()
 
