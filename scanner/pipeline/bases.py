@@ -12,6 +12,7 @@ from scanner.hub.cache import cached_file
 from scanner.hub.names import cached_id, hub_id, last_segment
 from scanner.hub.resolve import MAX_TEXT, BaseResolver
 from scanner.model import UNRESOLVED, BaseResolution, BaseStep, RepoRef
+from scanner.rules import BaseTexts
 
 __all__ = ["BaseFacts", "Bases", "SettledBase"]
 
@@ -53,6 +54,8 @@ class Bases:
     def __init__(self, resolver: BaseResolver | None, max_config_bytes: int) -> None:
         self._resolver, self._max_config_bytes = resolver, max_config_bytes
         self._facts: dict[tuple[str, str], BaseFacts | None] = {}
+        self.texts: dict[str, tuple[BaseTexts | None, str | None]] = {}
+        """What `scanner.pipeline.comparison` has read of each base."""
 
     def resolved(self, repo: RepoRef) -> RepoRef:
         """A listed repo with the root of the base that its listing claims."""

@@ -22,12 +22,11 @@ from scanner.model import (
 )
 from scanner.pipeline.around import Around
 from scanner.pipeline.bases import Bases
-from scanner.pipeline.comparison import Comparisons
 from scanner.pipeline.facts import bare_facts, gather_facts
 from scanner.pipeline.outcomes import failed_record, failure, outcome_of
 from scanner.pipeline.read import Reading, read_config, read_weights
 from scanner.probe.profile import choose_profile
-from scanner.rules import CONTENT_RULES, RULES_VERSION, check_static, rule_plugins
+from scanner.rules import CONTENT_RULES, RULES_VERSION, Scope, check_static, rule_plugins
 from scanner.settings import Settings
 from scanner.weights import FEATURE_VERSION
 
@@ -130,8 +129,7 @@ def collect_repo(
     limit = settings.max_adapters_per_repo
     chosen = candidates[:limit]
     weights = frozenset(part for candidate in chosen for part in candidate.parts)
-    around = Around(files, names, settings, repo, client, weights)
-    job = _Job(repo, files, settings, bases, around, Comparisons(bases, settings))
+    job = _Job(repo, files, settings, bases, Around(files, names, settings, repo, client, weights))
     records = [_collect_adapter(job, candidate, earlier) for candidate in chosen]
     if len(candidates) > limit:
         too_many = LimitExceededError("number of adapters in the repo", limit, len(candidates))
@@ -148,7 +146,6 @@ class _Job:
     settings: Settings
     bases: Bases
     around: Around
-    comparisons: Comparisons
 
 
 def _collect_adapter(job: _Job, candidate: Candidate, earlier: Earlier | None) -> ScanRecord:
@@ -171,7 +168,7 @@ def _collect_adapter(job: _Job, candidate: Candidate, earlier: Earlier | None) -
         refusals = (error,) if isinstance(error, SkipError) else ()
     base = job.bases.settle(repo, reading.config, reading.view)
     try:
-        facts = gather_facts(job.around, job.comparisons, candidate, reading, base, refusals)
+        facts = gather_facts(job.around, job.bases, job.settings, candidate, reading, base, refusals)
     except Exception as error:  # noqa: BLE001 - what lies around it could not be fetched, or is a surprise itself
         outcome, reason, message = outcome_of(error, repo)
         facts = bare_facts(job.around, candidate, reading, base, refusals)
@@ -228,9 +225,10 @@ def _copied(known: ScanRecord, job: _Job, candidate: Candidate, reading: Reading
     if known.info.base_model != base.base_model:
         return None
     compared = tuple(step for step in known.info.base_evidence if step.kind == "fingerprint")
-    content = [finding for finding in known.findings if finding.rule_id in CONTENT_RULES]
-    facts = gather_facts(job.around, job.comparisons, candidate, reading, base, ())
-    around = [finding for finding in check_static(facts, rule_plugins()) if finding.rule_id not in CONTENT_RULES]
+    taken_over = CONTENT_RULES | {rule.id for rule in rule_plugins() if rule.scope == Scope.CONTENT}
+    content = [finding for finding in known.findings if finding.rule_id in taken_over]
+    facts = gather_facts(job.around, job.bases, job.settings, candidate, reading, base, ())
+    around = [finding for finding in check_static(facts, rule_plugins()) if finding.rule_id not in taken_over]
     own_id = adapter_id_of(repo.repo_uid, str(repo.commit_sha), candidate.path)
     origin = known.info.copied_from or known.info.adapter_id
     info = replace(

@@ -8,17 +8,19 @@ from scanner.adapter import Candidate
 from scanner.errors import SkipError
 from scanner.model import UNRESOLVED
 from scanner.pipeline.around import Around
-from scanner.pipeline.bases import SettledBase
-from scanner.pipeline.comparison import Comparisons
+from scanner.pipeline.bases import Bases, SettledBase
+from scanner.pipeline.comparison import compared
 from scanner.pipeline.read import Reading
 from scanner.rules import StaticFacts
+from scanner.settings import Settings
 
 __all__ = ["bare_facts", "gather_facts"]
 
 
 def gather_facts(
     around: Around,
-    comparisons: Comparisons,
+    bases: Bases,
+    settings: Settings,
     candidate: Candidate,
     reading: Reading,
     base: SettledBase,
@@ -29,7 +31,7 @@ def gather_facts(
     Raises:
         TransientError: a file of the repo or the base could not be fetched.
     """
-    base_texts, tokenizers = comparisons.of(around, base)
+    base_texts, tokenizers = compared(around, bases, base, settings)
     texts, pickles = {**around.texts, **tokenizers}, {**around.pickles, **reading.pickles}
     facts = bare_facts(around, candidate, reading, base, (*refusals, *around.refusals))
     return replace(facts, texts=texts, base=base_texts, pickles=pickles, hub_scan=around.hub_scan)
