@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scanner.adapter import LowRankUpdate, open_safetensors, parse_config, read_json_object, view_adapter
+from scanner.adapter import LowRankUpdate, open_weights, parse_config, read_json_object, view_adapter
 from scanner.weights import FEATURE_VERSION, scan_weights, singular_values
 from scanner.weights.features import BLOCK_VALUES, triangle
 
@@ -220,11 +220,9 @@ LARGEST_SVD, LARGEST_GRAM = 400_000, 1_024
 @pytest.mark.parametrize("name", REAL)
 def test_real_adapters_match_the_dense_product(data_dir: Path, name: str) -> None:
     path = data_dir / "adapters" / name
-    if path.suffix == ".bin":
-        pytest.skip("a pickle: nothing unpickles it")
     config_path = path.with_name("adapter_config.json")
     config = parse_config(read_json_object(config_path, 10**6)) if config_path.exists() else None
-    view = view_adapter(open_safetensors(path), config, 4096)
+    view = view_adapter(open_weights([path], path.name), config, 4096)
     assert view.unsupported_reason == ""
     assert view.updates
     scan = scan_weights(view.updates)
