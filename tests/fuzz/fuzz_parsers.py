@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ from scanner.adapter.fingerprint import base_fingerprint  # noqa: E402
 from scanner.rules import StaticFacts, check_static  # noqa: E402
 from scanner.rules.template import compare_templates, keyword_branches, object_walks  # noqa: E402
 from scanner.weights import find_split, scan_weights  # noqa: E402
+
+for lazy in ("scanner.rules.tokenizers", "scanner.rules.unicode"):
+    # Loaded where a repo needs them; here before anything is watched, because making a dataclass compiles and executes.
+    import_module(lazy)
 
 CONFIG: dict[str, Any] = {
     "peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "rank_pattern": {"q_proj": 2},
