@@ -50,6 +50,11 @@ class ShardedFile:
         """One number; see `TensorFile`."""
         return self._owners[name].scalar(name)
 
+    def release(self) -> None:
+        """See `TensorFile`."""
+        for file in dict.fromkeys(self._owners.values()):
+            file.release()
+
 
 def open_weights(paths: Sequence[Path], name: str) -> TensorFile:
     """Open a weight file, or its shards in order.

@@ -78,6 +78,9 @@ class TorchFile:
         """The only value of a one-element tensor, integer or float."""
         return self._plain(name).scalar(name)
 
+    def release(self) -> None:
+        """Nothing: the tensors were read, not mapped."""
+
     def _plain(self, name: str) -> SafetensorsFile:
         """The tensor as a file of its own: there is one decoder of numbers only."""
         entry = self.entries[name]

@@ -42,6 +42,10 @@ class TensorFile(Protocol):
         """The only value of a one-element tensor, integer or float."""
         ...
 
+    def release(self) -> None:
+        """Give back memory that reading again would fill again, where there is any."""
+        ...
+
 
 def count_nonfinite(file: TensorFile, names: Iterable[str]) -> dict[str, int]:
     """How many values of each float tensor are NaN or infinite; tensors without any are left out."""

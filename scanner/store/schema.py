@@ -15,8 +15,36 @@ SCHEMA_VERSION = 1
 _STR, _F64, _I64, _BOOL = pa.string(), pa.float64(), pa.int64(), pa.bool_()
 _TS = pa.timestamp("us", tz="UTC")
 
-WEIGHT_MODULE_FEATURES = ("frobN", "delta_frob", "stable_rank", "top1_energy", "row_top8_energy")
-"""Columns of `module_features`, one for each per-module weight feature."""
+_MODULE_FEATURES = (
+    ("frobN", "‖BA‖_F / √(in·out), the paper's, without α/r."),
+    ("delta_frob", "‖ΔW‖_F with the scale."),
+    ("stable_rank", "‖ΔW‖_F² / σ₁²."),
+    ("top1_energy", "σ₁² / Σσ²."),
+)
+_LATER_MODULE_FEATURES = (
+    ("row_top8_energy", "Share of ‖ΔW‖² in its eight largest rows; null for LoKr."),
+    ("row_hoyer", "Hoyer's sparseness of the row norms of ΔW, 0 even, 1 a single row; null for LoKr."),
+    ("col_top8_energy", "Share of ‖ΔW‖² in its eight largest columns; null for LoKr."),
+    ("col_hoyer", "Hoyer's sparseness of the column norms of ΔW; null for LoKr."),
+    ("energy_entropy", "−Σ e·ln e of energies e = σ²/Σσ², in nats."),
+    ("energy_share", "Share of the module in the adapter's Σ ‖ΔW‖²."),
+    ("entropy", "−Σ p·ln p of amplitudes p = σ/Σσ, in nats (the paper's later notebooks)."),
+    ("entropy_norm", "The same divided by ln r (the paper's notebook 10); null for rank 1."),
+    ("pr", "Participation ratio (Σσ)² / Σσ²."),
+    ("asym", "log10(‖B‖ / ‖A‖) (the paper's later notebooks); null where one is zero."),
+    ("asym_ln", "ln ‖B‖ − ln ‖A‖ (the paper's notebook 10)."),
+    ("norm_A", "‖A‖_F."),
+    ("norm_B", "‖B‖_F."),
+    ("sv_max", "σ₁ of BA, without α/r."),
+    ("sv_mean", "Mean singular value of BA."),
+    ("sv_min", "Smallest of the r singular values of BA."),
+    ("sv_max_over_mean", "σ₁ / mean(σ)."),
+    ("sv_max_over_sum", "σ₁ / Σσ."),
+    ("kurtosis", "Pearson's kurtosis of the entries of ΔW; only with --features full."),
+    ("kurtosis_five", "κ of arXiv:2602.15195, with its epsilon, of BA; only with --features full."),
+)
+WEIGHT_MODULE_FEATURES = tuple(name for name, _ in (*_MODULE_FEATURES, *_LATER_MODULE_FEATURES))
+"""Columns of `module_features`, one for each per-module weight feature; `docs/features.md` has the formulas."""
 
 
 def _schema(*columns: tuple[str, pa.DataType, str]) -> pa.Schema:
@@ -87,12 +115,9 @@ TABLES: dict[str, pa.Schema] = {
         ("rank", _I64, "Rank of the pair."),
         ("out_features", _I64, "Rows of ΔW."),
         ("in_features", _I64, "Columns of ΔW."),
-        ("frobN", _F64, "‖BA‖_F / √(in·out), the paper's, without α/r."),
-        ("delta_frob", _F64, "‖ΔW‖_F with the scale."),
-        ("stable_rank", _F64, "‖ΔW‖_F² / σ₁²."),
-        ("top1_energy", _F64, "σ₁² / Σσ²."),
+        *((name, _F64, description) for name, description in _MODULE_FEATURES),
         ("version", _STR, "Version of the feature set."),
-        ("row_top8_energy", _F64, "Share of ‖ΔW‖² in its eight largest rows; null for LoKr."),
+        *((name, _F64, description) for name, description in _LATER_MODULE_FEATURES),
     ),
     "probe_scans": _schema(
         _ADAPTER_ID,

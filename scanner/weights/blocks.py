@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from scanner.adapter import LowRankUpdate
+from scanner.weights.measure import ModuleMeasure
 
 __all__ = ["BlockSplit", "find_split"]
 
@@ -40,25 +40,25 @@ class BlockSplit:
     """Chance of as many under any order of the rows, Bonferroni over places and factors."""
 
 
-def find_split(updates: Sequence[LowRankUpdate]) -> BlockSplit | None:
+def find_split(measures: Sequence[ModuleMeasure]) -> BlockSplit | None:
     """The split that most modules share, None where nothing stands out.
 
     Norms that rise or fall steadily (adapters made by an SVD have theirs sorted) are separated at every place; only a
     place that is separated far more often than its neighbours counts.
 
     Args:
-        updates: those of one adapter; modules of the most frequent rank are compared.
+        measures: of one adapter; modules of the most frequent rank are compared.
     """
-    ranks = [u.rank for u in updates if u.spectrum is None and u.own_rank is None and 2 <= u.rank <= MAX_RANK]
-    if len(ranks) < MIN_MODULES:
+    plain = [m for m in measures if m.norms_a is not None and m.own_rank is None and 2 <= m.rank <= MAX_RANK]
+    if len(plain) < MIN_MODULES:
         return None
+    ranks = [m.rank for m in plain]
     rank = max(set(ranks), key=ranks.count)
-    chosen = [u for u in updates if u.rank == rank and u.spectrum is None and u.own_rank is None]
+    chosen = [m for m in plain if m.rank == rank]
     counts = {side: np.zeros(rank - 1, dtype=np.int64) for side in "AB"}
-    for update in chosen:
-        a, b = update.read()
-        for side, norms in (("A", _norms(a)), ("B", _norms(b.T))):
-            if np.isfinite(norms).all():
+    for measure in chosen:
+        for side, norms in (("A", measure.norms_a), ("B", measure.norms_b)):
+            if norms is not None and np.isfinite(norms).all():
                 counts[side] += _separated(norms)
     splits = [split for count in counts.values() if (split := _best(count, rank, len(chosen)))]
     return min(splits, key=lambda split: split.p_value, default=None)
@@ -75,12 +75,6 @@ def _best(count: npt.NDArray[np.int64], rank: int, of: int) -> BlockSplit | None
     chance = min(1.0, 2 / math.comb(rank, place + 1))
     p_value = min(1.0, float(binom.sf(found - 1, of, chance)) * 2 * (rank - 1))
     return BlockSplit(place + 1, rank, found, of, p_value) if p_value < LEVEL else None
-
-
-def _norms(rows: npt.NDArray[np.float32] | npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    with np.errstate(over="ignore", invalid="ignore"):
-        squares: npt.NDArray[np.float64] = np.einsum("ri,ri->r", rows, rows, dtype=np.float64)
-        return np.sqrt(squares)
 
 
 def _separated(norms: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:

@@ -96,7 +96,7 @@ def assert_same_delta(peft_model: Any, view: AdapterView, count: int) -> None:
             sigma, dense = update.spectrum(), np.linalg.svd(b.astype(np.float64) @ a.astype(np.float64))[1]
             np.testing.assert_allclose(sigma[: dense.size], dense[: sigma.size], atol=1e-6 * dense[0])
     scan = scan_weights(view.updates)
-    assert all(value is not None for value in scan.features.values())
+    assert scan.features["delta_frob_total"] is not None
 
 
 sizes = st.tuples(st.integers(2, 24), st.integers(2, 24), st.integers(1, 4), st.sampled_from([1, 3]))
