@@ -25,7 +25,7 @@ from scanner.errors import UnsupportedError
 from scanner.hub.sources import RepoFiles
 from scanner.model import Stage, WeightScan
 from scanner.settings import Settings
-from scanner.weights import BlockSplit, features_of, find_split, measure
+from scanner.weights import BlockSplit, features_of, find_split, measure_adapter
 
 __all__ = ["Reading", "read_config", "read_weights", "sha256_of"]
 
@@ -94,7 +94,7 @@ def read_weights(reading: Reading, files: RepoFiles, candidate: Candidate, setti
         raise UnsupportedError(
             f"cannot be read as low-rank updates ({view.unsupported_reason})", view.unsupported_reason
         )
-    measures = measure(view.updates, release=file.release)
+    measures = measure_adapter(view.updates, release=file.release)
     reading.weights = features_of(measures)
     reading.nonfinite = _nonfinite(file, view, reading.weights)
     if not reading.nonfinite:

@@ -1,11 +1,13 @@
 """Spectral features of an adapter's low-rank updates."""
 
 from scanner.weights.blocks import BlockSplit, find_split
+from scanner.weights.carriers import Carrier, deviating_modules
+from scanner.weights.directions import Direction, TokenScore, nearest_tokens, top_directions
 from scanner.weights.features import (
     FEATURE_VERSION,
     MODULE_FEATURES,
     features_of,
-    measure,
+    measure_adapter,
     scan_weights,
     singular_values,
 )
@@ -15,10 +17,16 @@ __all__ = [
     "FEATURE_VERSION",
     "MODULE_FEATURES",
     "BlockSplit",
+    "Carrier",
+    "Direction",
     "ModuleMeasure",
+    "TokenScore",
+    "deviating_modules",
     "features_of",
     "find_split",
-    "measure",
+    "measure_adapter",
+    "nearest_tokens",
     "scan_weights",
     "singular_values",
+    "top_directions",
 ]

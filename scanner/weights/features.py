@@ -17,7 +17,7 @@ from scanner.weights.per_adapter import ADAPTER
 from scanner.weights.per_module import MODULE
 from scanner.weights.places import residual_writers
 
-__all__ = ["FEATURE_VERSION", "MODULE_FEATURES", "features_of", "measure", "scan_weights", "singular_values"]
+__all__ = ["FEATURE_VERSION", "MODULE_FEATURES", "features_of", "measure_adapter", "scan_weights", "singular_values"]
 
 FEATURE_VERSION = "weights-3"
 """Raised with every new feature, and with every change of one (whose own version changes, too)."""
@@ -39,7 +39,7 @@ def singular_values(a: FloatArray, b: FloatArray) -> Float64:
     return np.asarray(np.linalg.svd(core, compute_uv=False), dtype=np.float64)
 
 
-def measure(
+def measure_adapter(
     updates: Iterable[LowRankUpdate], *, full: bool = False, release: Callable[[], None] | None = None
 ) -> tuple[ModuleMeasure, ...]:
     """`measure_modules` with what the features need."""
@@ -84,4 +84,4 @@ def scan_weights(updates: Iterable[LowRankUpdate], *, full: bool = False) -> Wei
         updates: those of one adapter.
         full: with the features that look at every entry of ΔW.
     """
-    return features_of(measure(updates, full=full), full=full)
+    return features_of(measure_adapter(updates, full=full), full=full)

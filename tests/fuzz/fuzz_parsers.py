@@ -26,7 +26,7 @@ from scanner.adapter import (  # noqa: E402
 from scanner.adapter.fingerprint import base_fingerprint  # noqa: E402
 from scanner.rules import StaticFacts, check_static  # noqa: E402
 from scanner.rules.template import compare_templates, keyword_branches, object_walks  # noqa: E402
-from scanner.weights import features_of, find_split, measure  # noqa: E402
+from scanner.weights import features_of, find_split, measure_adapter  # noqa: E402
 
 for lazy in ("scanner.rules.tokenizers", "scanner.rules.unicode"):
     # Loaded where a repo needs them; here before anything is watched, because making a dataclass compiles and executes.
@@ -93,7 +93,7 @@ def look(file: TensorFile) -> None:
     for config in (None, {**CONFIG, "enable_lora": None}, CONFIG):
         view = view_adapter(file, parse_config(config) if config else None, 64)
         if not view.unsupported_reason:
-            measures = measure(view.updates, release=file.release)
+            measures = measure_adapter(view.updates, release=file.release)
             scan = features_of(measures)
             find_split(measures)
             check_static(StaticFacts("a.safetensors", ("a.safetensors",), None, view, scan))
