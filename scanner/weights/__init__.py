@@ -12,6 +12,7 @@ from scanner.weights.features import (
     singular_values,
 )
 from scanner.weights.measure import ModuleMeasure
+from scanner.weights.places import Place, place_of
 
 __all__ = [
     "FEATURE_VERSION",
@@ -20,12 +21,14 @@ __all__ = [
     "Carrier",
     "Direction",
     "ModuleMeasure",
+    "Place",
     "TokenScore",
     "deviating_modules",
     "features_of",
     "find_split",
     "measure_adapter",
     "nearest_tokens",
+    "place_of",
     "scan_weights",
     "singular_values",
     "top_directions",

@@ -1,0 +1,211 @@
+"""What an adapter's update writes: its strongest modules, and the tokens that they push, where the base is at hand.
+
+At hand means in the user's Hub cache, where the probe puts every base that it loads. Nothing is downloaded for this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from scanner.adapter import (
+    AdapterView,
+    FloatArray,
+    LowRankUpdate,
+    SafetensorsFile,
+    layout_plugins,
+    open_safetensors,
+    open_weights,
+    parse_config,
+    read_json_object,
+    view_adapter,
+)
+from scanner.errors import SkipError
+from scanner.hub.cache import cached_file
+from scanner.model import ScanRecord
+from scanner.settings import Settings
+from scanner.weights import Direction, nearest_tokens, place_of, top_directions
+
+__all__ = ["ExplainedModule", "Explanation", "Token", "explain_weights"]
+
+MODULES = 3
+TOKENS = 5
+BLOCK_VALUES = 2**22
+_HEADS = ("lm_head.weight", "embed_out.weight", "model.embed_tokens.weight", "transformer.wte.weight")
+"""Output matrices; where the first are missing, the embedding is the head as well."""
+_NORMS = ("model.norm.weight", "transformer.ln_f.weight", "gpt_neox.final_layer_norm.weight")
+_VISIBLE = str.maketrans({"Ġ": " ", "▁": " ", "Ċ": "\n"})
+
+
+@dataclass(frozen=True)
+class Token:
+    """One output token along a direction."""
+
+    text: str
+    score: float
+    """Its logit in standard deviations over the vocabulary."""
+
+
+@dataclass(frozen=True)
+class ExplainedModule:
+    """One module's strongest direction."""
+
+    module: str
+    energy_share: float
+    """Of the adapter's Σ ‖ΔW‖_F², 0-1."""
+    sigma: float
+    """Largest singular value of ΔW."""
+    direction_energy: float
+    """Share of the module's ‖ΔW‖_F² in it, 0-1."""
+    one_end: tuple[Token, ...] = ()
+    """Tokens at one end of the direction; its sign is arbitrary. Empty where the module does not write to the residual
+    stream, or the base is not at hand."""
+    other_end: tuple[Token, ...] = ()
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Of one adapter."""
+
+    modules: tuple[ExplainedModule, ...]
+    """The largest, then the largest that write to the residual stream."""
+    head: str
+    """Why there are tokens, or why there are none."""
+
+
+@dataclass(frozen=True)
+class _Head:
+    """A base's output matrix, on disk."""
+
+    file: SafetensorsFile
+    name: str
+    gain: FloatArray | None
+    """Of the last norm [hidden]."""
+    words: dict[int, str]
+
+    @property
+    def hidden(self) -> int:
+        return self.file.entries[self.name].shape[1]
+
+    def blocks(self) -> Iterator[FloatArray]:
+        rows = max(BLOCK_VALUES // self.hidden, 1)
+        for chunk in self.file.chunks(self.name, rows * self.hidden):
+            block = chunk.reshape(-1, self.hidden)
+            yield block if self.gain is None else block * self.gain
+        self.file.release()
+
+
+def explain_weights(record: ScanRecord, settings: Settings) -> Explanation | None:
+    """Explain one scanned adapter whose files are on this machine; None where its weights were not read.
+
+    Raises:
+        LorascopeError: the files changed since they were scanned.
+    """
+    if record.weights is None or record.local_path is None:
+        return None
+    view = _view(record, settings)
+    share = {module.module: module.features["energy_share"] or 0.0 for module in record.weights.modules}
+    largest = sorted(view.updates, key=lambda u: (-share.get(u.module, 0.0), u.module))
+    writers = [update for update in largest if place_of(update.module).is_writer]
+    chosen = list({u.module: u for u in (*largest[:MODULES], *writers[:MODULES])}.values())
+    found = [(update, directions[0]) for update in chosen if (directions := _directions(update))]
+    head, why = _find_head(record.info.base_model, settings)
+    tokens: dict[str, tuple[tuple[Token, ...], tuple[Token, ...]]] = {}
+    seen = [
+        (update.module, direction.output)
+        for update, direction in found
+        if head is not None and place_of(update.module).is_writer and direction.output.size == head.hidden
+    ]
+    if head is not None and seen:
+        for (module, _), (high, low) in zip(
+            seen, nearest_tokens(head.blocks(), [output for _, output in seen], TOKENS), strict=True
+        ):
+            one, other = (
+                tuple(Token(head.words.get(t.token, f"#{t.token}"), t.score) for t in end) for end in (high, low)
+            )
+            tokens[module] = (one, other)
+    elif head is not None:
+        why = "no module of it writes to the residual stream"
+    return Explanation(
+        tuple(
+            ExplainedModule(u.module, share.get(u.module, 0.0), d.sigma, d.energy, *tokens.get(u.module, ((), ())))
+            for u, d in found
+        ),
+        why,
+    )
+
+
+def _view(record: ScanRecord, settings: Settings) -> AdapterView:
+    config = None
+    if record.config_path:
+        config = parse_config(read_json_object(Path(record.config_path), settings.max_config_bytes))
+    paths = [Path(path) for path in (str(record.local_path), *record.more_local_paths)]
+    return view_adapter(open_weights(paths, record.info.adapter_path), config, settings.max_rank, layout_plugins())
+
+
+def _directions(update: LowRankUpdate) -> list[Direction]:
+    try:
+        return top_directions(update)
+    except SkipError:  # a LoKr whose factors are too large to build
+        return []
+
+
+def _find_head(base: str, settings: Settings) -> tuple[_Head | None, str]:
+    """(the base's head, where it is from or why there is none)."""
+    try:
+        for name in _HEADS:
+            file = _base_tensor(base, name, settings)
+            if file is None:
+                continue
+            if len(file.entries[name].shape) != 2:
+                return None, f"{name} of the base is no matrix"
+            words = _words(base, settings)
+            return _Head(file, name, _gain(base, settings, file.entries[name].shape[1]), words), f"{name} of {base}"
+    except SkipError as error:
+        return None, f"the base cannot be read: {error.message}"
+    return None, "the base model is not in the local Hub cache"
+
+
+def _base_tensor(base: str, name: str, settings: Settings) -> SafetensorsFile | None:
+    """The file of a cached base that holds a tensor."""
+    shard = "model.safetensors"
+    if index := cached_file(base, f"{shard}.index.json", settings.max_text_bytes):
+        places = read_json_object(index, settings.max_text_bytes).get("weight_map")
+        place = places.get(name) if isinstance(places, dict) else None
+        if not isinstance(place, str) or "/" in place:
+            return None
+        shard = place
+    path = cached_file(base, shard, settings.max_base_bytes)
+    file = open_safetensors(path) if path else None
+    return file if file is not None and name in file.entries else None
+
+
+def _gain(base: str, settings: Settings, hidden: int) -> FloatArray | None:
+    for name in _NORMS:
+        file = _base_tensor(base, name, settings)
+        if file is not None and file.entries[name].shape == (hidden,):
+            return np.asarray(file.floats(name), dtype=np.float32)
+    return None
+
+
+def _words(base: str, settings: Settings) -> dict[int, str]:
+    """Token texts by id, from the base's tokenizer.json; {} where there is none."""
+    path = cached_file(base, "tokenizer.json", settings.max_tokenizer_bytes)
+    if path is None:
+        return {}
+    raw = read_json_object(path, settings.max_tokenizer_bytes)
+    model = raw.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    words: dict[int, str] = {}
+    if isinstance(vocabulary, dict):
+        words = {i: str(word) for word, i in vocabulary.items() if isinstance(i, int)}
+    elif isinstance(vocabulary, list):  # Unigram: [word, log probability]
+        words = {i: str(entry[0]) for i, entry in enumerate(vocabulary) if isinstance(entry, list) and entry}
+    added = raw.get("added_tokens")
+    for entry in added if isinstance(added, list) else ():
+        if isinstance(entry, dict) and isinstance(entry.get("id"), int):
+            words[entry["id"]] = str(entry.get("content"))
+    return {i: word.translate(_VISIBLE)[:80] for i, word in words.items()}
