@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.text import Text
 
 from scanner.settings import Settings, default_store_uri
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from scanner.store import StoreRoot
 
 __all__ = [
@@ -49,31 +50,49 @@ def exit_code(verdicts: Iterable[str]) -> int:
     return 3 if found - {"clean"} else 0
 
 
+def _load_numpy() -> None:
+    """Import numpy with one thread of OpenBLAS, unless `OPENBLAS_NUM_THREADS` says otherwise.
+
+    OpenBLAS makes its threads when it is loaded, and they spin between the thousands of small products of a weight
+    scan: several times the CPU time of the products themselves. The variable is taken back, because children (torch in
+    the probe) read it, too.
+    """
+    name = "OPENBLAS_NUM_THREADS"
+    if name in os.environ:
+        return
+    os.environ[name] = "1"
+    try:
+        import numpy  # noqa: F401
+    finally:
+        del os.environ[name]
+
+
 def run_scan(
     targets: Sequence[str], *, probe: str, battery: str, texts: str | None, store: str | None, output: str
 ) -> int:
     """`lorascope scan`: no Prefect anywhere on this path."""
+    _load_numpy()
     from scanner.pipeline.scan import scan_targets
     from scanner.probe import load_probe
     from scanner.report import result_object, sarif_document, scan_document, strict_json
-    from scanner.report.tables import plain
 
     settings = Settings()
-    console = Console(stderr=True)
     loaded = load_probe(battery, Path(texts) if texts else None, settings.probe_texts)
-    with console.status("scanning") as status:
+    with _status("scanning") as show:
         results = scan_targets(
             targets,
             store_uri=store or default_store_uri(),
             probe=loaded,
             mode=probe,
             settings=settings,
-            progress=lambda line: status.update(Text(plain(line))),
+            progress=show,
         )
     objects = [result_object(result.record, result.verdict) for result in results]
     if output == "json":
         click.echo(strict_json(scan_document(objects)))
     elif output == "sarif":
+        from importlib.metadata import version
+
         click.echo(strict_json(sarif_document(objects, version("lorascope"))))
     else:
         from scanner.report.tables import print_verdicts
@@ -90,6 +109,21 @@ def run_scan(
     return exit_code(obj["verdict"] for obj in objects)
 
 
+@contextmanager
+def _status(title: str) -> Iterator[Callable[[str], None]]:
+    """A line on a terminal that says what is going on; where there is no terminal, nothing is shown or loaded."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    from scanner.report.tables import plain
+
+    with Console(stderr=True).status(title) as status:
+        yield lambda line: status.update(Text(plain(line)))
+
+
 def crawl_summary(**options: Any) -> dict[str, Any]:
     """Run the crawl flow in this process, on the server of PREFECT_API_URL or an embedded one.
 
@@ -98,6 +132,7 @@ def crawl_summary(**options: Any) -> dict[str, Any]:
         HubUnreachableError: likewise, when the Hub cannot be reached.
         StopError: the Prefect server is gone.
     """
+    _load_numpy()
     from flows.engine import configure_prefect
     from scanner.hub.client import HubClient
     from scanner.hub.poll import parse_time
@@ -150,6 +185,8 @@ def run_crawl(store: str | None, **options: Any) -> int:
 
 def _wide_console() -> Console:
     """Tables that are piped are not folded to 80 columns."""
+    from rich.console import Console
+
     return Console() if sys.stdout.isatty() else Console(width=180)
 
 

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-import platformdirs
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from scanner.errors import UsageError
 
 __all__ = ["Settings", "default_store_uri", "hub_endpoint"]
 
 GIB = 1024**3
+_PREFIX = "LORASCOPE_"
 
 
 def default_store_uri() -> str:
     """`LORASCOPE_STORE` (a folder becomes absolute), or a folder under the user's data directory."""
-    uri = os.environ.get("LORASCOPE_STORE") or str(Path(platformdirs.user_data_dir("lorascope")) / "store")
+    uri = os.environ.get("LORASCOPE_STORE") or _user_store()
     return uri if "://" in uri else str(Path(uri).expanduser().absolute())
+
+
+def _user_store() -> str:
+    from platformdirs import user_data_dir
+
+    return str(Path(user_data_dir("lorascope")) / "store")
 
 
 def hub_endpoint() -> str:
@@ -24,10 +32,16 @@ def hub_endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
-class Settings(BaseSettings):
-    """Every number here bounds something that a stranger's repo controls, or the time a scan takes."""
+@dataclass(frozen=True, init=False)
+class Settings:
+    """Every number here bounds something that a stranger's repo controls, or the time a scan takes.
 
-    model_config = SettingsConfigDict(env_prefix="LORASCOPE_", frozen=True, extra="ignore")
+    A field that is not given comes from the variable of its name, in any case, after `LORASCOPE_`.
+
+    Raises:
+        UsageError: a variable does not hold what it should; the message names all such variables.
+        TypeError: an unknown field was given.
+    """
 
     max_config_bytes: int = 1024**2
     """adapter_config.json and other small JSON files."""
@@ -90,3 +104,40 @@ class Settings(BaseSettings):
     """Wall clock for loading a base model."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
+
+    def __init__(self, **given: float | str) -> None:
+        values, wrong = _from_environment(os.environ)
+        known = {field.name: values.get(field.name, field.default) for field in fields(self)}
+        if unknown := given.keys() - known.keys():
+            raise TypeError(f"there are no settings {sorted(unknown)}")
+        if problems := [problem for name, problem in wrong.items() if name not in given]:
+            raise UsageError("; ".join(problems))
+        for name, value in {**known, **given}.items():
+            object.__setattr__(self, name, value)
+
+
+def _from_environment(environment: Mapping[str, str]) -> tuple[dict[str, float | str], dict[str, str]]:
+    """(field -> value, field -> what is wrong with its variable)."""
+    # Not pydantic-settings: importing it takes longer than the whole rest of a small scan's own code (docs/adr/0008).
+    given = {name.lower(): (name, text) for name, text in environment.items()}
+    values: dict[str, float | str] = {}
+    wrong: dict[str, str] = {}
+    for field in fields(Settings):
+        name, text = given.get(f"{_PREFIX}{field.name}".lower(), ("", None))
+        if text is None:
+            continue
+        try:
+            values[field.name] = _parsed(text, type(field.default))
+        except ValueError:
+            kind = "a whole number" if isinstance(field.default, int) else "a number"
+            wrong[field.name] = f"{name} must be {kind}, not {text[:100]!r}"
+    return values, wrong
+
+
+def _parsed(text: str, kind: type) -> float | str:
+    if kind is str:
+        return text
+    if kind is float:
+        return float(text)
+    whole, _, zeros = text.strip().partition(".")
+    return int(whole if zeros and not zeros.strip("0") else text)

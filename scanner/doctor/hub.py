@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from scanner.doctor.check import Check, Outcome
@@ -34,9 +34,9 @@ def check_hub(settings: Settings, endpoint: str | None = None) -> list[Check]:
     from scanner.hub.client import HubClient
 
     # No retries, no waiting for a new window: whoever asks wants to know how things are now.
-    hurried = {"max_attempts": 1, "max_sleep_s": 0.0, "rate_reserve": 0.0}
-    hurried["request_timeout_s"] = min(settings.request_timeout_s, _MAX_TIMEOUT_S)
-    client = HubClient(settings.model_copy(update=hurried), endpoint or hub_endpoint())
+    timeout_s = min(settings.request_timeout_s, _MAX_TIMEOUT_S)
+    hurried = replace(settings, max_attempts=1, max_sleep_s=0.0, rate_reserve=0.0, request_timeout_s=timeout_s)
+    client = HubClient(hurried, endpoint or hub_endpoint())
     refused = used_up = False
     try:
         client.ping()

@@ -5,14 +5,37 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import PurePosixPath
 
-from scanner.model import ScanRecord
+from scanner.model import UNRESOLVED, Outcome, ScanRecord
 from scanner.rules import RULES_VERSION
 from scanner.store import StoreRoot, append_shard, row_id_of, shard_id_of
 from scanner.store.rows import record_rows
 from scanner.weights import FEATURE_VERSION
 
-__all__ = ["append_records"]
+__all__ = ["append_records", "may_add_to"]
+
+_SCANNED = "scanned"
+"""Shards of scans on demand are called so, those of crawls `shard`: their names alone tell them apart."""
+
+
+def may_add_to(root: StoreRoot, records: Sequence[ScanRecord]) -> bool:
+    """Whether the store may know something that matters for the verdicts of records and is not in the records.
+
+    That is an earlier probe of the same adapter, which counts where there is none now or it failed, or siblings, which
+    come from crawls only and are looked for among adapters that were read and whose base is known. The names of the
+    files answer it: where there is no file of probes, and none of a crawl (or none that could give siblings to
+    anybody), the answer is certainly no.
+
+    Raises:
+        StoreError: the store cannot be listed.
+    """
+    if root.list_parquet("probe_scans"):
+        return True
+    comparable = any(r.outcome == Outcome.PASS and r.info.base_model != UNRESOLVED for r in records)
+    return comparable and any(
+        not PurePosixPath(path).name.startswith(f"{_SCANNED}-") for path in root.list_parquet("adapters")
+    )
 
 
 def append_records(
@@ -34,10 +57,11 @@ def append_records(
         StoreError: the store cannot be written.
     """
     versions = {"rules": RULES_VERSION, "weights": FEATURE_VERSION, "probe": probe_id}
-    if crawl_id.startswith("scan-") or any(record.is_unfinished for record in records):
+    is_on_demand = crawl_id.startswith("scan-")
+    if is_on_demand or any(record.is_unfinished for record in records):
         # Looked at again on purpose: another look is another file, and failed tries can be counted.
         versions["run"] = crawl_id
-    work = shard_id_of("shard", [record.info.adapter_id for record in records], versions)
+    work = shard_id_of(_SCANNED if is_on_demand else "shard", [record.info.adapter_id for record in records], versions)
     shard_id = f"{work}-{hashlib.sha256(crawl_id.encode()).hexdigest()[:8]}"
     repos = {record.info.repo.repo_uid for record in records}
     marker = {

@@ -14,7 +14,8 @@ from datetime import datetime
 from typing import Any
 
 from scanner.calibration import CalibrationKey, Policy, Reference
-from scanner.pipeline.judge import append_judgement, judge_families
+from scanner.pipeline.judge import judge_families
+from scanner.pipeline.judgement import append_judgement
 from scanner.store import Database, Row, StoreRoot, append_shard, open_database, row_id_of
 
 __all__ = ["Calibration", "ReferenceLine", "VerdictChange", "calibrate"]

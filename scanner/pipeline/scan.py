@@ -23,7 +23,7 @@ from scanner.pipeline.bases import Bases
 from scanner.pipeline.behave import probe_group
 from scanner.pipeline.choose import choose_for_probe
 from scanner.pipeline.collect import collect_hub_repo, collect_repo
-from scanner.pipeline.judge import judge_adapters
+from scanner.pipeline.judge import judge_records
 from scanner.pipeline.outcomes import failed_record
 from scanner.probe import Probe
 from scanner.scratch import scratch_folder
@@ -123,7 +123,7 @@ def scan_targets(
             )
             done.update({record.info.adapter_id: record for record in probed})
         names = base_rows(resolver.resolved(), source=f"hub:{hub_endpoint()}", crawl_id=scan_id, resolved_at=utc_now())
-    verdicts = judge_adapters(root, list(done), scan_id, Policy(), utc_now())
+    verdicts = judge_records(root, list(done.values()), scan_id, now, Policy(), utc_now())
     run = {
         "row_id": row_id_of("runs", scan_id),
         "run_id": scan_id,
@@ -139,6 +139,8 @@ def scan_targets(
 
 
 def _remembered(root: StoreRoot, now: datetime, settings: Settings) -> list[BaseResolution]:
+    if not root.list_parquet("base_resolutions"):
+        return []
     database = open_database(root)
     try:
         source = f"hub:{hub_endpoint()}"

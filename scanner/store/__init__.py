@@ -7,7 +7,7 @@ from scanner.store.crawls import CrawlMemory, last_watermark
 from scanner.store.files import StoreRoot, open_root
 from scanner.store.schema import SCHEMA_VERSION, TABLES
 from scanner.store.views import Database, open_database
-from scanner.store.write import Row, append_shard, row_id_of, shard_id_of, utc_now
+from scanner.store.write import Row, append_shard, as_stored, row_id_of, shard_id_of, utc_now
 
 __all__ = [
     "GRACE_S",
@@ -21,6 +21,7 @@ __all__ = [
     "StoreCheck",
     "StoreRoot",
     "append_shard",
+    "as_stored",
     "base_rows",
     "check_store",
     "find_probe",

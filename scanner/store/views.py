@@ -2,21 +2,22 @@
 
 The file list of every table is taken once per session; a missing table is an empty one with its full schema.
 DuckDB gets Arrow datasets rather than globs: the schema is ours (an old file lacks a column -> NULL, never a changed
-type), an empty table is no error, and S3 needs no extension.
+type), an empty table is no error, and S3 needs no extension. DuckDB is imported when a session is opened: a scan
+that has nothing to ask starts in half the time without it.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-import duckdb
-import pyarrow as pa
-import pyarrow.dataset as ds
+from typing import TYPE_CHECKING, Any
 
 from scanner.errors import StoreError, UsageError
 from scanner.model import MAX_TRIES
 from scanner.store.files import StoreRoot
 from scanner.store.schema import TABLES
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow.dataset as ds
 
 __all__ = ["Database", "open_database"]
 
@@ -80,6 +81,9 @@ class Database:
         Raises:
             StoreError: a file of the store cannot be read.
         """
+        import duckdb
+        import pyarrow as pa
+
         try:
             cursor = self._connection.execute(sql, parameters or [])
             names = [column[0] for column in cursor.description or []]
@@ -93,6 +97,8 @@ class Database:
         Raises:
             UsageError: not exactly one reading statement, or DuckDB refuses it.
         """
+        import duckdb
+
         readers = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN}
         try:
             statements = duckdb.extract_statements(sql)
@@ -113,6 +119,8 @@ def _first_line(error: BaseException) -> str:
 
 
 def _dataset(root: StoreRoot, table: str) -> ds.Dataset:
+    import pyarrow.dataset as ds
+
     files = root.list_parquet(table)
     schema = TABLES[table]
     if not files:
@@ -131,6 +139,8 @@ def open_database(root: StoreRoot) -> Database:
     Raises:
         StoreError: the store cannot be listed.
     """
+    import duckdb
+
     connection = duckdb.connect(":memory:")
     connection.execute("SET TimeZone = 'UTC'")
     for table in TABLES:

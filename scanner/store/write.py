@@ -18,7 +18,7 @@ import pyarrow as pa
 from scanner.store.files import StoreRoot
 from scanner.store.schema import SCHEMA_VERSION, TABLES
 
-__all__ = ["Row", "append_shard", "row_id_of", "shard_id_of", "utc_now"]
+__all__ = ["Row", "append_shard", "as_stored", "row_id_of", "shard_id_of", "utc_now"]
 
 Row = dict[str, Any]
 
@@ -81,8 +81,9 @@ def _to_arrow(name: str, rows: Sequence[Row]) -> pa.Table:
     foreign = {key for row in rows for key in row} - set(schema.names)
     if foreign:
         raise KeyError(f"columns {sorted(foreign)} are not part of {name}")
-    return pa.Table.from_pylist([{k: _finite(v) for k, v in row.items()} for row in rows], schema=schema)
+    return pa.Table.from_pylist([as_stored(row) for row in rows], schema=schema)
 
 
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def as_stored(row: Row) -> Row:
+    """A row as it is read again: NaN and infinities are null."""
+    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}

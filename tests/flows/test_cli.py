@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -50,11 +51,36 @@ def test_scan_needs_neither_prefect_nor_torch(registry: Path, tmp_path: Path) ->
         "from flows.cli import main\n"
         "try: main()\n"
         "except SystemExit as done: assert done.code == 3, done.code\n"
-        "heavy = {'torch', 'prefect', 'transformers', 'peft'} & set(sys.modules)\n"
+        "heavy = {'torch', 'prefect', 'transformers', 'peft', 'duckdb', 'scipy', 'pydantic'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("chosen", "threads"), [("", 1), ("2", 2)])
+def test_blas_has_one_thread_unless_the_user_says_otherwise(chosen: str, threads: int) -> None:
+    """More of them spin between small products. What was done about it is not left to child processes."""
+    if (os.cpu_count() or 1) < threads:
+        pytest.skip("OpenBLAS makes no more threads than there are cores")
+    code = (
+        "import os\nfrom flows.commands import _load_numpy\n_load_numpy()\nimport numpy\n"
+        "numpy.ones((700, 700)) @ numpy.ones((700, 700))\n"
+        "print(len(os.listdir('/proc/self/task')), os.environ.get('OPENBLAS_NUM_THREADS', ''))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    environment |= {"OPENBLAS_NUM_THREADS": chosen} if chosen else {}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.rstrip() == f"{threads} {chosen}".rstrip()
+
+
+def test_a_wrong_setting_is_one_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "scan", str(tmp_path), "--store", str(tmp_path / "store")],
+        capture_output=True, text=True, env={**os.environ, "LORASCOPE_MAX_RANK": "many"}, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "lorascope: LORASCOPE_MAX_RANK must be a whole number, not 'many'\n"
 
 
 def test_version(lorascope) -> None:

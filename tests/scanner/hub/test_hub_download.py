@@ -126,7 +126,7 @@ def test_too_large_is_refused_before_the_bytes(files: HubFiles, repo_dir: Path, 
 
 def test_one_repo_has_a_budget_of_bytes(client: HubClient, tmp_path: Path, repo_dir: Path) -> None:
     size = (repo_dir / CONFIG).stat().st_size
-    client.settings = client.settings.model_copy(update={"max_repo_bytes": size + 10})
+    client.settings = replace(client.settings, max_repo_bytes=size + 10)
     files = HubFiles(client, client.repo("ann/guard"), tmp_path / "d")
     files.fetch(CONFIG, LIMIT, is_small=True)
     with pytest.raises(LimitExceededError):
@@ -165,6 +165,6 @@ def test_a_commit_that_is_gone_and_a_file_that_is_gone(client: HubClient, tmp_pa
 
 
 def test_too_many_files_are_refused(client: HubClient, tmp_path: Path) -> None:
-    client.settings = client.settings.model_copy(update={"max_files_per_repo": 1})
+    client.settings = replace(client.settings, max_files_per_repo=1)
     with pytest.raises(LimitExceededError):
         HubFiles(client, client.repo("ann/guard"), tmp_path / "d").names()

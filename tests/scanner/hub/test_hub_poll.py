@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Collection
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def test_limit_leaves_the_newer_ones_for_the_next_poll(client: HubClient) -> Non
 
 
 def test_one_crawl_takes_a_bounded_number_of_repos(client: HubClient) -> None:
-    client.settings = client.settings.model_copy(update={"crawl_limit": 2})
+    client.settings = replace(client.settings, crawl_limit=2)
     first = poll_hub(client, Remembered())
     assert (len(first.repos), first.n_left, first.watermark) == (2, 1, datetime(2026, 11, 2, 12, tzinfo=UTC))
     assert _ids(poll_hub(client, Remembered(first), watermark=first.watermark)) == ["own/day3"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +141,7 @@ ACME = Acme()
 
 
 def test_a_layout_of_another_package(
-    tmp_path: Path, scan: Scan, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, scan: Scan, install_plugins: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -150,11 +149,7 @@ def test_a_layout_of_another_package(
     save_file(sides, folder / "acme.safetensors")
     (before,) = scan(folder)
     assert (before.reason, before.info.layout) == ("unknown_layout", "unknown")
-    points = EntryPoints(
-        EntryPoint(name, value, "lorascope.layouts")
-        for name, value in (("acme", f"{__name__}:ACME"), ("gone", "no_such_module:LAYOUT"))
-    )
-    monkeypatch.setattr("scanner.plugins.entry_points", lambda group: points.select(group=group))
+    install_plugins("lorascope.layouts", acme=f"{__name__}:ACME", gone="no_such_module:LAYOUT")
     layout_plugins.cache_clear()
     try:
         (record,) = scan(folder)

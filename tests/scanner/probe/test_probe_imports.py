@@ -20,7 +20,9 @@ import {module}
 loaded = {heavy} & {{name.split(".")[0] for name in sys.modules}}
 assert not loaded, loaded
 """
-STORE_SIDE = {"prefect", "pyarrow", "duckdb", "pydantic_settings", "huggingface_hub", "fastapi"}
+STORE_SIDE = {"prefect", "pyarrow", "duckdb", "pydantic", "huggingface_hub", "fastapi"}
+SLOW = {"duckdb", "scipy", "pydantic", "rich", "email", "asyncio"}
+"""Each would be a twentieth or more of the CPU time of a small scan."""
 MODEL_SIDE = {"torch", "transformers", "peft", "safetensors"}
 
 
@@ -32,7 +34,7 @@ MODEL_SIDE = {"torch", "transformers", "peft", "safetensors"}
         ("scanner.probe.base", STORE_SIDE, {"torch"}),
         ("scanner.weights", STORE_SIDE | MODEL_SIDE, {"scipy"}),
         ("scanner.calibration", STORE_SIDE | MODEL_SIDE, set()),
-        ("scanner.pipeline.scan", {"prefect"} | MODEL_SIDE, {"huggingface_hub"}),
+        ("scanner.pipeline.scan", {"prefect"} | MODEL_SIDE, {"huggingface_hub", *SLOW}),
         ("scanner.report", {"prefect"} | MODEL_SIDE, set()),
     ],
 )

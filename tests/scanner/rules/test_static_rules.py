@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
@@ -254,15 +253,14 @@ def make_rule(check: Callable[[StaticFacts], Any], rule_id: str = "ACME001") -> 
 
 
 @pytest.fixture
-def entry_points(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Pretend that packages with these entry points are installed."""
+def install(install_plugins: Callable[..., None]) -> Iterator[Callable[..., None]]:
+    """Install a package with these rules."""
 
     def install(**values: str) -> None:
-        points = EntryPoints(EntryPoint(name, value, "lorascope.rules") for name, value in values.items())
-        monkeypatch.setattr("scanner.plugins.entry_points", lambda group: points.select(group=group))
+        install_plugins("lorascope.rules", **values)
         rule_plugins.cache_clear()
 
-    yield install  # type: ignore[misc]
+    yield install
     rule_plugins.cache_clear()
 
 
@@ -270,9 +268,9 @@ ACME = make_rule(lambda facts: [Hit("acme speaks", facts.path, Severity.HIGH)])
 TAKEN = make_rule(lambda _: [], "LS001")
 
 
-def test_rules_of_other_packages(entry_points: Callable[..., None], caplog: pytest.LogCaptureFixture) -> None:
+def test_rules_of_other_packages(install: Callable[..., None], caplog: pytest.LogCaptureFixture) -> None:
     here = __name__
-    entry_points(good=f"{here}:ACME", taken=f"{here}:TAKEN", gone="no_such_module:RULE", odd=f"{here}:WEIGHTS")
+    install(good=f"{here}:ACME", taken=f"{here}:TAKEN", gone="no_such_module:RULE", odd=f"{here}:WEIGHTS")
     with caplog.at_level(logging.WARNING):
         plugins = rule_plugins()
     assert [rule.id for rule in plugins] == ["ACME001"]
