@@ -36,6 +36,13 @@ probe_options = (
 )
 
 
+features_option = click.option(
+    "--features",
+    type=click.Choice(["default", "full"]),
+    help="Weight features; full looks at every entry of ΔW, too.  [default: LORASCOPE_FEATURES, else default]",
+)
+
+
 def with_probe_options(command: Any) -> Any:
     """Add --probe, --battery and --texts."""
     for option in reversed(probe_options):
@@ -78,13 +85,15 @@ def main() -> None:
 @main.command()
 @click.argument("targets", metavar="TARGET...", nargs=-1, required=True)
 @with_probe_options
+@features_option
+@click.option("--explain", is_flag=True, help="Show the strongest modules, and the tokens that they push.")
 @store_option
 @click.option("--format", "output", type=click.Choice(["table", "json", "sarif"]), default="table", show_default=True)
-def scan(targets: tuple[str, ...], probe: str, battery: str, texts: str | None, store: str | None, output: str) -> None:
+def scan(targets: tuple[str, ...], store: str | None, output: str, **options: Any) -> None:
     """Scan repos (owner/name, owner/name@revision) or folders now."""
     from flows.commands import run_scan
 
-    sys.exit(run_scan(targets, probe=probe, battery=battery, texts=texts, store=store, output=output))
+    sys.exit(run_scan(targets, store=store, output=output, **options))
 
 
 @main.command()
@@ -94,20 +103,12 @@ def scan(targets: tuple[str, ...], probe: str, battery: str, texts: str | None, 
 @click.option("--base", metavar="MODEL", help="Only adapters of this base model.")
 @click.option("--since", metavar="TIME", help="Begin here (ISO 8601) instead of at the stored watermark.")
 @with_probe_options
+@features_option
 @store_option
-def crawl(
-    limit: int | None,
-    base: str | None,
-    since: str | None,
-    probe: str,
-    battery: str,
-    texts: str | None,
-    store: str | None,
-) -> None:
+def crawl(store: str | None, **options: Any) -> None:
     """Crawl the Hub that HF_ENDPOINT names, from the stored watermark."""
     from flows.commands import run_crawl
 
-    options = {"limit": limit, "base": base, "since": since, "probe": probe, "battery": battery, "texts": texts}
     sys.exit(run_crawl(store=store, **options))
 
 

@@ -68,7 +68,15 @@ def _load_numpy() -> None:
 
 
 def run_scan(
-    targets: Sequence[str], *, probe: str, battery: str, texts: str | None, store: str | None, output: str
+    targets: Sequence[str],
+    *,
+    probe: str,
+    battery: str,
+    texts: str | None,
+    features: str | None,
+    explain: bool,
+    store: str | None,
+    output: str,
 ) -> int:
     """`lorascope scan`: no Prefect anywhere on this path."""
     _load_numpy()
@@ -76,7 +84,7 @@ def run_scan(
     from scanner.probe import load_probe
     from scanner.report import result_object, sarif_document, scan_document, strict_json
 
-    settings = Settings()
+    settings = Settings(**({"features": features} if features else {}))
     loaded = load_probe(battery, Path(texts) if texts else None, settings.probe_texts)
     with _status("scanning") as show:
         results = scan_targets(
@@ -86,8 +94,9 @@ def run_scan(
             mode=probe,
             settings=settings,
             progress=show,
+            explain=explain,
         )
-    objects = [result_object(result.record, result.verdict) for result in results]
+    objects = [result_object(result.record, result.verdict, result.explanation) for result in results]
     if output == "json":
         click.echo(strict_json(scan_document(objects)))
     elif output == "sarif":
@@ -106,6 +115,10 @@ def run_scan(
             for result in results
         ]
         print_verdicts(_wide_console(), rows)
+        if explain:
+            from scanner.report.tables import print_explanations
+
+            print_explanations(_wide_console(), [(result.record, result.explanation) for result in results])
     return exit_code(obj["verdict"] for obj in objects)
 
 

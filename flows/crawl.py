@@ -43,6 +43,7 @@ def crawl(
     texts_limit: int | None = None,
     store: str | None = None,
     endpoint: str | None = None,
+    features: str | None = None,
 ) -> dict[str, Any]:
     """Crawl one Hub from the stored watermark.
 
@@ -56,6 +57,7 @@ def crawl(
         texts_limit: texts per prefix.
         store: store URI; default `LORASCOPE_STORE`.
         endpoint: Hub endpoint; default `HF_ENDPOINT`.
+        features: weight features, `default` or `full`; default `LORASCOPE_FEATURES`.
 
     Returns:
         Counts: n_new, n_listed, n_left, n_adapters, n_failed_shards, verdicts.
@@ -63,13 +65,13 @@ def crawl(
     Raises:
         StopError: the Hub or the store cannot be reached.
     """
-    settings = Settings()
+    settings = Settings(**({"features": features} if features else {}))
     store, endpoint = store or default_store_uri(), (endpoint or hub_endpoint()).rstrip("/")
     started = utc_now()
     crawl_id = f"crawl-{started:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
     with temporary_workspace() as workspace:
         work = str(workspace.root)
-        polled = poll_new_repos(work, endpoint, store, limit=limit, base=base, since=since)
+        polled = poll_new_repos(work, endpoint, store, limit=limit, base=base, since=since, features=settings.features)
         grouped = resolve_bases(work, endpoint, store, polled["repos"])
         n_adapters = n_failed = 0
         for number, (base_model, repos) in enumerate(_shards(workspace.read_repos(grouped["repos"]), settings)):
@@ -85,6 +87,7 @@ def crawl(
                 battery=battery,
                 texts=texts,
                 texts_limit=texts_limit,
+                features=settings.features,
                 scanned_at=started.isoformat(),
                 return_state=True,
             )
@@ -151,6 +154,7 @@ def scan_shard(
     battery: str,
     texts: str | None,
     texts_limit: int | None,
+    features: str,
     scanned_at: str,
 ) -> dict[str, Any]:
     """One base model's repos: collect in batches, probe on one base load, append with a commit marker."""
@@ -167,6 +171,7 @@ def scan_shard(
                 f"{shard}-{start}",
                 workspace.write_repos(f"{shard}-{start}", todo[start : start + COLLECT_BATCH]),
                 keep_weights=probe != "none",
+                features=features,
             )
             for start in range(0, len(todo), COLLECT_BATCH)
         ]

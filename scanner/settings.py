@@ -9,10 +9,11 @@ from pathlib import Path
 
 from scanner.errors import UsageError
 
-__all__ = ["Settings", "default_store_uri", "hub_endpoint"]
+__all__ = ["FEATURE_SETS", "Settings", "default_store_uri", "hub_endpoint"]
 
 GIB = 1024**3
 _PREFIX = "LORASCOPE_"
+FEATURE_SETS = ("default", "full")
 
 
 def default_store_uri() -> str:
@@ -58,6 +59,8 @@ class Settings:
     max_files_per_repo: int = 5_000
     max_adapters_per_repo: int = 64
     max_rank: int = 4_096
+    features: str = "default"
+    """Weight features: `default`, or `full` with those that look at every entry of ΔW (docs/features.md)."""
     request_timeout_s: float = 20.0
     max_attempts: int = 4
     """Tries for one Hub call or download, the first included."""
@@ -114,6 +117,9 @@ class Settings:
             raise UsageError("; ".join(problems))
         for name, value in {**known, **given}.items():
             object.__setattr__(self, name, value)
+        if self.features not in FEATURE_SETS:
+            allowed = " or ".join(FEATURE_SETS)
+            raise UsageError(f"LORASCOPE_FEATURES must be {allowed}, not {self.features[:100]!r}")
 
 
 def _from_environment(environment: Mapping[str, str]) -> tuple[dict[str, float | str], dict[str, str]]:

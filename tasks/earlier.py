@@ -5,7 +5,6 @@ from __future__ import annotations
 from types import TracebackType
 
 from scanner.model import ProbeReport, ScanRecord
-from scanner.pipeline.collect import DETECTORS
 from scanner.store import ContentIndex, Database, find_probe, find_scanned, open_database, open_root
 from tasks.workspace import Workspace
 
@@ -15,8 +14,8 @@ __all__ = ["EarlierScans"]
 class EarlierScans:
     """The store is opened at the first question that it may have an answer to."""
 
-    def __init__(self, workspace: Workspace, store: str) -> None:
-        self._workspace, self._store = workspace, store
+    def __init__(self, workspace: Workspace, store: str, detectors: str) -> None:
+        self._workspace, self._store, self._detectors = workspace, store, detectors
         self._index = ContentIndex(workspace.content_index)
         self._database: Database | None = None
 
@@ -33,7 +32,7 @@ class EarlierScans:
         """A scan of the same weights under the same config by the same detectors."""
         found = self._workspace.read_scanned(content_sha256, config_sha256)
         if found is None and self._index.may_hold(content_sha256):
-            found = find_scanned(self._open(), content_sha256, config_sha256, DETECTORS)
+            found = find_scanned(self._open(), content_sha256, config_sha256, self._detectors)
         return found
 
     def probe_of(self, record: ScanRecord, battery_id: str) -> ProbeReport | None:

@@ -22,7 +22,7 @@ from scanner.pipeline.append import append_records
 from scanner.pipeline.bases import Bases
 from scanner.pipeline.behave import probe_group
 from scanner.pipeline.choose import choose_for_probe
-from scanner.pipeline.collect import DETECTORS, collect_hub_repo
+from scanner.pipeline.collect import collect_hub_repo, detectors_of
 from scanner.pipeline.judge import judge_adapters, pending_adapters
 from scanner.probe import load_probe
 from scanner.settings import Settings
@@ -59,14 +59,15 @@ MAX_BATCHES = 4
 
 @batch_task("poll-hub")
 def poll_new_repos(
-    work: str, endpoint: str, store: str, *, limit: int | None, base: str | None, since: str | None
+    work: str, endpoint: str, store: str, *, limit: int | None, base: str | None, since: str | None, features: str
 ) -> dict[str, Any]:
     """List what is new; the repos go into the workspace."""
     workspace = Workspace.at(work)
-    client = HubClient(Settings(), endpoint)
+    settings = Settings(features=features)
+    client = HubClient(settings, endpoint)
     database = open_database(open_root(store))
     try:
-        write_content_index(database, DETECTORS, workspace.content_index)
+        write_content_index(database, detectors_of(settings), workspace.content_index)
         poll = poll_hub(
             client,
             CrawlMemory(database, f"hub:{endpoint}"),
@@ -124,17 +125,17 @@ def _resolver(workspace: Workspace, endpoint: str, settings: Settings) -> BaseRe
 
 @batch_task("collect-batch")
 def collect_batch(
-    work: str, endpoint: str, store: str, shard: str, name: str, repos: str, *, keep_weights: bool
+    work: str, endpoint: str, store: str, shard: str, name: str, repos: str, *, keep_weights: bool, features: str
 ) -> dict[str, Any]:
     """Stages 1-3 for a batch of repos. Weights stay on disk for the probe where there will be one."""
-    settings = Settings()
+    settings = Settings(features=features)
     client = HubClient(settings, endpoint)
     workspace = Workspace.at(work)
     folder = workspace.downloads(shard, name)
     bases = Bases(_resolver(workspace, endpoint, settings), settings.max_config_bytes)
     records: list[ScanRecord] = []
     kept_bytes = 0
-    with EarlierScans(workspace, store) as earlier:
+    with EarlierScans(workspace, store, detectors_of(settings)) as earlier:
         for repo in workspace.read_repos(repos):
             for record in collect_hub_repo(client, repo, folder, settings, earlier.find, bases):
                 workspace.write_scanned(record)
@@ -189,7 +190,7 @@ def probe_base_group(
     for records_of_base in by_base.values():
         chosen |= choose_for_probe(records_of_base, mode, settings, salt=crawl_id)
     saved: dict[str, ProbeReport] = {}
-    with EarlierScans(workspace, store) as earlier:
+    with EarlierScans(workspace, store, detectors_of(settings)) as earlier:
         for record in group:
             if record.info.adapter_id in chosen:
                 before = earlier.probe_of(record, probe.id_for(record.info.task_profile or LABEL_WORDS))

@@ -56,7 +56,13 @@ def append_records(
     Raises:
         StoreError: the store cannot be written.
     """
-    versions = {"rules": RULES_VERSION, "weights": FEATURE_VERSION, "probe": probe_id}
+    detectors = sorted({record.info.detectors for record in records})
+    versions = {
+        "rules": RULES_VERSION,
+        "weights": FEATURE_VERSION,
+        "detectors": ",".join(detectors),
+        "probe": probe_id,
+    }
     is_on_demand = crawl_id.startswith("scan-")
     if is_on_demand or any(record.is_unfinished for record in records):
         # Looked at again on purpose: another look is another file, and failed tries can be counted.

@@ -33,12 +33,16 @@ from scanner.weights import FEATURE_VERSION
 if TYPE_CHECKING:
     from scanner.hub.client import HubClient
 
-__all__ = ["DETECTORS", "Earlier", "collect_hub_repo", "collect_repo", "fetch_again"]
+__all__ = ["Earlier", "collect_hub_repo", "collect_repo", "detectors_of", "fetch_again"]
 
-DETECTORS = f"{RULES_VERSION}/{FEATURE_VERSION}"
-"""Versions of everything that a stored scan may be re-used for."""
 Earlier = Callable[[str, str], ScanRecord | None]
 """(sha256 of the weights, sha256 of the config or empty) -> a scan of the same content by the same detectors."""
+
+
+def detectors_of(settings: Settings) -> str:
+    """Versions of everything that a stored scan may be re-used for."""
+    versions = f"{RULES_VERSION}/{FEATURE_VERSION}"
+    return versions if settings.features == "default" else f"{versions}/{settings.features}"
 
 
 def collect_hub_repo(
@@ -194,7 +198,7 @@ def _collect_adapter(job: _Job, candidate: Candidate, earlier: Earlier | None) -
         content_sha256=reading.content_sha256,
         size_bytes=reading.size_bytes,
         config_sha256=reading.config_sha256 or None,
-        detectors=DETECTORS,
+        detectors=detectors_of(job.settings),
         base_evidence=base.evidence,
     )
     paths = [str(path) for path in reading.weights_paths]

@@ -23,7 +23,7 @@ from scanner.adapter import (
     read_json_object,
     view_adapter,
 )
-from scanner.errors import SkipError
+from scanner.errors import LorascopeError, SkipError
 from scanner.hub.cache import cached_file
 from scanner.model import ScanRecord
 from scanner.settings import Settings
@@ -99,14 +99,13 @@ class _Head:
 
 
 def explain_weights(record: ScanRecord, settings: Settings) -> Explanation | None:
-    """Explain one scanned adapter whose files are on this machine; None where its weights were not read.
-
-    Raises:
-        LorascopeError: the files changed since they were scanned.
-    """
+    """Explain one scanned adapter whose files are on this machine; None where its weights were not read."""
     if record.weights is None or record.local_path is None:
         return None
-    view = _view(record, settings)
+    try:
+        view = _view(record, settings)
+    except LorascopeError as error:  # the files changed since they were scanned
+        return Explanation((), error.message)
     share = {module.module: module.features["energy_share"] or 0.0 for module in record.weights.modules}
     largest = sorted(view.updates, key=lambda u: (-share.get(u.module, 0.0), u.module))
     writers = [update for update in largest if place_of(update.module).is_writer]

@@ -94,8 +94,9 @@ def read_weights(reading: Reading, files: RepoFiles, candidate: Candidate, setti
         raise UnsupportedError(
             f"cannot be read as low-rank updates ({view.unsupported_reason})", view.unsupported_reason
         )
-    measures = measure_adapter(view.updates, release=file.release)
-    reading.weights = features_of(measures)
+    full = settings.features == "full"
+    measures = measure_adapter(view.updates, full=full, release=file.release)
+    reading.weights = features_of(measures, full=full)
     reading.nonfinite = _nonfinite(file, view, reading.weights)
     if not reading.nonfinite:
         reading.split = find_split(measures)

@@ -42,6 +42,7 @@ from scanner.store import (
 
 if TYPE_CHECKING:
     from scanner.hub.client import HubClient
+    from scanner.pipeline.explain import Explanation
 
 __all__ = ["ScanResult", "scan_targets"]
 
@@ -54,6 +55,8 @@ class ScanResult:
 
     record: ScanRecord
     verdict: Row
+    explanation: Explanation | None = None
+    """Where it was asked for and the weights were read."""
 
 
 def scan_targets(
@@ -64,6 +67,7 @@ def scan_targets(
     mode: str,
     settings: Settings,
     progress: Progress = lambda _: None,
+    explain: bool = False,
 ) -> list[ScanResult]:
     """Scan repo ids (`owner/name`, `owner/name@revision`) and folders; at least one result per target.
 
@@ -74,6 +78,7 @@ def scan_targets(
         mode: `none`, `auto` or `all`.
         settings: limits.
         progress: gets a line per step.
+        explain: with the strongest modules of each adapter, and the tokens that they push.
 
     Raises:
         UsageError: a target that is neither an existing path nor can be a repo id.
@@ -106,6 +111,7 @@ def scan_targets(
             progress(f"reading {target}")
             records.extend(_collect_target(target, client, work, settings, bases))
         done: dict[str, ScanRecord] = {}
+        explanations: dict[str, Explanation | None] = {}
         for base_model, group in _by_base(_unique(records)):
             chosen = choose_for_probe(group, mode, settings, salt=scan_id)
             if chosen:
@@ -122,6 +128,8 @@ def scan_targets(
                 scanned_at=now,
             )
             done.update({record.info.adapter_id: record for record in probed})
+            if explain:
+                explanations.update(_explained(probed, settings))
         names = base_rows(resolver.resolved(), source=f"hub:{hub_endpoint()}", crawl_id=scan_id, resolved_at=utc_now())
     verdicts = judge_records(root, list(done.values()), scan_id, now, Policy(), utc_now())
     run = {
@@ -135,7 +143,18 @@ def scan_targets(
     }
     append_shard(root, scan_id, {"base_resolutions": names, "runs": [run]}, None, now)
     by_id = {row["adapter_id"]: row for row in verdicts}
-    return [ScanResult(_for_target(done[r.info.adapter_id], r.info.repo), by_id[r.info.adapter_id]) for r in records]
+    results = []
+    for asked in records:
+        adapter_id = asked.info.adapter_id
+        record = _for_target(done[adapter_id], asked.info.repo)
+        results.append(ScanResult(record, by_id[adapter_id], explanations.get(adapter_id)))
+    return results
+
+
+def _explained(records: Sequence[ScanRecord], settings: Settings) -> dict[str, Explanation | None]:
+    from scanner.pipeline.explain import explain_weights
+
+    return {record.info.adapter_id: explain_weights(record, settings) for record in records}
 
 
 def _remembered(root: StoreRoot, now: datetime, settings: Settings) -> list[BaseResolution]:

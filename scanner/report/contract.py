@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from scanner.model import PrefixRun, ProbeReport, ScanRecord
 from scanner.store import Row
+
+if TYPE_CHECKING:
+    from scanner.pipeline.explain import Explanation
 
 __all__ = ["JSON_SCHEMA_VERSION", "result_object", "scan_document", "strict_json"]
 
@@ -37,7 +41,7 @@ def scan_document(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"schema_version": JSON_SCHEMA_VERSION, "results": list(results)}
 
 
-def result_object(record: ScanRecord, verdict: Row) -> dict[str, Any]:
+def result_object(record: ScanRecord, verdict: Row, explanation: Explanation | None = None) -> dict[str, Any]:
     """R: one adapter's result."""
     info, repo = record.info, record.info.repo
     return {
@@ -59,7 +63,10 @@ def result_object(record: ScanRecord, verdict: Row) -> dict[str, Any]:
             {"rule_id": f.rule_id, "severity": str(f.severity), "message": f.message, "evidence": f.evidence}
             for f in record.findings
         ],
-        "weights": {"features": dict(record.weights.features) if record.weights else {}},
+        "weights": {
+            "features": dict(record.weights.features) if record.weights else {},
+            "explanation": asdict(explanation) if explanation else None,
+        },
         "probe": _probe_object(record.probe),
         "verdict": verdict["verdict"],
         "reasons": json.loads(verdict["reasons"]),

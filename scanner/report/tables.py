@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from scanner.model import ScanRecord
 from scanner.store import Row
 
-__all__ = ["plain", "print_rows", "print_verdicts"]
+if TYPE_CHECKING:
+    from scanner.pipeline.explain import Explanation
+
+__all__ = ["plain", "print_explanations", "print_rows", "print_verdicts"]
 
 _STYLES = {
     "flagged": "bold red",
@@ -31,6 +35,27 @@ def plain(value: Any, limit: int = 200) -> str:
     text = "" if value is None else str(value)
     safe = "".join("?" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co") else c for c in text)
     return safe if len(safe) <= limit else safe[: limit - 1] + "…"
+
+
+def print_explanations(console: Console, explained: Sequence[tuple[ScanRecord, Explanation | None]]) -> None:
+    """A table for each adapter whose weights were read: its strongest modules and their tokens."""
+    for record, explanation in explained:
+        if explanation is None:
+            continue
+        name = record.info.repo.repo_id or record.info.repo.target
+        console.print(Text(f"\n{plain(name)} · {plain(record.info.adapter_path)}", style="bold"))
+        lines = [
+            (
+                module.module,
+                f"{module.energy_share:.1%}",
+                f"{module.direction_energy:.0%}",
+                " ".join(repr(token.text) for token in module.one_end),
+                " ".join(repr(token.text) for token in module.other_end),
+            )
+            for module in explanation.modules
+        ]
+        print_rows(console, ("module", "share of ΔW", "first direction", "tokens at one end", "at the other"), lines)
+        console.print(Text(f"tokens: {plain(explanation.head)}", style="dim"))
 
 
 def _rate(value: float | None) -> str:

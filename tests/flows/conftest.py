@@ -130,7 +130,9 @@ def plain_crawl(store: str, tmp_path: Path) -> Callable[..., int]:
             shard = f"shard{number}"
             listed = workspace.write_repos(shard, repos)
             keep = probe != "none"
-            batch = stages.collect_batch.fn(str(work), endpoint, store, shard, f"{shard}-0", listed, keep_weights=keep)
+            batch = stages.collect_batch.fn(
+                str(work), endpoint, store, shard, f"{shard}-0", listed, keep_weights=keep, features="default"
+            )
             probed = stages.probe_base_group.fn(
                 str(work), endpoint, store, name, shard, [batch["records"]],
                 mode=probe, battery="V", texts=None, texts_limit=4,

@@ -41,10 +41,19 @@ def test_a_variable_is_read_as_pydantic_reads_it(
 
 
 def test_every_field_has_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    for number, field in enumerate(fields(Settings)):
-        monkeypatch.setenv(f"LORASCOPE_{field.name.upper()}", str(number))
+    free = [field.name for field in fields(Settings) if field.name != "features"]
+    for number, name in enumerate(free):
+        monkeypatch.setenv(f"LORASCOPE_{name.upper()}", str(number))
+    monkeypatch.setenv("LORASCOPE_FEATURES", "full")
     settings = Settings()
-    assert [float(getattr(settings, field.name)) for field in fields(Settings)] == list(range(len(fields(Settings))))
+    assert [float(getattr(settings, name)) for name in free] == list(range(len(free)))
+    assert settings.features == "full"
+
+
+def test_feature_sets_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORASCOPE_FEATURES", "all")
+    with pytest.raises(UsageError, match="LORASCOPE_FEATURES must be default or full, not 'all'"):
+        Settings()
 
 
 def test_case_does_not_matter_and_what_is_given_counts_first(monkeypatch: pytest.MonkeyPatch) -> None:

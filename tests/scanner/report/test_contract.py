@@ -151,7 +151,7 @@ def test_an_adapter_that_could_not_be_read(record: Record) -> None:
     )
     result = rendered(unread, verdict="unsupported", stage_reached="static", q_value=math.nan)["results"][0]
     assert result["probe"] is None
-    assert result["weights"] == {"features": {}}
+    assert result["weights"] == {"features": {}, "explanation": None}
     assert result["adapter"]["alpha"] is None
     assert result["q_value"] is None
 
