@@ -38,6 +38,8 @@ class Evidence:
     q_value: float | None = None
     p_weights: float | None = None
     reference_n: int = 0
+    weight_carriers: tuple[str, ...] = ()
+    """The modules that deviate most, described; for an outlier."""
     task_profile: str | None = None
     base_model: str = ""
 
@@ -122,5 +124,7 @@ def _weight_reasons(evidence: Evidence, policy: Policy) -> tuple[list[Reason], b
         return [Reason("weights_too_few_siblings", text)], False
     if evidence.p_weights is not None and evidence.p_weights <= policy.alpha:
         text = f"weights deviate from {evidence.reference_n} siblings (p = {evidence.p_weights:.2g})"
+        if evidence.weight_carriers:
+            text += f"; most in {', '.join(evidence.weight_carriers)}"
         return [Reason("weights_outlier", text)], True
     return [], False

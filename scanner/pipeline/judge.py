@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -22,7 +22,7 @@ from scanner.model import Outcome, PrefixRun, ScanRecord
 from scanner.pipeline.append import may_add_to
 from scanner.pipeline.judged import JudgedFacts, facts_from_records, facts_from_store
 from scanner.pipeline.judgement import Judgement, append_judgement
-from scanner.pipeline.siblings import calibration_key, find_references, sibling_of
+from scanner.pipeline.siblings import calibration_key, find_carriers, find_references, sibling_of
 from scanner.store import Database, Row, StoreRoot, open_database, row_id_of
 
 __all__ = ["judge_adapters", "judge_families", "judge_records", "pending_adapters"]
@@ -91,7 +91,7 @@ def judge_records(
     if not records or may_add_to(root, records):
         return judge_adapters(root, adapter_ids, crawl_id, policy, now)
     facts = facts_from_records(records, scanned_at, policy)
-    judgement = _judge(facts, {crawl_id: adapter_ids}, lambda _: {}, policy, now)
+    judgement = _judge(facts, {crawl_id: adapter_ids}, None, policy, now)
     append_judgement(root, crawl_id, judgement, policy, now)
     return judgement.rows
 
@@ -109,31 +109,32 @@ def judge_families(
         run_id: part of each row's identity where an earlier judgement of the same family is to stay.
     """
     facts = facts_from_store(database, [i for members in families.values() for i in members], policy)
-    return _judge(
-        facts, families, lambda badly: find_references(database, facts.values(), badly, policy), policy, now, run_id
-    )
+    return _judge(facts, families, database, policy, now, run_id)
 
 
 def _judge(
     facts: Mapping[str, JudgedFacts],
     families: Mapping[str, Sequence[str]],
-    references_without: Callable[[set[str]], dict[CalibrationKey, Reference]],
+    database: Database | None,
     policy: Policy,
     now: datetime,
     run_id: str = "",
 ) -> Judgement:
-    """Verdicts from facts. `references_without` gets the adapters that behave badly: they are nobody's siblings."""
+    """Verdicts from facts. Without a database there are no siblings."""
     q_values: dict[str, float] = {}
     for members in families.values():
         tested = [i for i in members if facts[i].battery is not None]
         q_values |= dict(zip(tested, adjust_fdr([_p(facts[i]) for i in tested]), strict=True))
-    references = references_without({i for i, q in q_values.items() if q <= policy.q and _strong_prefixes(facts[i])})
+    behaving_badly = {i for i, q in q_values.items() if q <= policy.q and _strong_prefixes(facts[i])}
+    references: dict[CalibrationKey, Reference] = {}
+    if database is not None:
+        references = find_references(database, facts.values(), behaving_badly, policy)
     rows = []
     for crawl_id, members in families.items():
         for adapter_id in members:
             fact, q_value = facts[adapter_id], q_values.get(adapter_id)
             key = calibration_key(fact.adapter)
-            weights = _weigh(fact, references.get(key) if key else None, policy)
+            weights = _weigh(database, fact, references.get(key) if key else None, policy)
             decision = decide(_evidence(fact, q_value, weights), policy)
             row = _verdict_row(fact, decision, q_value, weights, policy, crawl_id, now)
             if run_id:
@@ -153,13 +154,19 @@ class _Weighed:
     p_value: float | None = None
     reference_id: str | None = None
     n: int = 0
+    carriers: tuple[str, ...] = ()
 
 
-def _weigh(fact: JudgedFacts, reference: Reference | None, policy: Policy) -> _Weighed:
-    if reference is None:
+def _weigh(database: Database | None, fact: JudgedFacts, reference: Reference | None, policy: Policy) -> _Weighed:
+    if reference is None or database is None:
         return _Weighed()
     others = reference.others(sibling_of(fact.adapter, fact.features))
-    return _Weighed(weight_p_value(fact.features, reference, others, policy), reference.reference_id, len(others))
+    p_value = weight_p_value(fact.features, reference, others, policy)
+    carriers: tuple[str, ...] = ()
+    if p_value is not None and p_value <= policy.alpha and len(others) >= policy.siblings_needed:
+        found = find_carriers(database, fact.adapter["adapter_id"], others)
+        carriers = tuple(f"{c.module[:120]} ({c.z:+.1f} spreads)" for c in found)
+    return _Weighed(p_value, reference.reference_id, len(others), carriers)
 
 
 def _p(fact: JudgedFacts) -> float:
@@ -179,6 +186,7 @@ def _evidence(fact: JudgedFacts, q: float | None, weights: _Weighed) -> Evidence
         q_value=q,
         p_weights=weights.p_value,
         reference_n=weights.n,
+        weight_carriers=weights.carriers,
         task_profile=adapter["task_profile"],
         base_model=adapter["base_model"],
     )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from scanner.calibration import CalibrationKey, Policy, Reference, Sibling, build_reference
 from scanner.model import UNRESOLVED, Outcome
 from scanner.pipeline.judged import JudgedFacts
 from scanner.store import Database, Row
+from scanner.weights import Carrier, deviating_modules
 
-__all__ = ["calibration_key", "find_references", "sibling_of"]
+__all__ = ["calibration_key", "find_carriers", "find_references", "sibling_of"]
 
 
 def calibration_key(adapter: Row) -> CalibrationKey | None:
@@ -76,3 +77,21 @@ def find_references(
             siblings[key].append(sibling_of(row, row["features"]))
     built = {key: build_reference(key, siblings[key], policy) for key in sorted(wanted)}
     return {key: reference for key, reference in built.items() if reference.n}
+
+
+def find_carriers(database: Database, adapter_id: str, siblings: Iterable[Sibling]) -> Sequence[Carrier]:
+    """The modules in which an adapter deviates most from its siblings, the farthest first.
+
+    Raises:
+        StoreError: a file of the store cannot be read.
+    """
+    members = [sibling.adapter_id for sibling in siblings]
+    rows = database.rows(
+        "SELECT adapter_id, module, delta_frob FROM module_features "
+        "WHERE adapter_id IN (SELECT unnest(?::VARCHAR[])) AND delta_frob IS NOT NULL ORDER BY scanned_at",
+        [[adapter_id, *members]],
+    )
+    sizes: dict[str, dict[str, float]] = defaultdict(dict)
+    for row in rows:
+        sizes[row["adapter_id"]][row["module"]] = row["delta_frob"]
+    return deviating_modules(sizes[adapter_id], [sizes[member] for member in members])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from scanner.calibration import Policy
-from scanner.model import ScanRecord, Stage, WeightScan
+from scanner.model import ModuleFeatures, ScanRecord, Stage, WeightScan
 from scanner.pipeline.append import append_records
 from scanner.pipeline.calibrate import calibrate
 from scanner.pipeline.judge import judge_adapters
@@ -28,13 +28,15 @@ def root(tmp_path: Path) -> StoreRoot:
 
 def _adapter(record: MakeRecord, name: str, value: float, base: str = "base/model") -> ScanRecord:
     features = {"global_frobN_mean": 1.0 + value, "global_frobN_std": 0.1 + value / 10}
+    sizes = {"layers.0.q_proj": 2.0, "layers.1.up_proj": 1.0 + value, "layers.2.q_proj": 3.0}
+    modules = tuple(ModuleFeatures(name, 8, 32, 32, {"delta_frob": size}) for name, size in sizes.items())
     return record(
         name,
         verdict_facts={"base_model": base},
         probe=None,
         findings=(),
         stage_reached=Stage.WEIGHTS,
-        weights=WeightScan(features, (), "weights-1"),
+        weights=WeightScan(features, modules, "weights-1"),
     )
 
 
@@ -69,6 +71,8 @@ def test_later_siblings_change_an_early_verdict(root: StoreRoot, record: MakeRec
     assert after["odd/one"]["verdict"] == "review" and after["odd/one"]["crawl_id"] == "crawl-1"
     history = _rows(root, "SELECT verdict FROM verdicts WHERE repo_id = 'odd/one' ORDER BY judged_at")
     assert [row["verdict"] for row in history] == ["inconclusive", "review"]
+    reason = json.loads(after["odd/one"]["reasons"])[0]["message"]
+    assert "; most in layers.1.up_proj (+" in reason  # the other modules are as everybody's
     # Again: nothing is left to do, and only a `runs` row tells that somebody asked.
     counts = {t: _rows(root, f"SELECT count(*) AS n FROM raw_{t}")[0]["n"] for t in ("verdicts", "reference_profiles")}
     again = calibrate(root, NOW + timedelta(hours=3))
