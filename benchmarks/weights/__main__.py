@@ -42,7 +42,7 @@ def main() -> None:
         options = Options(args.runs, args.repeats, sentry, args.check_seconds, store)
         found = _measure_all(cases, options, args.route_seconds)
     report: dict[str, Any] = {
-        "command": "python -m benchmarks.weights",
+        "command": _command(args),
         "options": {"runs": args.runs, "repeats": args.repeats, "route_seconds": args.route_seconds},
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine() | {"load_before": round(load, 1), "load_after": round(os.getloadavg()[0], 1)},
@@ -75,7 +75,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--runs", type=int, default=5, help="of each whole process (default 5)")
     parser.add_argument("--repeats", type=int, default=7, help="of floor and scan within a process (default 7)")
-    parser.add_argument("--route-seconds", type=float, default=20, help="for each dense route and model (default 20)")
+    parser.add_argument("--route-seconds", type=float, default=15, help="for each dense route and model (default 15)")
     parser.add_argument("--check-seconds", type=float, default=4, help="for float64 SVDs of each case (default 4)")
     parser.add_argument(
         "--filled-store",
@@ -86,6 +86,15 @@ def _arguments() -> argparse.Namespace:
     if args.filled_store is None:
         args.filled_store = not args.small and TARGET in select(args.shapes, args.rank, args.dtype)
     return args
+
+
+def _command(args: argparse.Namespace) -> str:
+    """What to type for the same cases, without this machine's paths."""
+    words = ["python -m benchmarks.weights"]
+    for option in ("shapes", "rank", "dtype"):
+        if chosen := getattr(args, option):
+            words += [f"--{option}", *map(str, chosen)]
+    return " ".join([*words, *(["--small"] if args.small else [])])
 
 
 def _program(named: str | None) -> Path | None:
@@ -109,7 +118,7 @@ def _measure_all(cases: Sequence[Case], options: Options, route_seconds: float) 
     for case in sorted(cases, key=lambda case: (abs(case.rank - TARGET.rank), case.dtype != TARGET.dtype)):
         timed.setdefault(case.shape, case)
     history = TARGET if TARGET in cases else cases[0]
-    found = {}
+    found: dict[Case, dict[str, Any]] = {}
     for case in sorted(cases, key=lambda case: case is not timed[case.shape]):
         began = time.monotonic()
         measured = measure_case(case, options, route_seconds if case is timed[case.shape] else 0, case == history)

@@ -99,8 +99,8 @@ def time_route(route: Route, groups: list[list[LowRankUpdate]], budget_s: float)
     if len(measured) == len(groups) and wall <= budget_s:
         wall = sum(route(update)[0] for group in groups for update in group)
         return found | {"wall_s": wall, "measured_modules": total, "extrapolated": False, "lower_bound": False}
-    for seconds, group in zip(one_each, groups, strict=True):
-        if seconds is None:
+    for sample, group in zip(one_each, groups, strict=True):
+        if sample is None:
             wall += len(group) * _bound(route, group[0])
     return found | {"wall_s": wall, "lower_bound": len(measured) < len(groups)}
 
@@ -131,7 +131,8 @@ def check(
 ) -> dict[str, Any]:
     """Relative errors against a float64 dense SVD, for one module of each size that fits the budget (at least one)."""
     worst: dict[str, float] = defaultdict(float)
-    checked, spent, rate = [], 0.0, 0.0
+    checked: list[str] = []
+    spent, rate = 0.0, 0.0
     for group in groups:
         update = group[len(group) // 2]  # another one than is timed
         if checked and spent + rate * work(update) > budget_s:
@@ -139,7 +140,7 @@ def check(
         started = time.perf_counter()
         a, b = update.read()
         product = b.astype(np.float64) @ a.astype(np.float64)
-        sigma = np.linalg.svd(product, compute_uv=False)[: update.rank]
+        sigma: npt.NDArray[np.float64] = np.linalg.svd(product, compute_uv=False)[: update.rank].astype(np.float64)
         spent += time.perf_counter() - started
         rate = (time.perf_counter() - started) / work(update)
         ours = singular_values(a, b)[: len(sigma)]

@@ -17,6 +17,8 @@ from benchmarks.weights.bare import WEIGHTS, scan_folder
 
 BUFFER_BYTES = 4 * 2**20
 PAGE_BYTES = mmap.PAGESIZE
+REST_S = 0.1
+"""Before each measurement: BLAS threads spin for some 30 ms after their work, which would count as the next job's."""
 
 
 def read_once(path: Path, buffer: bytearray) -> int:
@@ -53,6 +55,7 @@ def measure(folder: Path, repeats: int) -> dict[str, Any]:
     touch_once(path)
     for turn in range(repeats):
         for name in list(jobs)[:: 1 if turn % 2 else -1]:
+            time.sleep(REST_S)
             wall, cpu = time.perf_counter(), time.process_time()
             jobs[name]()
             times[name].append((time.perf_counter() - wall, time.process_time() - cpu))

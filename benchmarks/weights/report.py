@@ -32,7 +32,7 @@ def machine() -> dict[str, Any]:
 
 def versions(sentry: Sentry | None) -> dict[str, str]:
     """Of everything whose speed is compared."""
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[call-overload,index]
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     found = {"python": platform.python_version(), "blas": f"{blas['name']} {blas['version']}"}
     found |= {package: version(package) for package in ("numpy", "torch", "peft")}
     if sentry:
