@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -27,6 +28,7 @@ DEMO_HUB = Path(__file__).resolve().parents[2] / "examples" / "demo_hub"
 def main() -> None:
     """Measure, print, write. Exit code 1 where an answer was wrong; speed decides nothing."""
     args = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that generated files are removed
     wanted = list(SMALL) if args.small else select(args.shapes, args.rank, args.dtype)
     cases = [case for case in wanted if case.tensor_bytes <= MAX_FILE_BYTES]
     reason = "its file would be larger than {:.0f} GB: {:.1f} GB"
