@@ -113,7 +113,7 @@ def _bound(route: Route, update: LowRankUpdate) -> float:
         return a[:, :side], b[:side]
 
     block = LowRankUpdate("block", update.rank, side, side, update.scale, read)
-    return route(block)[0] * (min(update.out_features, update.in_features) / side) ** 3
+    return min(route(block)[0] for _ in range(3)) * (min(update.out_features, update.in_features) / side) ** 3
 
 
 def _deviation(update: LowRankUpdate, sigma: Values) -> dict[str, float]:

@@ -21,7 +21,7 @@ from safetensors import safe_open
 
 from benchmarks.weights.adapters import write_adapter
 from benchmarks.weights.bare import open_folder, scan_folder
-from benchmarks.weights.case import TOLERANCE
+from benchmarks.weights.case import FLOAT32_TOLERANCE, TOLERANCE, _agrees
 from benchmarks.weights.dense import by_size, check, numpy_route, peft_route, time_route
 from benchmarks.weights.processes import ROOT, ProcessCost, run_measured, summary, take_turns
 from benchmarks.weights.sentry import cached_sentry, frobenius_norms
@@ -90,7 +90,7 @@ def test_answers_are_compared_and_agree(report: dict[str, Any]) -> None:
         assert {"sigma", "frobN", "delta_frob", "stable_rank", "top1_energy"} <= set(errors)
         assert case["agrees"] and max(errors.values()) <= TOLERANCE
         assert len(case["checks"]["float64"]["modules"]) == 4  # one of each size
-    assert all(report["cases"][1]["checks"][route]["norm"] <= TOLERANCE for route in ("numpy", "peft"))
+    assert all(report["cases"][1]["checks"][route]["norm"] <= FLOAT32_TOLERANCE for route in ("numpy", "peft"))
 
 
 @pytest.mark.skipif(SENTRY is None, reason="AdapterSentry is not installed (its path: ADAPTERSENTRY)")
@@ -98,7 +98,7 @@ def test_adaptersentry_sees_the_same_norms_and_is_compared(report: dict[str, Any
     assert report["versions"]["adaptersentry"] == "2.0.2"
     for case in report["cases"]:
         agreement, processes = case["checks"]["adaptersentry"], case["processes"]
-        assert agreement["modules"] == case["modules"] and agreement["norm"] <= TOLERANCE
+        assert agreement["modules"] == case["modules"] and agreement["norm"] <= FLOAT32_TOLERANCE
         ratio = processes["lorascope"]["cpu_s"] / processes["adaptersentry"]["cpu_s"]
         assert case["ratios"]["lorascope_over_adaptersentry_cpu"] == pytest.approx(ratio)
         assert processes["adaptersentry"]["n"] == 1 and case["adaptersentry_own_clock_s"] > 0
@@ -202,6 +202,13 @@ def test_a_wrong_answer_is_noticed(folder: Path) -> None:
     assert check(groups, off, 60.0)["relative_errors"]["delta_frob"] == pytest.approx(1e-5, rel=0.1)
     lost = {module: values | {"stable_rank": None} for module, values in features.items()}
     assert check(groups, lost, 60.0)["relative_errors"]["stable_rank"] == float("inf")
+    for checks, good in (
+        (right, True),
+        (right | {"delta_frob": 1e-5}, False),
+        (right | {"sigma": float("inf")}, False),
+    ):
+        assert _agrees({"float64": {"relative_errors": checks}}) is good
+    assert not _agrees({"float64": {"relative_errors": right}, "adaptersentry": {"norm": 1e-4}})
 
 
 def test_an_incomplete_adaptersentry_report_is_no_comparison() -> None:
