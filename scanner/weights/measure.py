@@ -21,7 +21,7 @@ from threadpoolctl import ThreadpoolController
 
 from scanner.adapter import FloatArray, LowRankUpdate
 from scanner.errors import LimitExceededError
-from scanner.weights.gram import Float64, Triangle, blocks, in_scratch, product_in_scratch, triangles
+from scanner.weights.gram import BLOCK_VALUES, Float64, Triangle, blocks, in_scratch, product_in_scratch, triangles
 from scanner.weights.moments import Moments, moments_of
 
 __all__ = ["ModuleMeasure", "Spread", "measure_modules"]
@@ -162,12 +162,30 @@ def _measure_unit(updates: Sequence[LowRankUpdate], writers: Callable[[str], boo
     inner = triangles([a.T for a, _ in factors])
     outer = triangles([b for _, b in factors])
     cores = [left.r @ right.r.T for left, right in zip(outer, inner, strict=True)]
-    return [
-        _finish(update, factor, pair, core, sigma, writers(update.module))
-        for update, factor, pair, core, sigma in zip(
-            updates, factors, zip(inner, outer, strict=True), cores, _spectra(cores), strict=True
+    sigmas = _spectra(cores)
+    directions = _first_right([writers(update.module) for update in updates], cores, sigmas)
+    measured = []
+    for update, (a, b), right, left, sigma, direction in zip(
+        updates, factors, inner, outer, sigmas, directions, strict=True
+    ):
+        finite = math.isfinite(float(sigma.sum()))
+        measured.append(
+            ModuleMeasure(
+                update.module,
+                update.rank,
+                update.out_features,
+                update.in_features,
+                update.scale,
+                sigma,
+                right.norms,
+                left.norms,
+                update.own_rank,
+                _spread(b, right) if finite else None,
+                _spread(a.T, left) if finite else None,
+                _written(b, right, direction, sigma) if direction is not None else None,
+            )
         )
-    ]
+    return measured
 
 
 def _moments(update: LowRankUpdate, sampled: float | None) -> Moments | None:
@@ -209,32 +227,6 @@ def _plain(update: LowRankUpdate, sigma: Float64) -> ModuleMeasure:
     )
 
 
-def _finish(
-    update: LowRankUpdate,
-    factor: tuple[FloatArray, FloatArray],
-    pair: tuple[Triangle, Triangle],
-    core: Float64,
-    sigma: Float64,
-    is_writer: bool,
-) -> ModuleMeasure:
-    (a, b), (inner, outer) = factor, pair
-    finite = math.isfinite(float(sigma.sum()))
-    return ModuleMeasure(
-        update.module,
-        update.rank,
-        update.out_features,
-        update.in_features,
-        update.scale,
-        sigma,
-        inner.norms,
-        outer.norms,
-        update.own_rank,
-        _spread(b, inner) if finite else None,
-        _spread(a.T, outer) if finite else None,
-        _first_direction(b, inner, core) if finite and is_writer else None,
-    )
-
-
 def _spread(tall: FloatArray, other: Triangle) -> Spread | None:
     """Of the rows of X·Rᵀ, whose norms are those of the rows (or columns) of B·A: b_i·A has the norm of b_i·R_Aᵀ."""
     # Over thousands of rows float32's errors cancel to 1e-7 even in a small Hoyer; a few rows cost nothing in float64.
@@ -243,7 +235,7 @@ def _spread(tall: FloatArray, other: Triangle) -> Spread | None:
     right: FloatArray = transposed.astype(np.float32) if in_float32 else transposed
     total, roots = 0.0, 0.0
     top: FloatArray = np.zeros(0, dtype=right.dtype)
-    for block in blocks(tall):
+    for block in blocks(tall, 8 * BLOCK_VALUES // right.itemsize):
         product = product_in_scratch(block if block.dtype == right.dtype else in_scratch(block, 0), right, 1)
         energy: FloatArray = np.einsum("or,or->o", product, product)
         total += float(energy.sum(dtype=np.float64))
@@ -265,10 +257,21 @@ def _largest(energy: FloatArray) -> FloatArray:
     return largest
 
 
-def _first_direction(b: FloatArray, inner: Triangle, core: Float64) -> npt.NDArray[np.float32] | None:
-    """u₁ of B·A = B·R_Aᵀ·Qᵀ: with core = R_B·R_Aᵀ = U·Σ·Vᵀ it is B·R_Aᵀ·v₁ / σ₁."""
-    _, sigma, v = np.linalg.svd(core)
-    if sigma[0] == 0:
-        return None
-    weights = inner.r.T @ v[0] / sigma[0]
+def _first_right(wanted: Sequence[bool], cores: Sequence[Float64], sigmas: Sequence[Float64]) -> list[Float64 | None]:
+    """v₁ [r] of some cores U·Σ·Vᵀ, None of the others and of those that are zero or not finite."""
+    found: list[Float64 | None] = [None] * len(cores)
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for place, core in enumerate(cores):
+        if wanted[place] and 0 < sigmas[place][0] < math.inf:
+            by_shape.setdefault(core.shape, []).append(place)
+    for places in by_shape.values():
+        _, _, v = np.linalg.svd(np.stack([cores[place] for place in places]), full_matrices=False)
+        for place, one in zip(places, v[:, 0], strict=True):
+            found[place] = one
+    return found
+
+
+def _written(b: FloatArray, inner: Triangle, direction: Float64, sigma: Float64) -> npt.NDArray[np.float32]:
+    """u₁ of B·A = B·R_Aᵀ·Qᵀ: with R_B·R_Aᵀ = U·Σ·Vᵀ it is B·R_Aᵀ·v₁ / σ₁."""
+    weights = inner.r.T @ direction / sigma[0]
     return np.asarray(b @ weights.astype(b.dtype), dtype=np.float32)
