@@ -10,9 +10,14 @@ from scanner.model import ScanRecord
 from scanner.rules import RULES_VERSION
 from scanner.store import StoreRoot, append_shard, row_id_of, shard_id_of
 from scanner.store.rows import record_rows
-from scanner.weights import FEATURE_VERSION
+from scanner.weights import FEATURE_VERSION, SKETCH_VERSION
 
-__all__ = ["append_records"]
+__all__ = ["append_records", "run_suffix"]
+
+
+def run_suffix(crawl_id: str) -> str:
+    """How the names of all shards end that a crawl or scan appends."""
+    return hashlib.sha256(crawl_id.encode()).hexdigest()[:8]
 
 
 def append_records(
@@ -33,12 +38,12 @@ def append_records(
     Raises:
         StoreError: the store cannot be written.
     """
-    versions = {"rules": RULES_VERSION, "weights": FEATURE_VERSION, "probe": probe_id}
+    versions = {"rules": RULES_VERSION, "weights": FEATURE_VERSION, "sketch": SKETCH_VERSION, "probe": probe_id}
     if crawl_id.startswith("scan-") or any(record.is_unfinished for record in records):
         # Looked at again on purpose: another look is another file, and failed tries can be counted.
         versions["run"] = crawl_id
     work = shard_id_of("shard", [record.info.adapter_id for record in records], versions)
-    shard_id = f"{work}-{hashlib.sha256(crawl_id.encode()).hexdigest()[:8]}"
+    shard_id = f"{work}-{run_suffix(crawl_id)}"
     repos = {record.info.repo.repo_uid for record in records}
     marker = {
         "row_id": row_id_of("runs", shard_id, crawl_id),

@@ -28,14 +28,14 @@ from scanner.pipeline.read import Reading, read_config, read_weights
 from scanner.probe.profile import choose_profile
 from scanner.rules import CONTENT_RULES, RULES_VERSION, Scope, check_static, rule_plugins
 from scanner.settings import Settings
-from scanner.weights import FEATURE_VERSION
+from scanner.weights import FEATURE_VERSION, SKETCH_VERSION
 
 if TYPE_CHECKING:
     from scanner.hub.client import HubClient
 
 __all__ = ["DETECTORS", "Earlier", "collect_hub_repo", "collect_repo", "fetch_again"]
 
-DETECTORS = f"{RULES_VERSION}/{FEATURE_VERSION}"
+DETECTORS = f"{RULES_VERSION}/{FEATURE_VERSION}/{SKETCH_VERSION}"
 """Versions of everything that a stored scan may be re-used for."""
 Earlier = Callable[[str, str], ScanRecord | None]
 """(sha256 of the weights, sha256 of the config or empty) -> a scan of the same content by the same detectors."""

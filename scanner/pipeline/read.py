@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from scanner.adapter import (
@@ -25,7 +25,7 @@ from scanner.errors import UnsupportedError
 from scanner.hub.sources import RepoFiles
 from scanner.model import Stage, WeightScan
 from scanner.settings import Settings
-from scanner.weights import BlockSplit, find_split, scan_weights
+from scanner.weights import BlockSplit, find_split, scan_weights, sketch_updates
 
 __all__ = ["Reading", "read_config", "read_weights", "sha256_of"]
 
@@ -94,7 +94,7 @@ def read_weights(reading: Reading, files: RepoFiles, candidate: Candidate, setti
         raise UnsupportedError(
             f"cannot be read as low-rank updates ({view.unsupported_reason})", view.unsupported_reason
         )
-    reading.weights = scan_weights(view.updates)
+    reading.weights = replace(scan_weights(view.updates), sketch=sketch_updates(view.updates))
     reading.nonfinite = _nonfinite(file, view, reading.weights)
     if not reading.nonfinite:
         reading.split = find_split(view.updates)

@@ -99,9 +99,9 @@ class SketchTable:
 
     def unit(self) -> Float32:
         """Vectors of norm 1."""
-        # Through float64: a float32 square overflows at 1.8e19.
-        norms = np.linalg.norm(self.vectors.astype(np.float64), axis=1, keepdims=True)
-        unit: Float32 = (self.vectors / norms).astype(np.float32)
+        # In float64: a float32 square overflows at 1.8e19.
+        squares: Float64 = np.einsum("nd,nd->n", self.vectors, self.vectors, dtype=np.float64)
+        unit: Float32 = np.divide(self.vectors, np.sqrt(squares)[:, None], dtype=np.float32, casting="same_kind")
         return unit
 
 

@@ -170,8 +170,7 @@ class SketchSum:
         with np.errstate(over="ignore", invalid="ignore"):
             values = self._vector.astype(np.float32)
             norm = float(np.linalg.norm(values.astype(np.float64)))
-        # Squares of the float32 values must fit as well: all that follows works on them.
-        if not (math.isfinite(self._square) and math.isfinite(norm)):
+        if not (math.isfinite(self._square) and norm < float(np.finfo(np.float32).max)):
             return without_sketch("not_finite")
         if norm < float(np.finfo(np.float32).tiny) or self._square == 0:
             return without_sketch("zero")
