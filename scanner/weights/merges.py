@@ -26,6 +26,9 @@ LEAST_COSINE = 0.4
 """Of the next part with what is left. Of k parts alike in norm and independent, the closest has 1/√k."""
 STARTS = 3
 BLOCK = 256
+"""Targets at once,"""
+MAX_MATRIX = 2**24
+"""or fewer: their cosines with the whole table take 64 MiB, those of all their paths three times as much."""
 MAX_PRODUCTS = 2**28
 """Cosines between targets and the whole table at most, some twenty seconds: targets beyond are counted."""
 
@@ -61,65 +64,84 @@ def find_merges(table: SketchTable, targets: Sequence[str], load: Load | None = 
     looked_at = places[: max(1, MAX_PRODUCTS // max(1, len(table.ids)))]
     unit = table.unit()
     relations: dict[tuple[str, str], Relation] = {}
-    for start in range(0, len(looked_at), BLOCK):
-        block = looked_at[start : start + BLOCK]
-        cosines = unit[block] @ unit.T
-        for target, row in zip(block, cosines, strict=True):
-            row[target] = 0
-            parts = _parts(unit, int(target), row)
-            if parts:
-                for relation in _relations(table, unit, int(target), parts, load):
-                    relations[relation.adapter_id, relation.other_id] = relation
+    block = max(1, min(BLOCK, MAX_MATRIX // max(1, len(table.ids))))
+    for start in range(0, len(looked_at), block):
+        for target, parts in _find_parts(unit, looked_at[start : start + block]).items():
+            for relation in _relations(table, unit, target, parts, load):
+                relations[relation.adapter_id, relation.other_id] = relation
     return Merges(tuple(relations.values()), len(places) - len(looked_at))
 
 
-def _parts(unit: Float32, target: int, cosines: Float32) -> list[int]:
-    """The fewest parts whose sum the target is; [] where there are none."""
-    closeness = np.abs(cosines)
-    closeness[closeness >= np.sqrt(1 - COPY_RESIDUAL**2)] = 0  # its copies are merges of the same parts
-    if closeness.max(initial=0) < LEAST_COSINE:
-        return []
-    # A small part hides behind a near-duplicate; other near-duplicates of the target hide its parts.
+@dataclass
+class _Path:
+    """A target and the parts that were tried for it so far."""
+
+    target: int
+    parts: list[int]
+    hidden: npt.NDArray[np.bool_]
+    """What must not be a part: the target and its copies [n]."""
+    left: float = 1.0
+    """Norm of what the parts leave of the target's unit vector."""
+
+
+def _find_parts(unit: Float32, targets: npt.NDArray[np.int64]) -> dict[int, list[int]]:
+    """Target -> the fewest parts whose sum it is; targets without are left out."""
+    paths: list[_Path] = []
+    for target, row in zip(targets, np.abs(unit[targets] @ unit.T), strict=True):
+        hidden = row >= np.sqrt(1 - COPY_RESIDUAL**2)  # its copies are merges of the same parts
+        hidden[target] = True
+        row[hidden] = 0
+        paths += [_Path(int(target), [begin], hidden) for begin in _starts(row)]
+    found: dict[int, tuple[float, list[int]]] = {}
+    for _ in range(MAX_PARTS):
+        going: list[tuple[_Path, Float64]] = []
+        for path in paths:
+            rest = unit[path.target] - _fit(unit[path.parts], unit[path.target]) @ unit[path.parts].astype(np.float64)
+            before, path.left = path.left, float(np.linalg.norm(rest))
+            if len(path.parts) > 1 and path.left <= MAX_RESIDUAL:
+                if path.left <= before / 2 and path.left < found.get(path.target, (1.0, []))[0]:
+                    found[path.target] = (path.left, path.parts)
+            elif path.left > COPY_RESIDUAL and len(path.parts) < MAX_PARTS:
+                going.append((path, rest / path.left))
+        # More parts are not looked for where fewer were found.
+        paths = _extended(unit, [(path, rest) for path, rest in going if path.target not in found])
+    return {target: parts for target, (_, parts) in found.items()}
+
+
+def _starts(closeness: Float32) -> list[int]:
+    """First parts to try: a small part hides behind a near-duplicate, but near-duplicates may hide both parts too."""
     distant = np.where(closeness < NEAR, closeness, 0)
-    starts = dict.fromkeys([int(closeness.argmax()), *(int(i) for i in _largest(distant, STARTS - 1))])
-    best: tuple[int, float, list[int]] | None = None
-    for begin in starts:
-        if closeness[begin] >= LEAST_COSINE:
-            parts, left = _pursue(unit, target, begin, closeness > 0)
-            if parts and (best is None or (len(parts), left) < best[:2]):
-                best = (len(parts), left, parts)
-    return best[2] if best else []
+    count = min(STARTS - 1, len(distant) - 1)
+    largest = np.argpartition(-distant, count)[:count]
+    tried = dict.fromkeys([int(closeness.argmax()), *(int(i) for i in largest)])
+    return [start for start in tried if closeness[start] >= LEAST_COSINE]
 
 
-def _largest(values: Float32, count: int) -> npt.NDArray[np.int64]:
-    return np.argpartition(-values, count)[:count] if len(values) > count else np.arange(len(values))
+def _extended(unit: Float32, going: list[tuple[_Path, Float64]]) -> list[_Path]:
+    """Paths with what correlates most with what they leave, where anything does."""
+    if not going:
+        return []
+    rests = np.array([rest for _, rest in going], dtype=np.float32)
+    further = []
+    for (path, _), row in zip(going, np.abs(rests @ unit.T), strict=True):
+        row[path.hidden] = 0
+        row[path.parts] = 0
+        part = int(row.argmax())
+        if row[part] >= LEAST_COSINE:
+            further.append(_Path(path.target, [*path.parts, part], path.hidden, path.left))
+    return further
 
 
-def _pursue(unit: Float32, target: int, begin: int, allowed: npt.NDArray[np.bool_]) -> tuple[list[int], float]:
-    wanted: Float64 = unit[target].astype(np.float64)
-    parts, before = [begin], 1.0
-    while True:
-        rest = wanted - _fit(unit[parts], wanted) @ unit[parts].astype(np.float64)
-        left = float(np.linalg.norm(rest))
-        if len(parts) > 1 and left <= MAX_RESIDUAL:
-            return (parts, left) if left <= before / 2 else ([], 1.0)
-        if len(parts) == MAX_PARTS or left <= COPY_RESIDUAL:
-            return [], 1.0
-        closeness = np.abs(unit @ (rest / left).astype(np.float32)) * allowed
-        closeness[parts] = 0
-        if closeness.max() < LEAST_COSINE:
-            return [], 1.0
-        parts.append(int(closeness.argmax()))
-        before = left
-
-
-def _fit(parts: npt.NDArray[np.floating], wanted: Float64) -> Float64:
-    return np.asarray(np.linalg.lstsq(parts.T.astype(np.float64), wanted, rcond=None)[0], dtype=np.float64)
+def _fit(parts: npt.NDArray[np.floating], wanted: npt.NDArray[np.floating]) -> Float64:
+    """Weights of rows that come nearest to a vector; float64."""
+    rows = parts.astype(np.float64)
+    solved = np.linalg.lstsq(rows @ rows.T, rows @ wanted.astype(np.float64), rcond=None)[0]
+    return np.asarray(solved, dtype=np.float64)
 
 
 def _relations(table: SketchTable, unit: Float32, target: int, parts: list[int], load: Load | None) -> list[Relation]:
     """With the member of the sum that has positive weights as the merge."""
-    weights = _fit(unit[parts], unit[target].astype(np.float64))
+    weights = _fit(unit[parts], unit[target])
     positive = np.flatnonzero(weights > 0)
     if len(positive) == 1 and len(parts) > 1:
         place = int(positive[0])
@@ -129,7 +151,7 @@ def _relations(table: SketchTable, unit: Float32, target: int, parts: list[int],
     exact = _exact([table.ids[m] for m in members], load)
     is_exact = exact is not None
     products = np.asarray(vectors @ vectors.T, dtype=np.float64) if exact is None else exact
-    solution = _fit(products[1:, 1:], products[1:, 0])
+    solution = np.linalg.lstsq(products[1:, 1:], products[1:, 0], rcond=None)[0]
     norms = np.sqrt(np.diag(products))
     left = float(products[0, 0] - 2 * solution @ products[1:, 0] + solution @ products[1:, 1:] @ solution)
     residual = float(np.sqrt(max(0.0, left))) / float(norms[0])
