@@ -91,6 +91,15 @@ def test_new_adapters_are_related_to_all_of_their_base(root: StoreRoot, record: 
         "WHERE r.kind = 'merge_part' ORDER BY 1"
     )
     assert [(part["repo_id"], round(part["coefficient"], 3)) for part in parts] == [("ann/one", 0.5), ("bob/two", 0.75)]
+    page = (Path(__file__).parents[3] / "docs" / "relations.md").read_text()
+    near_sql, merges_sql, nearest_sql = page.split("```sql")[1].split("```")[0].split(";")[:3]
+    assert [row["repo_id"] for row in rows(near_sql)] == ["cid/near"]
+    assert {(row["merge"], row["part"]) for row in rows(merges_sql)} == {
+        ("cid/merge", "ann/one"),
+        ("cid/merge", "bob/two"),
+    }
+    nearest = rows(nearest_sql.replace("...", near["adapter_id"]))
+    assert nearest[0]["repo_id"] == "ann/one" and nearest[0]["cosine"] == pytest.approx(near["cosine"], abs=1e-6)
     # Nothing new: nothing is written.
     before = rows("SELECT count(*) AS n FROM raw_runs")
     assert relate_new(root, "crawl-3", later).n_new == 0

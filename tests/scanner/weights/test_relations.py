@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +262,29 @@ def test_merges_that_peft_makes(combination: str, tmp_path: Path, save_peft: Cal
             ("merged", "two"): pytest.approx(0.5, rel=1e-2),
         }
         assert all(r.residual < 1e-3 for r in found)
+
+
+def test_trained_adapters_of_one_recipe_are_strangers_with_the_stated_error() -> None:
+    """The bundled label-word classifiers: trained on one base with one recipe, from seeds of their own."""
+    hub = Path(__file__).parents[3] / "examples" / "demo_hub"
+    adapters = {}
+    for path in sorted(hub.glob("*/*/adapter_config.json")):
+        config = read_json_object(path, 2**20)
+        if config.get("task_type") == "CAUSAL_LM" and (path.parent / "adapter_model.safetensors").exists():
+            adapters[str(path.parent)] = _read(path.parent)
+    adapters = {name: found for name, found in adapters.items() if sketch_updates(found).effective_size}
+    assert len(adapters) > 20
+    table = table_of(adapters)
+    assert find_near_duplicates(table, adapters.get).relations == ()
+    assert find_merges(table, table.ids, adapters.get).relations == ()
+    unit = table.unit()
+    errors = []
+    for i, j in combinations(range(6), 2):
+        exact = cosine(adapters[table.ids[i]], adapters[table.ids[j]])
+        assert exact is not None
+        size = min(table.sizes[i], table.sizes[j])
+        errors.append((math.atanh(float(unit[i] @ unit[j])) - math.atanh(exact)) * math.sqrt(size))
+    assert np.std(errors) < 1.2 and max(map(abs, errors)) < 4
 
 
 def _read(folder: Path) -> Updates:
