@@ -22,6 +22,7 @@ from tasks.stages import (
     poll_new_repos,
     probe_base_group,
     record_crawl,
+    relate_crawl,
     resolve_bases,
 )
 from tasks.workspace import Workspace, temporary_workspace
@@ -60,7 +61,7 @@ def crawl(
         features: weight features, `default` or `full`; default `LORASCOPE_FEATURES`.
 
     Returns:
-        Counts: n_new, n_listed, n_left, n_adapters, n_failed_shards, verdicts.
+        Counts: n_new, n_listed, n_left, n_adapters, n_failed_shards, verdicts, relations (None: they failed).
 
     Raises:
         StopError: the Hub or the store cannot be reached.
@@ -101,6 +102,7 @@ def crawl(
         if n_failed:
             polled = {**polled, "watermark": None}
         verdicts = judge_crawl(store, endpoint, crawl_id)
+        related = relate_crawl(store, crawl_id, return_state=True)
         summary = {
             "crawl_id": crawl_id,
             "n_new": polled["n_new"],
@@ -109,6 +111,8 @@ def crawl(
             "n_adapters": n_adapters,
             "n_failed_shards": n_failed,
             "verdicts": verdicts,
+            # No verdict needs them: where this failed, the next crawl makes up for it.
+            "relations": related.result()["relations"] if related.is_completed() else None,
         }
         record_crawl(work, store, endpoint, crawl_id, polled, summary, base=base, started_at=started.isoformat())
     if polled["n_new"]:

@@ -47,6 +47,7 @@ __all__ = [
     "Stage",
     "Verdict",
     "WeightScan",
+    "WeightSketch",
     "adapter_id_of",
     "class_char",
     "dump_json",
@@ -183,6 +184,21 @@ class ModuleFeatures:
 
 
 @dataclass(frozen=True)
+class WeightSketch:
+    """A vector of fixed size whose inner products estimate those of whole updates (`scanner/weights/sketch.py`)."""
+
+    values: tuple[float, ...]
+    """Numbers that float32 holds; empty where there is no sketch."""
+    norm: float | None
+    """Their Euclidean norm, an estimate of ‖ΔW‖_F over all modules."""
+    effective_size: float | None
+    """n: a cosine ρ of two sketches has a standard error of about (1 − ρ²)/√n."""
+    version: str
+    reason: str = ""
+    """A stable word where there is no sketch."""
+
+
+@dataclass(frozen=True)
 class WeightScan:
     """Weight features of one adapter."""
 
@@ -190,6 +206,8 @@ class WeightScan:
     """None where the factors are not finite."""
     modules: tuple[ModuleFeatures, ...]
     version: str
+    sketch: WeightSketch | None = None
+    """None where nobody made one."""
 
 
 @dataclass(frozen=True)

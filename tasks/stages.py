@@ -24,6 +24,7 @@ from scanner.pipeline.behave import probe_group
 from scanner.pipeline.choose import choose_for_probe
 from scanner.pipeline.collect import collect_hub_repo, detectors_of
 from scanner.pipeline.judge import judge_adapters, pending_adapters
+from scanner.pipeline.relate import relate_new
 from scanner.probe import load_probe
 from scanner.settings import Settings
 from scanner.store import (
@@ -50,6 +51,7 @@ __all__ = [
     "poll_new_repos",
     "probe_base_group",
     "record_crawl",
+    "relate_crawl",
     "resolve_bases",
 ]
 
@@ -259,6 +261,13 @@ def judge_crawl(store: str, endpoint: str, crawl_id: str) -> dict[str, int]:
             database.close()
         rows = judge_adapters(root, pending, crawl_id, Policy(), utc_now())
     return dict(Counter(str(row["verdict"]) for row in rows))
+
+
+@batch_task("relate-crawl")
+def relate_crawl(store: str, crawl_id: str) -> dict[str, Any]:
+    """Copies, near-duplicates and merges among what is new and the store; counts by kind."""
+    related = relate_new(open_root(store), crawl_id, utc_now())
+    return {"n_new": related.n_new, "relations": dict(related.kinds or {}), "n_left": related.n_left}
 
 
 @batch_task("record-crawl")

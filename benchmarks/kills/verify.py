@@ -105,7 +105,9 @@ def _one(database: Database, sql: str) -> int:
 
 def _shards(database: Database, facts: Facts) -> None:
     """Committed shards are whole: what the marker and the members imply is there, in the same shard."""
-    markers = database.rows("SELECT DISTINCT shard_id, kind, n_adapters, n_repos FROM raw_runs WHERE kind <> 'crawl'")
+    markers = database.rows(
+        "SELECT DISTINCT shard_id, kind, n_adapters, n_repos FROM raw_runs WHERE kind IN ('shard', 'judge')"
+    )
     for shard in markers:
         name = f"'{shard['shard_id']}'"
         table = "adapters" if shard["kind"] == "shard" else "verdicts"

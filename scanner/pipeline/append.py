@@ -11,9 +11,9 @@ from scanner.model import UNRESOLVED, Outcome, ScanRecord
 from scanner.rules import RULES_VERSION
 from scanner.store import StoreRoot, append_shard, row_id_of, shard_id_of
 from scanner.store.rows import record_rows
-from scanner.weights import FEATURE_VERSION
+from scanner.weights import FEATURE_VERSION, SKETCH_VERSION
 
-__all__ = ["append_records", "may_add_to"]
+__all__ = ["append_records", "may_add_to", "run_suffix"]
 
 _SCANNED = "scanned"
 """Shards of scans on demand are called so, those of crawls `shard`: their names alone tell them apart."""
@@ -38,6 +38,11 @@ def may_add_to(root: StoreRoot, records: Sequence[ScanRecord]) -> bool:
     )
 
 
+def run_suffix(crawl_id: str) -> str:
+    """How the names of all shards end that a crawl or scan appends."""
+    return hashlib.sha256(crawl_id.encode()).hexdigest()[:8]
+
+
 def append_records(
     root: StoreRoot,
     records: Sequence[ScanRecord],
@@ -60,6 +65,7 @@ def append_records(
     versions = {
         "rules": RULES_VERSION,
         "weights": FEATURE_VERSION,
+        "sketch": SKETCH_VERSION,
         "detectors": ",".join(detectors),
         "probe": probe_id,
     }
@@ -68,7 +74,7 @@ def append_records(
         # Looked at again on purpose: another look is another file, and failed tries can be counted.
         versions["run"] = crawl_id
     work = shard_id_of(_SCANNED if is_on_demand else "shard", [record.info.adapter_id for record in records], versions)
-    shard_id = f"{work}-{hashlib.sha256(crawl_id.encode()).hexdigest()[:8]}"
+    shard_id = f"{work}-{run_suffix(crawl_id)}"
     repos = {record.info.repo.repo_uid for record in records}
     marker = {
         "row_id": row_id_of("runs", shard_id, crawl_id),

@@ -28,7 +28,7 @@ from scanner.pipeline.read import Reading, read_config, read_weights
 from scanner.probe.profile import choose_profile
 from scanner.rules import CONTENT_RULES, RULES_VERSION, Scope, check_static, rule_plugins
 from scanner.settings import Settings
-from scanner.weights import FEATURE_VERSION
+from scanner.weights import FEATURE_VERSION, SKETCH_VERSION
 
 if TYPE_CHECKING:
     from scanner.hub.client import HubClient
@@ -41,7 +41,7 @@ Earlier = Callable[[str, str], ScanRecord | None]
 
 def detectors_of(settings: Settings) -> str:
     """Versions of everything that a stored scan may be re-used for."""
-    versions = f"{RULES_VERSION}/{FEATURE_VERSION}"
+    versions = f"{RULES_VERSION}/{FEATURE_VERSION}/{SKETCH_VERSION}"
     return versions if settings.features == "default" else f"{versions}/{settings.features}"
 
 

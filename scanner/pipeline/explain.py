@@ -7,25 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from scanner.adapter import (
-    AdapterView,
     FloatArray,
     LowRankUpdate,
     SafetensorsFile,
-    layout_plugins,
     open_safetensors,
-    open_weights,
-    parse_config,
     read_json_object,
-    view_adapter,
 )
 from scanner.errors import LorascopeError, SkipError
 from scanner.hub.cache import cached_file
 from scanner.model import ScanRecord
+from scanner.pipeline.reopen import reopen_adapter
 from scanner.settings import Settings
 from scanner.weights import Direction, nearest_tokens, place_of, top_directions
 
@@ -100,12 +95,12 @@ class _Head:
 
 def explain_weights(record: ScanRecord, settings: Settings) -> Explanation | None:
     """Explain one scanned adapter whose files are on this machine; None where its weights were not read."""
-    if record.weights is None or record.local_path is None:
-        return None
     try:
-        view = _view(record, settings)
+        view = reopen_adapter(record, settings) if record.weights else None
     except LorascopeError as error:  # the files changed since they were scanned
         return Explanation((), error.message)
+    if view is None or record.weights is None:
+        return None
     share = {module.module: module.features["energy_share"] or 0.0 for module in record.weights.modules}
     largest = sorted(view.updates, key=lambda u: (-share.get(u.module, 0.0), u.module))
     writers = [update for update in largest if place_of(update.module).is_writer]
@@ -135,14 +130,6 @@ def explain_weights(record: ScanRecord, settings: Settings) -> Explanation | Non
         ),
         why,
     )
-
-
-def _view(record: ScanRecord, settings: Settings) -> AdapterView:
-    config = None
-    if record.config_path:
-        config = parse_config(read_json_object(Path(record.config_path), settings.max_config_bytes))
-    paths = [Path(path) for path in (str(record.local_path), *record.more_local_paths)]
-    return view_adapter(open_weights(paths, record.info.adapter_path), config, settings.max_rank, layout_plugins())
 
 
 def _directions(update: LowRankUpdate) -> list[Direction]:

@@ -95,11 +95,11 @@ def read_weights(reading: Reading, files: RepoFiles, candidate: Candidate, setti
             f"cannot be read as low-rank updates ({view.unsupported_reason})", view.unsupported_reason
         )
     full = settings.features == "full"
-    measures = measure_adapter(view.updates, full=full, release=file.release)
-    reading.weights = features_of(measures, full=full)
+    measurement = measure_adapter(view.updates, full=full, release=file.release)
+    reading.weights = features_of(measurement, full=full)
     reading.nonfinite = _nonfinite(file, view, reading.weights)
     if not reading.nonfinite:
-        reading.split = find_split(measures)
+        reading.split = find_split(measurement.modules)
     reading.stage = Stage.WEIGHTS
 
 

@@ -25,6 +25,7 @@ from scanner.pipeline.choose import choose_for_probe
 from scanner.pipeline.collect import collect_hub_repo, collect_repo
 from scanner.pipeline.judge import judge_records
 from scanner.pipeline.outcomes import failed_record
+from scanner.pipeline.relate import relate_scan
 from scanner.probe import Probe
 from scanner.scratch import scratch_folder
 from scanner.settings import Settings, hub_endpoint
@@ -130,6 +131,7 @@ def scan_targets(
             done.update({record.info.adapter_id: record for record in probed})
             if explain:
                 explanations.update(_explained(probed, settings))
+        _relate(root, list(done.values()), scan_id, settings, progress)
         names = base_rows(resolver.resolved(), source=f"hub:{hub_endpoint()}", crawl_id=scan_id, resolved_at=utc_now())
     verdicts = judge_records(root, list(done.values()), scan_id, now, Policy(), utc_now())
     run = {
@@ -155,6 +157,19 @@ def _explained(records: Sequence[ScanRecord], settings: Settings) -> dict[str, E
     from scanner.pipeline.explain import explain_weights
 
     return {record.info.adapter_id: explain_weights(record, settings) for record in records}
+
+
+def _relate(
+    root: StoreRoot, records: Sequence[ScanRecord], scan_id: str, settings: Settings, progress: Progress
+) -> None:
+    """Copies and merges among what was scanned and the store; a verdict needs none of it."""
+    try:
+        related = relate_scan(root, records, scan_id, utc_now(), settings)
+    except Exception as error:  # noqa: BLE001 - said aloud, and made up for by the next run
+        progress(f"relations to other adapters are not known: {type(error).__name__}: {error}")
+    else:
+        if related.kinds:
+            progress("relations to other adapters: " + ", ".join(f"{n} {kind}" for kind, n in related.kinds.items()))
 
 
 def _remembered(root: StoreRoot, now: datetime, settings: Settings) -> list[BaseResolution]:

@@ -60,7 +60,9 @@ def check_store(root: StoreRoot, now: datetime) -> StoreCheck:
         return StoreCheck(0, (), damaged)
     database = open_database(root)
     try:
-        markers = database.rows("SELECT DISTINCT shard_id FROM raw_runs WHERE kind IN ('shard', 'judge', 'crawl')")
+        markers = database.rows(
+            "SELECT DISTINCT shard_id FROM raw_runs WHERE kind IN ('shard', 'judge', 'relate', 'crawl')"
+        )
         incomplete = tuple(sorted(_incomplete(database)))
     finally:
         database.close()
@@ -126,7 +128,9 @@ def _incomplete(database: Database) -> list[str]:
         for row in database.rows(f"SELECT shard_id, count(*) AS n FROM raw_{table} GROUP BY 1"):
             there[row["shard_id"], table] = row["n"]
     wrong = []
-    for marker in database.rows("SELECT shard_id, detail FROM raw_runs WHERE kind IN ('shard', 'judge', 'crawl')"):
+    for marker in database.rows(
+        "SELECT shard_id, detail FROM raw_runs WHERE kind IN ('shard', 'judge', 'relate', 'crawl')"
+    ):
         noted: dict[str, int] = json.loads(marker["detail"] or "{}").get("rows", {})
         for table, wanted in noted.items():
             found = there.get((marker["shard_id"], table), 0)

@@ -23,6 +23,7 @@ from scanner.model import (
     Severity,
     Stage,
     WeightScan,
+    WeightSketch,
     toward,
 )
 from scanner.store.bases import evidence_of
@@ -77,7 +78,7 @@ def find_scanned(database: Database, content_sha256: str, config_sha256: str, de
     def rows(table: str) -> list[Row]:
         return database.rows(f"SELECT * FROM {table} WHERE adapter_id = ? ORDER BY row_id", [adapter_id])
 
-    weights = _weights(rows("weight_scans"), rows("module_features"))
+    weights = _weights(rows("weight_scans"), rows("module_features"), rows("weight_sketches"))
     if weights is None:
         return None
     return ScanRecord(
@@ -129,7 +130,7 @@ def find_probe(database: Database, adapter_id: str, battery_id: str) -> ProbeRep
     )
 
 
-def _weights(features: list[Row], modules: list[Row]) -> WeightScan | None:
+def _weights(features: list[Row], modules: list[Row], sketches: list[Row]) -> WeightScan | None:
     versions = {row["version"] for row in features}
     if len(versions) != 1:
         return None
@@ -146,7 +147,13 @@ def _weights(features: list[Row], modules: list[Row]) -> WeightScan | None:
             for row in modules
         ),
         version=versions.pop(),
+        sketch=_sketch(max(sketches, key=lambda row: row["scanned_at"])) if sketches else None,
     )
+
+
+def _sketch(row: Row) -> WeightSketch:
+    values = tuple(row["sketch"] or ())
+    return WeightSketch(values, row["norm"], row["effective_size"], row["version"], row["reason"] or "")
 
 
 def _info(row: Row) -> AdapterInfo:

@@ -12,6 +12,8 @@ VIEWS = {
     "quarantine": "Repos given up at their commit because every crawl that looked failed: reason, message, tries. "
     "A new commit is looked at again.",
     "flagged": "`current_verdicts` with verdict `flagged`.",
+    "layer_profiles": "Share of ‖ΔW‖² and size of the update in each layer of an adapter; null: outside of layers.",
+    "near_duplicates": "`relations` but merges, with repo and owner of both sides; `across_owners` where they differ.",
     "base_models": "Per base model: adapters, repos, and adapters by verdict.",
 }
 

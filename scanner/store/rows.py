@@ -14,12 +14,22 @@ __all__ = ["record_rows"]
 def record_rows(records: Iterable[ScanRecord]) -> dict[str, list[Row]]:
     """Rows per table. A row's id follows from what it describes, so scanning again writes the same ids."""
     rows: dict[str, list[Row]] = {
-        name: [] for name in ("adapters", "findings", "weight_scans", "module_features", "probe_scans", "probe_rates")
+        name: []
+        for name in (
+            "adapters",
+            "findings",
+            "weight_scans",
+            "module_features",
+            "weight_sketches",
+            "probe_scans",
+            "probe_rates",
+        )
     }
     for record in records:
         _adapter(rows, record)
         _findings(rows, record)
         _weights(rows, record)
+        _sketch(rows, record)
         _probe(rows, record)
     return rows
 
@@ -110,6 +120,24 @@ def _weights(rows: dict[str, list[Row]], record: ScanRecord) -> None:
                 **module.features,
             }
         )
+
+
+def _sketch(rows: dict[str, list[Row]], record: ScanRecord) -> None:
+    info, sketch = record.info, record.weights.sketch if record.weights else None
+    if sketch is None:
+        return
+    rows["weight_sketches"].append(
+        {
+            "row_id": row_id_of("weight_sketches", info.adapter_id, sketch.version),
+            "adapter_id": info.adapter_id,
+            "base_model": info.base_model,
+            "version": sketch.version,
+            "norm": sketch.norm,
+            "effective_size": sketch.effective_size,
+            "reason": sketch.reason,
+            "sketch": sketch.values or None,
+        }
+    )
 
 
 def _probe(rows: dict[str, list[Row]], record: ScanRecord) -> None:

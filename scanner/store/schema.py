@@ -14,6 +14,7 @@ SCHEMA_VERSION = 1
 
 _STR, _F64, _I64, _BOOL = pa.string(), pa.float64(), pa.int64(), pa.bool_()
 _TS = pa.timestamp("us", tz="UTC")
+_F32S = pa.list_(pa.float32())
 
 _MODULE_FEATURES = (
     ("frobN", "‖BA‖_F / √(in·out), the paper's, without α/r."),
@@ -119,6 +120,42 @@ TABLES: dict[str, pa.Schema] = {
         ("version", _STR, "Version of the feature set."),
         *((name, _F64, description) for name, description in _LATER_MODULE_FEATURES),
     ),
+    "weight_sketches": _schema(
+        _ADAPTER_ID,
+        ("base_model", _STR, "Resolved Hub id of the base model, or `unresolved`, at scan time."),
+        ("version", _STR, "Version of the sketch; only equal ones can be compared."),
+        ("norm", _F64, "Norm of the sketch, an estimate of ‖ΔW‖_F over all modules; null without a sketch."),
+        (
+            "effective_size",
+            _F64,
+            "n: the cosine ρ of two sketches estimates that of the updates with a standard error of about (1 − ρ²)/√n.",
+        ),
+        (
+            "reason",
+            _STR,
+            "Why there is no sketch: no_updates, not_finite, too_large or zero; empty where there is one.",
+        ),
+        ("sketch", _F32S, "1,024 numbers, linear in ΔW, whose inner products estimate ⟨ΔW₁, ΔW₂⟩; null without one."),
+    ),
+    "relations": _schema(
+        ("adapter_id", _STR, "Of two, the one whose repo was created (else scanned) later; or a merge."),
+        ("other_adapter_id", _STR, "What it is a copy or near-duplicate of; or a part of the merge."),
+        ("base_model", _STR, "The base model of both."),
+        ("kind", _STR, "copy, scaled_copy, near_duplicate or merge_part."),
+        ("cosine", _F64, "⟨ΔW₁, ΔW₂⟩ / (‖ΔW₁‖ ‖ΔW₂‖), -1 to 1."),
+        ("cosine_low", _F64, "Lower end of its 95 % interval."),
+        ("cosine_high", _F64, "Upper end of its 95 % interval."),
+        ("coefficient", _F64, "c of ΔW ≈ c · other (+ the other parts of a merge), by least squares."),
+        ("residual", _F64, "‖what that leaves‖ / ‖ΔW‖, 0-1; the same for all parts of a merge."),
+        (
+            "is_exact",
+            _BOOL,
+            "Computed from the factors of both. False, as nearly always: estimated from sketches, because files are "
+            "not kept; the interval says how well.",
+        ),
+        ("version", _STR, "Version of the sketch and the search."),
+        ("crawl_id", _STR, "The crawl or scan that found it."),
+    ),
     "probe_scans": _schema(
         _ADAPTER_ID,
         ("battery_id", _STR, "Name and hash of the battery, with the hash of the texts."),
@@ -206,7 +243,7 @@ TABLES: dict[str, pa.Schema] = {
     ),
     "runs": _schema(
         ("run_id", _STR, "Crawl, scan, shard or judgement."),
-        ("kind", _STR, "crawl, scan, shard or judge. A `shard` or `judge` row is the commit marker."),
+        ("kind", _STR, "crawl, scan, calibrate, shard, judge or relate. One of the last three is a commit marker."),
         ("crawl_id", _STR, "The crawl or scan that the run belongs to."),
         ("source", _STR, "`hub:ENDPOINT` or `folders`."),
         ("base_model", _STR, "Base model of a shard."),

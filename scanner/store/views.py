@@ -17,6 +17,7 @@ from scanner.store.schema import TABLES
 
 if TYPE_CHECKING:
     import duckdb
+    import pyarrow as pa
     import pyarrow.dataset as ds
 
 __all__ = ["Database", "open_database"]
@@ -53,6 +54,22 @@ CREATE VIEW current_verdicts AS
   QUALIFY row_number() OVER (PARTITION BY v.adapter_id ORDER BY v.judged_at DESC, v.row_id) = 1;
 CREATE VIEW flagged AS
   SELECT * FROM current_verdicts WHERE verdict = 'flagged';
+CREATE VIEW layer_profiles AS  -- how the size of an update lies over the layers; modules without one have layer NULL
+  SELECT adapter_id, TRY_CAST(nullif(regexp_extract(module,
+           '(?:^|[._])(?:layers?|h|blocks?|transformer_blocks)[._](\\d{{1,6}})(?:[._]|$)', 1), '') AS INTEGER) AS layer,
+         sum(energy_share) AS energy_share, sqrt(sum(delta_frob * delta_frob)) AS delta_frob, count(*) AS modules
+  FROM (SELECT * FROM module_features QUALIFY row_number() OVER (
+    PARTITION BY adapter_id, module ORDER BY scanned_at DESC, row_id) = 1)
+  GROUP BY 1, 2;
+CREATE VIEW near_duplicates AS
+  SELECT r.adapter_id, coalesce(n.repo_id, a.repo_id) AS repo_id, a.adapter_path, a.owner,
+         r.other_adapter_id, coalesce(m.repo_id, b.repo_id) AS other_repo_id, b.adapter_path AS other_adapter_path,
+         b.owner AS other_owner, a.owner IS DISTINCT FROM b.owner AS across_owners, r.base_model, r.kind,
+         r.cosine, r.cosine_low, r.cosine_high, r.coefficient, r.is_exact
+  FROM relations r
+  JOIN adapters a ON a.adapter_id = r.adapter_id LEFT JOIN repo_names n ON n.repo_uid = a.repo_uid
+  JOIN adapters b ON b.adapter_id = r.other_adapter_id LEFT JOIN repo_names m ON m.repo_uid = b.repo_uid
+  WHERE r.kind <> 'merge_part';
 CREATE VIEW base_models AS
   SELECT base_model, count(*) AS adapters, count(DISTINCT repo_uid) AS repos,
          count(*) FILTER (WHERE verdict = 'flagged') AS flagged,
@@ -63,6 +80,14 @@ CREATE VIEW base_models AS
          max(judged_at) AS judged_at
   FROM current_verdicts GROUP BY base_model;
 """
+
+
+_MARKERS = {
+    "repo_events": "('crawl')",
+    "base_resolutions": "('crawl', 'scan')",
+    "relations": "('relate')",
+}
+"""Kinds of `runs` rows that commit a table's shards, where they are not `shard` and `judge`."""
 
 
 class Database:
@@ -88,6 +113,16 @@ class Database:
             cursor = self._connection.execute(sql, parameters or [])
             names = [column[0] for column in cursor.description or []]
             return names, [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        except (duckdb.IOException, duckdb.InvalidInputException, pa.ArrowInvalid, OSError) as error:
+            raise StoreError(f"cannot read the store: {_first_line(error)}") from error
+
+    def arrow(self, sql: str, parameters: list[Any] | None = None) -> pa.Table:
+        """Run one of lorascope's own queries whose answer is large: an Arrow table. Errors as of `table`."""
+        import duckdb
+        import pyarrow as pa
+
+        try:
+            return self._connection.sql(sql, params=parameters or []).to_arrow_table()
         except (duckdb.IOException, duckdb.InvalidInputException, pa.ArrowInvalid, OSError) as error:
             raise StoreError(f"cannot read the store: {_first_line(error)}") from error
 
@@ -147,7 +182,7 @@ def open_database(root: StoreRoot) -> Database:
         connection.register(f"raw_{table}", _dataset(root, table))
     for table in TABLES:
         # What a crawl (or scan) itself says counts with its own row, everything else with its shard's marker.
-        kinds = {"repo_events": "('crawl')", "base_resolutions": "('crawl', 'scan')"}.get(table, "('shard', 'judge')")
+        kinds = _MARKERS.get(table, "('shard', 'judge')")
         committed = (
             ""
             if table in ("runs", "hub_status")

@@ -1,4 +1,4 @@
-"""Spectral features of an adapter's low-rank updates."""
+"""Spectral features of an adapter's low-rank updates, and how whole updates relate to one another."""
 
 from scanner.weights.blocks import BlockSplit, find_split
 from scanner.weights.carriers import Carrier, deviating_modules
@@ -11,17 +11,21 @@ from scanner.weights.features import (
     scan_weights,
     singular_values,
 )
-from scanner.weights.measure import ModuleMeasure
+from scanner.weights.measure import Measurement, ModuleMeasure
 from scanner.weights.places import Place, place_of
+from scanner.weights.sketch import SKETCH_VERSION, SketchSum, sketch_module, sketch_updates
 
 __all__ = [
     "FEATURE_VERSION",
     "MODULE_FEATURES",
+    "SKETCH_VERSION",
     "BlockSplit",
     "Carrier",
     "Direction",
+    "Measurement",
     "ModuleMeasure",
     "Place",
+    "SketchSum",
     "TokenScore",
     "deviating_modules",
     "features_of",
@@ -31,5 +35,7 @@ __all__ = [
     "place_of",
     "scan_weights",
     "singular_values",
+    "sketch_module",
+    "sketch_updates",
     "top_directions",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from scanner.model import ModuleFeatures, WeightScan
 from scanner.weights.columns import columns_of
 from scanner.weights.definition import FULL
 from scanner.weights.gram import Float64, triangle
-from scanner.weights.measure import ModuleMeasure, measure_modules
+from scanner.weights.measure import Measurement, measure_modules
 from scanner.weights.per_adapter import ADAPTER
 from scanner.weights.per_module import MODULE
 from scanner.weights.places import residual_writers
@@ -41,20 +41,21 @@ def singular_values(a: FloatArray, b: FloatArray) -> Float64:
 
 def measure_adapter(
     updates: Iterable[LowRankUpdate], *, full: bool = False, release: Callable[[], None] | None = None
-) -> tuple[ModuleMeasure, ...]:
+) -> Measurement:
     """`measure_modules` with what the features need."""
     updates = tuple(updates)
     writers = residual_writers(updates)
     return measure_modules(updates, release, writers.__contains__, full=full)
 
 
-def features_of(measures: Sequence[ModuleMeasure], *, full: bool = False) -> WeightScan:
-    """Features of every module and of the adapter; see `docs/features.md`.
+def features_of(measurement: Measurement, *, full: bool = False) -> WeightScan:
+    """Features of every module and of the adapter; see `docs/features.md`. With the sketch.
 
     An adapter with non-finite factors, or a product that overflows, has null features.
     """
+    measures = measurement.modules
     if not measures:
-        return WeightScan({}, (), FEATURE_VERSION)
+        return WeightScan({}, (), FEATURE_VERSION, measurement.sketch)
     columns = columns_of(measures)
     with np.errstate(all="ignore"):
         wanted = [feature for feature in MODULE.features.values() if full or feature.features != FULL]
@@ -70,7 +71,7 @@ def features_of(measures: Sequence[ModuleMeasure], *, full: bool = False) -> Wei
         ModuleFeatures(m.module, m.rank, m.out_features, m.in_features, _with_nulls(zip(names, row, strict=True)))
         for m, row in zip(measures, values.tolist(), strict=True)
     )
-    return WeightScan(_with_nulls(adapter.items()), modules, FEATURE_VERSION)
+    return WeightScan(_with_nulls(adapter.items()), modules, FEATURE_VERSION, measurement.sketch)
 
 
 def _with_nulls(values: Iterable[tuple[str, float]]) -> dict[str, float | None]:

@@ -21,10 +21,12 @@ from threadpoolctl import ThreadpoolController
 
 from scanner.adapter import FloatArray, LowRankUpdate
 from scanner.errors import LimitExceededError
+from scanner.model import WeightSketch
 from scanner.weights.gram import BLOCK_VALUES, Float64, Triangle, blocks, in_scratch, product_in_scratch, triangles
 from scanner.weights.moments import Moments, moments_of
+from scanner.weights.sketch import SketchSum, sketch_module
 
-__all__ = ["ModuleMeasure", "Spread", "measure_modules"]
+__all__ = ["Measurement", "ModuleMeasure", "Spread", "measure_modules"]
 
 UNIT_VALUES = 2**20
 """Values of the factors of one unit: 4 MiB of float32. A larger module is a unit of its own."""
@@ -76,14 +78,24 @@ class ModuleMeasure:
     """Of the entries of B·A, where they were asked for."""
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """An adapter, measured."""
+
+    modules: tuple[ModuleMeasure, ...]
+    """In the order of the updates."""
+    sketch: WeightSketch
+    """Of the whole update."""
+
+
 def measure_modules(
     updates: Iterable[LowRankUpdate],
     release: Callable[[], None] | None = None,
     writers: Callable[[str], bool] = lambda _: False,
     *,
     full: bool = False,
-) -> tuple[ModuleMeasure, ...]:
-    """Measure every module, in the order of `updates`.
+) -> Measurement:
+    """Measure every module.
 
     Args:
         updates: those of one adapter; their factors are read a unit at a time.
@@ -99,24 +111,27 @@ def measure_modules(
     entries = sum(update.in_features * update.out_features for update in updates)
     sampled = EXACT_ENTRIES / entries if full and entries > EXACT_ENTRIES else None
 
-    def run(unit: _Unit) -> list[tuple[int, ModuleMeasure]]:
+    def run(unit: _Unit) -> tuple[_Unit, list[ModuleMeasure], list[Float64 | None]]:
         with np.errstate(all="ignore"), one_large if unit.values > LARGE_VALUES else nullcontext():
-            measured = _measure_unit(unit.updates, writers)
+            measured, sketched = _measure_unit(unit.updates, writers)
             if full:
                 pairs = zip(measured, unit.updates, strict=True)
                 measured = [replace(m, moments=_moments(update, sampled)) for m, update in pairs]
-            return list(zip(unit.places, measured, strict=True))
+            return unit, measured, sketched
 
     measured: list[tuple[int, ModuleMeasure]] = []
-    unreleased = 0
+    sketch, unreleased = SketchSum(), 0
     with _blas().limit(limits=1, user_api="blas"), _pool() as pool:
-        for part in pool.map(run, _units(updates)):
-            measured.extend(part)
-            unreleased += sum(4 * _values(module) for _, module in part)
+        for unit, modules, sketched in pool.map(run, _units(updates)):
+            measured.extend(zip(unit.places, modules, strict=True))
+            for contribution in sketched:
+                sketch.add(contribution)
+            unreleased += 4 * unit.values
             if release is not None and unreleased >= RELEASE_BYTES:
                 unreleased = 0
                 release()
-    return tuple(module for _, module in sorted(measured, key=lambda item: item[0]))
+    measured.sort(key=lambda item: item[0])
+    return Measurement(tuple(module for _, module in measured), sketch.result())
 
 
 @dataclass
@@ -155,9 +170,13 @@ def _blas() -> ThreadpoolController:
     return ThreadpoolController()  # looks through all loaded libraries: once is enough
 
 
-def _measure_unit(updates: Sequence[LowRankUpdate], writers: Callable[[str], bool]) -> list[ModuleMeasure]:
+def _measure_unit(
+    updates: Sequence[LowRankUpdate], writers: Callable[[str], bool]
+) -> tuple[list[ModuleMeasure], list[Float64 | None]]:
+    """The modules, and what each gives to the sketch."""
     if updates[0].spectrum:
-        return [_plain(update, update.spectrum()) for update in updates if update.spectrum]
+        measured = [_plain(update, update.spectrum()) for update in updates if update.spectrum]
+        return measured, [_sketched(update) for update in updates]
     factors = [update.read() for update in updates]
     inner = triangles([a.T for a, _ in factors])
     outer = triangles([b for _, b in factors])
@@ -165,10 +184,12 @@ def _measure_unit(updates: Sequence[LowRankUpdate], writers: Callable[[str], boo
     sigmas = _spectra(cores)
     directions = _first_right([writers(update.module) for update in updates], cores, sigmas)
     measured = []
+    sketched: list[Float64 | None] = []
     for update, (a, b), right, left, sigma, direction in zip(
         updates, factors, inner, outer, sigmas, directions, strict=True
     ):
         finite = math.isfinite(float(sigma.sum()))
+        sketched.append(sketch_module(update.module, update.scale, a, b))
         measured.append(
             ModuleMeasure(
                 update.module,
@@ -185,7 +206,14 @@ def _measure_unit(updates: Sequence[LowRankUpdate], writers: Callable[[str], boo
                 _written(b, right, direction, sigma) if direction is not None else None,
             )
         )
-    return measured
+    return measured, sketched
+
+
+def _sketched(update: LowRankUpdate) -> Float64 | None:
+    try:
+        return sketch_module(update.module, update.scale, *update.read())
+    except LimitExceededError:  # a LoKr whose factors are too large to build
+        return None
 
 
 def _moments(update: LowRankUpdate, sampled: float | None) -> Moments | None:

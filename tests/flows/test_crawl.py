@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from scanner.hub.server import Fault, HubServer
@@ -231,3 +232,32 @@ def _sha256(path: Path) -> str:
     import hashlib
 
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_copies_of_another_owner_are_seen_and_cost_no_verdict(
+    hub: HubServer, registry: Path, store: str, database: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step fails in the first crawl, which keeps its verdicts; the second one makes up for it."""
+    from safetensors.numpy import load_file, save_file
+
+    model = next(iter(sorted(registry.glob("*/*/adapter_model.safetensors")))).parent
+    thief = registry / "thief" / "own-work"
+    thief.mkdir(parents=True)
+    (thief / ".hub.json").write_text('{"created_at": "2026-11-20T00:00:00Z"}')
+    (thief / "adapter_config.json").write_bytes((model / "adapter_config.json").read_bytes())
+    noise = np.random.default_rng(0)
+    tensors = load_file(model / "adapter_model.safetensors")
+    for name, values in tensors.items():
+        tensors[name] = values + (0.05 * values.std() * noise.normal(size=values.shape)).astype(values.dtype)
+    save_file(tensors, thief / "adapter_model.safetensors")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("tasks.stages.relate_new", lambda *_: 1 / 0)
+        first = _crawl(store)
+    assert first["relations"] is None and sum(first["verdicts"].values()) >= 8
+    assert database().rows("SELECT * FROM relations") == []
+    second = _crawl(store)
+    assert second["n_new"] == 0 and second["relations"]
+    found = database().rows("SELECT * FROM near_duplicates WHERE across_owners AND repo_id = 'thief/own-work'")
+    assert [row["other_repo_id"] for row in found] == [str(model.relative_to(registry))]
+    assert found[0]["kind"] == "near_duplicate" and found[0]["cosine"] > 0.99

@@ -93,9 +93,9 @@ def look(file: TensorFile) -> None:
     for config in (None, {**CONFIG, "enable_lora": None}, CONFIG):
         view = view_adapter(file, parse_config(config) if config else None, 64)
         if not view.unsupported_reason:
-            measures = measure_adapter(view.updates, release=file.release)
-            scan = features_of(measures)
-            find_split(measures)
+            measurement = measure_adapter(view.updates, release=file.release)
+            scan = features_of(measurement)
+            find_split(measurement.modules)
             check_static(StaticFacts("a.safetensors", ("a.safetensors",), None, view, scan))
     count_nonfinite(file, file.entries)
 
