@@ -122,7 +122,7 @@ def _fold_rows(b: FloatArray, signs: Float32) -> FloatArray:
 
 
 def _some(rows: FloatArray) -> Iterator[FloatArray]:
-    """Rows of a matrix that lies the other way round (MLX's, stacked experts'), a few at a time: they will be copied."""
+    """Rows of a matrix that lies the other way round (MLX's, stacked experts'), a few at a time, to be copied."""
     few = max(_COPIED_VALUES // rows.shape[1], 1)
     for start in range(0, rows.shape[0], few):
         yield rows[start : start + few]
