@@ -62,7 +62,7 @@ TABLES: dict[str, pa.Schema] = {
         ("last_modified", _STR, "Time of the head commit, as the Hub tells it."),
         ("config_sha256", _STR, "sha256 of the adapter's config file; null when it has none."),
         ("copied_from", _STR, "adapter_id of the earlier scan of the same content whose measurements these are."),
-        ("detectors", _STR, "Versions of the static rules and weight features."),
+        ("detectors", _STR, "Versions of the static rules, weight features and sketches."),
         ("gated", _BOOL, "Whether the listing called the repo gated."),
         ("disabled", _BOOL, "Whether the listing called the repo disabled."),
         ("unfinished", _BOOL, "Whether the next crawls look again: an error, a vanished commit, a probe that died."),
