@@ -218,7 +218,11 @@ TABLES: dict[str, pa.Schema] = {
     ),
     "runs": _schema(
         ("run_id", _STR, "Crawl, scan, shard or judgement."),
-        ("kind", _STR, "crawl, scan, calibrate, shard, judge or relate. One of the last three is a commit marker."),
+        (
+            "kind",
+            _STR,
+            "crawl, scan, calibrate, or a commit marker: shard, judge, relate; or related: shard `run_id` was.",
+        ),
         ("crawl_id", _STR, "The crawl or scan that the run belongs to."),
         ("source", _STR, "`hub:ENDPOINT` or `folders`."),
         ("base_model", _STR, "Base model of a shard."),
