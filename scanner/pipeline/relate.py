@@ -1,7 +1,7 @@
 """After stage 7: how new adapters relate to all of their base in the store, from sketches alone.
 
-Which adapters are new follows from the store (shards of runs that were not related yet), so what a run that died has
-left is made up for by the next one.
+Which adapters are new follows from the store (shards that were not related yet), so what a run that died has left is
+made up for by the next one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -84,34 +84,33 @@ def relate_new(root: StoreRoot, crawl_id: str, now: datetime, load: Load | None 
     with root.exclusive():  # of two runs at once, one relates
         database = open_database(root)
         try:
-            runs = _pending(database)
-            if not runs:
+            shards = _pending(database)
+            if not shards:
                 return Related()
-            new = _new_adapters(database, runs)
+            new = _new_adapters(database, shards)
             rows, n_left = _relate(database, new, crawl_id, load)
         finally:
             database.close()
-        _append(root, rows, new, runs, crawl_id, now)
+        _append(root, rows, len(new), shards, crawl_id, now)
     return Related(len(new), dict(Counter(row["kind"] for row in rows)), n_left)
 
 
 def _pending(database: Database) -> list[str]:
-    """Crawls and scans with sketches that nobody has related yet."""
+    """Shards with sketches that nobody has related yet. Not whole runs: another one may be in the midst of its own."""
     found = database.rows(
-        "SELECT DISTINCT crawl_id FROM raw_runs WHERE kind = 'shard' AND shard_id IN "
-        "(SELECT shard_id FROM raw_weight_sketches WHERE version = $1) AND crawl_id NOT IN "
-        "(SELECT crawl_id FROM raw_runs WHERE kind = 'relate') ORDER BY 1",
+        "SELECT DISTINCT shard_id FROM raw_runs WHERE kind = 'shard' AND shard_id IN "
+        "(SELECT shard_id FROM raw_weight_sketches WHERE version = $1) AND shard_id NOT IN "
+        "(SELECT run_id FROM raw_runs WHERE kind = 'related') ORDER BY 1",
         [SKETCH_VERSION],
     )
-    return [row["crawl_id"] for row in found]
+    return [row["shard_id"] for row in found]
 
 
-def _new_adapters(database: Database, runs: Sequence[str]) -> set[str]:
+def _new_adapters(database: Database, shards: Sequence[str]) -> set[str]:
     found = database.rows(
         "SELECT DISTINCT adapter_id FROM raw_weight_sketches WHERE version = $1 AND effective_size IS NOT NULL "
-        "AND shard_id IN (SELECT shard_id FROM raw_runs WHERE kind = 'shard' "
-        "AND crawl_id IN (SELECT unnest($2::VARCHAR[])))",
-        [SKETCH_VERSION, list(runs)],
+        "AND shard_id IN (SELECT unnest($2::VARCHAR[]))",
+        [SKETCH_VERSION, list(shards)],
     )
     return {row["adapter_id"] for row in found}
 
@@ -185,23 +184,23 @@ def _row(relation: Relation, base_model: str, crawl_id: str) -> Row:
     }
 
 
-def _append(root: StoreRoot, rows: list[Row], new: set[str], runs: Sequence[str], crawl_id: str, now: datetime) -> None:
-    """The rows, and for every run that is done with a `relate` row; the asking run's is the commit marker."""
+def _append(root: StoreRoot, rows: list[Row], n_new: int, shards: Sequence[str], crawl_id: str, now: datetime) -> None:
+    """The rows, a `related` row for every shard that is done with, and the commit marker."""
     versions = {"relations": RELATIONS_VERSION, "crawl": crawl_id, "date": now.astimezone(UTC).date().isoformat()}
-    shard_id = shard_id_of("relate", sorted(new), versions)
+    shard_id = shard_id_of("relate", shards, versions)
 
-    def marker(run: str) -> dict[str, Any]:
+    def run(kind: str, run_id: str) -> Row:
         return {
-            "row_id": row_id_of("runs", shard_id, run),
-            "run_id": shard_id,
-            "kind": "relate",
-            "crawl_id": run,
+            "row_id": row_id_of("runs", kind, shard_id, run_id),
+            "run_id": run_id,
+            "kind": kind,
+            "crawl_id": crawl_id,
             "finished_at": now,
-            "n_adapters": len(new),
         }
 
-    *others, last = runs if crawl_id not in runs else [*(run for run in runs if run != crawl_id), crawl_id]
-    append_shard(root, shard_id, {"relations": rows, "runs": [marker(run) for run in others]}, marker(last), now)
+    done = [run("related", shard) for shard in shards]
+    marker = {**run("relate", shard_id), "n_adapters": n_new}
+    append_shard(root, shard_id, {"relations": rows, "runs": done}, marker, now)
 
 
 def _loader(records: Sequence[ScanRecord], settings: Settings) -> Load:

@@ -90,7 +90,7 @@ TABLES: dict[str, pa.Schema] = {
         ("last_modified", _STR, "Time of the head commit, as the Hub tells it."),
         ("config_sha256", _STR, "sha256 of the adapter's config file; null when it has none."),
         ("copied_from", _STR, "adapter_id of the earlier scan of the same content whose measurements these are."),
-        ("detectors", _STR, "Versions of the static rules and weight features."),
+        ("detectors", _STR, "Versions of the static rules, weight features and sketches."),
         ("gated", _BOOL, "Whether the listing called the repo gated."),
         ("disabled", _BOOL, "Whether the listing called the repo disabled."),
         ("unfinished", _BOOL, "Whether the next crawls look again: an error, a vanished commit, a probe that died."),
@@ -243,7 +243,11 @@ TABLES: dict[str, pa.Schema] = {
     ),
     "runs": _schema(
         ("run_id", _STR, "Crawl, scan, shard or judgement."),
-        ("kind", _STR, "crawl, scan, calibrate, shard, judge or relate. One of the last three is a commit marker."),
+        (
+            "kind",
+            _STR,
+            "crawl, scan, calibrate, or a commit marker: shard, judge, relate; or related: shard `run_id` was.",
+        ),
         ("crawl_id", _STR, "The crawl or scan that the run belongs to."),
         ("source", _STR, "`hub:ENDPOINT` or `folders`."),
         ("base_model", _STR, "Base model of a shard."),

@@ -24,7 +24,7 @@ from scanner.errors import LimitExceededError
 from scanner.model import WeightSketch
 from scanner.weights.gram import BLOCK_VALUES, Float64, Triangle, blocks, in_scratch, product_in_scratch, triangles
 from scanner.weights.moments import Moments, moments_of
-from scanner.weights.sketch import SketchSum, sketch_module
+from scanner.weights.sketch import MAX_BUILT_VALUES, SketchSum, built_values, sketch_module
 
 __all__ = ["Measurement", "ModuleMeasure", "Spread", "measure_modules"]
 
@@ -109,11 +109,12 @@ def measure_modules(
     one_large = Lock()
     updates = tuple(updates)
     entries = sum(update.in_features * update.out_features for update in updates)
+    may_build = sum(map(built_values, updates)) <= MAX_BUILT_VALUES
     sampled = EXACT_ENTRIES / entries if full and entries > EXACT_ENTRIES else None
 
     def run(unit: _Unit) -> tuple[_Unit, list[ModuleMeasure], list[Float64 | None]]:
         with np.errstate(all="ignore"), one_large if unit.values > LARGE_VALUES else nullcontext():
-            measured, sketched = _measure_unit(unit.updates, writers)
+            measured, sketched = _measure_unit(unit.updates, writers, may_build)
             if full:
                 pairs = zip(measured, unit.updates, strict=True)
                 measured = [replace(m, moments=_moments(update, sampled)) for m, update in pairs]
@@ -171,12 +172,12 @@ def _blas() -> ThreadpoolController:
 
 
 def _measure_unit(
-    updates: Sequence[LowRankUpdate], writers: Callable[[str], bool]
+    updates: Sequence[LowRankUpdate], writers: Callable[[str], bool], may_build: bool
 ) -> tuple[list[ModuleMeasure], list[Float64 | None]]:
     """The modules, and what each gives to the sketch."""
     if updates[0].spectrum:
         measured = [_plain(update, update.spectrum()) for update in updates if update.spectrum]
-        return measured, [_sketched(update) for update in updates]
+        return measured, [_sketched(update) if may_build else None for update in updates]
     factors = [update.read() for update in updates]
     inner = triangles([a.T for a, _ in factors])
     outer = triangles([b for _, b in factors])

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 import numpy as np
@@ -41,9 +41,11 @@ from scanner.errors import LimitExceededError
 from scanner.model import WeightSketch
 
 __all__ = [
+    "MAX_BUILT_VALUES",
     "SKETCH_SIZE",
     "SKETCH_VERSION",
     "SketchSum",
+    "built_values",
     "module_key",
     "random_signs",
     "sketch_module",
@@ -61,6 +63,8 @@ _SIDE = _GROUPS * _SIGNS
 _COPIED_VALUES = 2**18
 _BANK = 2**18
 """Signs that all modules take theirs from, each from places of its own."""
+MAX_BUILT_VALUES = 2**27
+"""Of an adapter: some seconds. Small files can stand for large products."""
 
 Float64 = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
@@ -202,11 +206,18 @@ def without_sketch(reason: str) -> WeightSketch:
     return WeightSketch((), None, None, SKETCH_VERSION, reason)
 
 
-def sketch_updates(updates: Iterable[LowRankUpdate]) -> WeightSketch:
+def built_values(update: LowRankUpdate) -> int:
+    """Numbers that `read` makes of fewer ones in the file: factors of a Kronecker product; 0 where they are in it."""
+    return update.rank * (update.in_features + update.out_features) if update.spectrum is not None else 0
+
+
+def sketch_updates(updates: Sequence[LowRankUpdate]) -> WeightSketch:
     """The sketch of an adapter's updates; each is read once.
 
-    Factors that are too large to build (LoKr) give none, with reason `too_large`.
+    Where factors would have to be built that are too large, one by one or together (LoKr), there is none: `too_large`.
     """
+    if sum(map(built_values, updates)) > MAX_BUILT_VALUES:
+        return without_sketch("too_large")
     total = SketchSum()
     for update in updates:
         try:

@@ -118,6 +118,16 @@ def test_what_a_dead_run_left_is_made_up_for(root: StoreRoot, record: Make, rows
     assert (row["repo_id"], row["other_repo_id"]) == ("bob/copy", "ann/one")
 
 
+def test_two_runs_at_once_leave_nothing_out(root: StoreRoot, record: Make, rows: Any) -> None:
+    """One relates what the other has appended so far; the rest of the other's is related by itself."""
+    append(root, "crawl-1", adapter(record, "ann/one", (1, 1)))
+    append(root, "crawl-2", adapter(record, "bob/two", (1, 2)))
+    assert relate_new(root, "crawl-1", NOW).n_new == 2
+    append(root, "crawl-2", adapter(record, "cid/copy", (1, 1)))
+    related = relate_new(root, "crawl-2", NOW)
+    assert (related.n_new, related.kinds) == (1, {"copy": 1})
+
+
 def test_one_row_for_a_pair_that_is_found_again(root: StoreRoot, record: Make, rows: Any) -> None:
     """An adapter that is scanned again is related again."""
     one, copy = adapter(record, "ann/one", (1, 1)), adapter(record, "bob/copy", (1, 1))

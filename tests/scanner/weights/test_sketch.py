@@ -161,6 +161,18 @@ def test_factors_that_are_too_large_give_a_reason() -> None:
 
     assert sketch_updates([LowRankUpdate("m", 4, 8, 8, 1.0, read)]).reason == "too_large"
     assert sketch_updates([]).reason == "no_updates"
+    # Together: each of these is within limits, a thousand of them would take a minute.
+    lokr = LowRankUpdate("m", 1024, 1024, 1024, 1.0, lambda: 1 / 0, spectrum=lambda: np.ones(1))  # type: ignore[arg-type]
+    assert sketch_updates([lokr] * 100).reason == "too_large"
+
+
+def test_kronecker_products_are_sketched_like_the_matrix_that_they_are() -> None:
+    rng = np.random.default_rng(4)
+    (a, b), (c, d) = factors(rng, 2, 4, 6), factors(rng, 3, 8, 5)
+    built = (np.kron(a, c), np.kron(b, d))
+    lokr = LowRankUpdate("m", 6, 32, 30, 0.5, lambda: built, spectrum=lambda: np.ones(1))
+    plain = sketch_updates([update(np.kron(b @ a, d @ c), np.eye(32), 0.5, "m")])
+    np.testing.assert_allclose(sketch_updates([lokr]).values, plain.values, atol=1e-6 * plain.norm)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), ranks, ranks), min_size=1, max_size=5), seeds)
