@@ -24,7 +24,7 @@ from scanner.errors import LimitExceededError
 from scanner.model import WeightSketch
 from scanner.weights.gram import BLOCK_VALUES, Float64, Triangle, blocks, in_scratch, product_in_scratch, triangles
 from scanner.weights.moments import Moments, moments_of
-from scanner.weights.sketch import MAX_BUILT_VALUES, SketchSum, built_values, sketch_module
+from scanner.weights.sketch import MAX_BUILT_VALUES, SketchSum, built_values, sketch_module, sketch_modules
 
 __all__ = ["Measurement", "ModuleMeasure", "Spread", "measure_modules"]
 
@@ -184,13 +184,12 @@ def _measure_unit(
     cores = [left.r @ right.r.T for left, right in zip(outer, inner, strict=True)]
     sigmas = _spectra(cores)
     directions = _first_right([writers(update.module) for update in updates], cores, sigmas)
+    sketched = sketch_modules([(update.module, update.scale) for update in updates], factors)
     measured = []
-    sketched: list[Float64 | None] = []
     for update, (a, b), right, left, sigma, direction in zip(
         updates, factors, inner, outer, sigmas, directions, strict=True
     ):
         finite = math.isfinite(float(sigma.sum()))
-        sketched.append(sketch_module(update.module, update.scale, a, b))
         measured.append(
             ModuleMeasure(
                 update.module,
@@ -207,7 +206,7 @@ def _measure_unit(
                 _written(b, right, direction, sigma) if direction is not None else None,
             )
         )
-    return measured, sketched
+    return measured, list(sketched)
 
 
 def _sketched(update: LowRankUpdate) -> Float64 | None:
@@ -268,8 +267,8 @@ def _spread(tall: FloatArray, other: Triangle) -> Spread | None:
         product = product_in_scratch(block if block.dtype == right.dtype else in_scratch(block, 0), right, 1)
         energy: FloatArray = np.einsum("or,or->o", product, product)
         total += float(energy.sum(dtype=np.float64))
+        top = _largest(np.concatenate([top, _candidates(energy)]) if top.size else _candidates(energy))
         roots += float(np.sqrt(energy).sum(dtype=np.float64))
-        top = _largest(np.concatenate([top, energy]) if top.size else energy)
     if not math.isfinite(total):
         return None
     if total == 0:
@@ -277,6 +276,16 @@ def _spread(tall: FloatArray, other: Triangle) -> Spread | None:
     n = tall.shape[0]
     hoyer = (math.sqrt(n) - roots / math.sqrt(total)) / (math.sqrt(n) - 1) if n > 1 else 1.0
     return Spread(min(float(top.sum(dtype=np.float64)) / total, 1.0), min(max(hoyer, 0.0), 1.0))
+
+
+def _candidates(energy: FloatArray) -> FloatArray:
+    """All values that can be among the largest: at least as large as the eighth largest of 16 values' maxima."""
+    width = energy.size // 16
+    if width < 16 * TOP:
+        return energy
+    maxima = energy[: 16 * width].reshape(16, width).max(axis=0)
+    enough: FloatArray = energy[energy >= np.partition(maxima, width - TOP)[width - TOP]]
+    return enough
 
 
 def _largest(energy: FloatArray) -> FloatArray:

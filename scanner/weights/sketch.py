@@ -49,6 +49,7 @@ __all__ = [
     "module_key",
     "random_signs",
     "sketch_module",
+    "sketch_modules",
     "sketch_updates",
     "without_sketch",
 ]
@@ -61,6 +62,8 @@ _SIGNS = 4
 """Sign vectors per group: non-zero entries in every column of S."""
 _SIDE = _GROUPS * _SIGNS
 _COPIED_VALUES = 2**18
+_TOGETHER = 32
+"""Modules whose small products are made in one step: a megabyte of them."""
 _BANK = 2**18
 """Signs that all modules take theirs from, each from places of its own."""
 MAX_BUILT_VALUES = 2**27
@@ -76,24 +79,43 @@ def module_key(module: str) -> str:
 
 
 def sketch_module(module: str, scale: float, a: FloatArray, b: FloatArray) -> Float64:
-    """One module's contribution [1024], float64; not finite where ΔW is not or overflows.
+    """One module's contribution [1024], float64; see `sketch_modules`."""
+    return sketch_modules([(module, scale)], [(a, b)])[0]
+
+
+def sketch_modules(
+    modules: Sequence[tuple[str, float]], factors: Sequence[tuple[FloatArray, FloatArray]]
+) -> list[Float64]:
+    """Contributions [1024] of modules of one rank, float64; not finite where ΔW is not or overflows.
 
     Pure, and safe in threads. The sums over rows and columns are in the factors' own precision, the product in float64.
 
     Args:
-        module: name of the module.
-        scale: s.
-        a: A [r, in].
-        b: B [out, r].
+        modules: (name, s) of each.
+        factors: (A [r, in], B [out, r]) of each.
     """
-    n_in, n_out = a.shape[1], b.shape[0]
-    digest = hashlib.sha256(f"{SKETCH_VERSION}\0{module_key(module)}\0{n_out}\0{n_in}".encode()).digest()
+    found: list[Float64] = []
+    for start in range(0, len(modules), _TOGETHER):
+        found.extend(_contributions(modules[start : start + _TOGETHER], factors[start : start + _TOGETHER]))
+    return found
+
+
+def _contributions(modules: Sequence[tuple[str, float]], factors: Sequence[tuple[FloatArray, FloatArray]]) -> Float64:
+    left: list[FloatArray] = []
+    right: list[FloatArray] = []
+    flips: list[Float32] = []
     with np.errstate(over="ignore", invalid="ignore"):
-        right = _fold_columns(a, _signs(digest[0:8], (n_in // _GROUPS + 1) * _SIGNS))
-        left = _fold_rows(b, _signs(digest[8:16], (n_out // _GROUPS + 1) * _SIGNS))
-        product = left.astype(np.float64, copy=False).T @ right.astype(np.float64, copy=False)
-        signed = product.reshape(-1) * _signs(digest[16:24], _SIDE * _SIDE)
-        folded: Float64 = signed.reshape(-1, SKETCH_SIZE).sum(axis=0) * (scale / _SIGNS)
+        for (module, _), (a, b) in zip(modules, factors, strict=True):
+            n_in, n_out = a.shape[1], b.shape[0]
+            digest = hashlib.sha256(f"{SKETCH_VERSION}\0{module_key(module)}\0{n_out}\0{n_in}".encode()).digest()
+            right.append(_fold_columns(a, _signs(digest[0:8], (n_in // _GROUPS + 1) * _SIGNS)))
+            left.append(_fold_rows(b, _signs(digest[8:16], (n_out // _GROUPS + 1) * _SIGNS)))
+            flips.append(_signs(digest[16:24], _SIDE * _SIDE))
+        product = np.array(left, dtype=np.float64).transpose(0, 2, 1) @ np.array(right, dtype=np.float64)
+        signed = product.reshape(len(modules), -1, SKETCH_SIZE)
+        signed *= np.array(flips).reshape(signed.shape)
+        scales = np.array([scale / _SIGNS for _, scale in modules])
+        folded: Float64 = signed.sum(axis=1) * scales[:, None]
     return folded
 
 
