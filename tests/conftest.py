@@ -38,6 +38,16 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What may take longest, by its own limit, begins first: at the end one worker would be left alone with it."""
+
+    def limit_s(item: pytest.Item) -> float:
+        marker = item.get_closest_marker("timeout")
+        return max(300, marker.args[0]) if marker else 300
+
+    items.sort(key=limit_s, reverse=True)
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The reference data that lies beside a checkout (real adapters, the paper's results); not part of the repo."""
