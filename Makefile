@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Tests that run side by side. Many wait for processes and servers, so two are right for two cores.
+WORKERS ?= 2
+PARALLEL := --numprocesses $(WORKERS) --dist worksteal
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: help install demo test test-hub1 lint format
@@ -25,7 +28,8 @@ demo: install
 	$(BIN)/lorascope demo
 
 test: install
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL) -m "not serial"
+	$(BIN)/pytest -m serial
 
 # The oldest supported major version of the Hub's client, laid over the installed one: its HTTP library is another.
 $(VENV)/.hub1: $(VENV)/.installed
@@ -35,7 +39,8 @@ $(VENV)/.hub1: $(VENV)/.installed
 
 test-hub1: $(VENV)/.hub1
 	PYTHONPATH=$(VENV)/hub1 $(BIN)/python -c 'import huggingface_hub as h; assert h.__version__ == "1.33.0", h.__version__'
-	PYTHONPATH=$(VENV)/hub1 $(BIN)/pytest tests/scanner/hub
+	PYTHONPATH=$(VENV)/hub1 $(BIN)/pytest $(PARALLEL) -m "not serial" tests/scanner/hub
+	PYTHONPATH=$(VENV)/hub1 $(BIN)/pytest -m serial tests/scanner/hub
 
 lint: install
 	$(BIN)/ruff check .

@@ -73,8 +73,13 @@ class Fleet:
             )
 
     def api(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        """Ask the server's REST API."""
-        response = httpx.request(method, self.url + path, json=body, timeout=60, trust_env=False)
+        """Ask the server's REST API; again after a 503, as Prefect's client does: another writer has SQLite's lock."""
+        deadline = time.monotonic() + 60
+        while True:
+            response = httpx.request(method, self.url + path, json=body, timeout=60, trust_env=False)
+            if response.status_code != 503 or time.monotonic() >= deadline:
+                break
+            time.sleep(0.5)
         response.raise_for_status()
         return response.json() if response.content else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,6 +30,22 @@ from scanner.model import (
 
 REPO_ROOT = Path(__file__).parents[1]
 _DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32", "uint8": "U8"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Several workers share the cores: each, and whatever it starts, computes in one thread."""
+    if config.getoption("numprocesses", None):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What may take longest, by its own limit, begins first: at the end one worker would be left alone with it."""
+
+    def limit_s(item: pytest.Item) -> float:
+        marker = item.get_closest_marker("timeout")
+        return max(300, marker.args[0]) if marker else 300
+
+    items.sort(key=limit_s, reverse=True)
 
 
 @pytest.fixture(scope="session")

@@ -63,7 +63,7 @@ def worst(checks: Iterable[Check]) -> Outcome:
 def secrets_of(environment: Mapping[str, str], more: Iterable[str | None] = ()) -> tuple[str, ...]:
     """Values that must not be shown, longest first: a secret may be the beginning of another."""
     named = [value for name, value in environment.items() if _SECRET_NAME.search(name)]
-    values = {value.strip() for value in (*named, *more) if value}
+    values = dict.fromkeys(value.strip() for value in (*named, *more) if value)  # no set: its order is another each run
     return tuple(sorted((v for v in values if len(v) >= _SECRET_MIN_CHARS), key=len, reverse=True))
 
 

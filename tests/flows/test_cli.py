@@ -25,6 +25,7 @@ RESULT_KEYS = {
 }  # fmt: skip
 
 
+@pytest.mark.serial
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; sys.argv = ['lorascope', '--help']\n"

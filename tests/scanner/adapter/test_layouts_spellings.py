@@ -236,6 +236,7 @@ def test_ranks_that_contradict_the_config_are_one_note(view: View) -> None:
     assert note.startswith("7 modules")
 
 
+@pytest.mark.serial
 def test_long_lists_of_names_are_not_compared_with_every_module(view: View) -> None:
     modules = [f"layers.{number}.q_proj" for number in range(3_000)]
     small = np.ones((1, 1), "f4")

@@ -216,6 +216,7 @@ def test_a_repo_is_listed_before_it_has_files_and_gone_when_deleted(client: HfAp
     assert ids(client.list_models()) == []
 
 
+@pytest.mark.serial
 def test_many_repos_list_fast(tmp_path: Path) -> None:
     for number in range(600):
         folder = tmp_path / f"owner{number % 100}" / f"adapter-{number}"

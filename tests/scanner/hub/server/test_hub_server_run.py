@@ -81,6 +81,7 @@ def test_a_taken_port_or_a_missing_folder_is_said_in_one_sentence(registry: Path
         serve(registry, int(hub.endpoint.rpartition(":")[2]), announce=print)
 
 
+@pytest.mark.serial
 def test_answers_are_not_held_back(web: httpx2.Client, hub: HubServer) -> None:
     # Nagle's algorithm against delayed acknowledgements would make it 40 ms each on a kept connection.
     times = []
