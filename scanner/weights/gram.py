@@ -19,12 +19,14 @@ import numpy.typing as npt
 
 from scanner.adapter import FloatArray
 
-__all__ = ["Float64", "Triangle", "blocks", "gram", "in_scratch", "product_in_scratch", "triangle", "triangles"]
+__all__ = ["Float64", "Triangles", "blocks", "gram", "in_scratch", "product_in_scratch", "triangle", "triangles"]
 
 Float64 = npt.NDArray[np.float64]
 
-BLOCK_VALUES = 2**15
-"""Values that are converted to float64 at once: 256 KiB, which a core's second cache holds beside the product."""
+BLOCK_VALUES = 2**18
+"""Values that are converted to float64 at once: 2 MiB."""
+RELEASING_VALUES = 512
+"""Values of a product above which numpy releases the interpreter's lock during `matmul`."""
 MAX_TRACE = 2.0**22
 """Largest r·trace(C⁻¹) for which Cholesky is trusted: an error of about 1e-7."""
 WELL_CONDITIONED = 16.0
@@ -34,20 +36,23 @@ _thread = threading.local()
 
 
 @dataclass(frozen=True)
-class Triangle:
-    """One factor X [n, r], reduced."""
+class Triangles:
+    """Factors X [m, n, r] of one shape, reduced."""
 
     r: Float64
-    """[k, r], k = min(n, r) or r: RᵀR = XᵀX."""
+    """[m, r, r] with RᵀR = XᵀX; NaN where X is not finite."""
     norms: Float64
-    """‖column of X‖ [r]."""
-    trace: float
-    """trace(C⁻¹), at least r; infinite where it was not needed or C is singular."""
+    """‖columns of X‖ [m, r]."""
+    traces: Float64
+    """trace(C⁻¹) [m], at least r; infinite where C is singular or nearly so."""
+
+    def __getitem__(self, some: slice) -> Triangles:
+        return Triangles(self.r[some], self.norms[some], self.traces[some])
 
     @property
-    def is_well_conditioned(self) -> bool:
-        """Whether products with R lose next to nothing in float32."""
-        return self.trace <= WELL_CONDITIONED * self.norms.size
+    def are_well_conditioned(self) -> bool:
+        """Whether products with all of them lose next to nothing in float32."""
+        return bool((self.traces <= WELL_CONDITIONED * self.norms.shape[1]).all())
 
 
 def _scratch(slot: int, values: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -62,50 +67,62 @@ def _scratch(slot: int, values: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     return held[:values]
 
 
-def _like(buffer: npt.NDArray[Any], shape: tuple[int, int], other: FloatArray) -> npt.NDArray[Any]:
-    """A buffer as a matrix whose memory runs along the same axis as another one's."""
-    return buffer.reshape(shape) if other.strides[0] >= other.strides[1] else buffer.reshape(shape[::-1]).T
+def _like(buffer: npt.NDArray[Any], shape: tuple[int, int, int], other: FloatArray) -> npt.NDArray[Any]:
+    """A buffer as matrices whose memory runs along the same axis as others'."""
+    if other.strides[1] >= other.strides[2]:
+        return buffer.reshape(shape)
+    return buffer.reshape(shape[0], shape[2], shape[1]).transpose(0, 2, 1)
 
 
-def blocks(tall: FloatArray, values: int = BLOCK_VALUES) -> Iterator[FloatArray]:
-    """The rows of a matrix [n, r], some at a time."""
-    rows = max(values // max(tall.shape[1], 1), 64)
-    for start in range(0, tall.shape[0], rows):
-        yield tall[start : start + rows]
+def blocks(tall: FloatArray) -> Iterator[FloatArray]:
+    """The rows of matrices [m, n, r], some at a time."""
+    rows = max(BLOCK_VALUES // (tall.shape[0] * tall.shape[2]), 64)
+    for start in range(0, tall.shape[1], rows):
+        yield tall[:, start : start + rows]
 
 
 def in_scratch(block: FloatArray, slot: int) -> Float64:
-    """A float64 copy in a buffer of this thread, in the memory order of the original."""
+    """A float64 copy [m, n, r] in a buffer of this thread, in the memory order of the original."""
     copy = _like(_scratch(slot, block.size, np.dtype(np.float64)), block.shape, block)
     np.copyto(copy, block)
     return copy
 
 
 def product_in_scratch(block: FloatArray, right: FloatArray, slot: int) -> FloatArray:
-    """block · right in a buffer of this thread."""
-    shape = (block.shape[0], right.shape[1])
-    product = _like(_scratch(slot, shape[0] * shape[1], right.dtype), shape, block)
+    """block [m, n, r] · right [m, r, k] in a buffer of this thread."""
+    shape = (block.shape[0], block.shape[1], right.shape[2])
+    product = _like(_scratch(slot, shape[0] * shape[1] * shape[2], right.dtype), shape, block)
     np.matmul(block, right, out=product)
     return product
 
 
 def gram(tall: FloatArray) -> Float64:
-    """XᵀX [r, r] in float64, exact up to its rounding; only the factor's bytes are read, once.
+    """XᵀX [m, r, r] in float64, exact up to its rounding.
 
     Args:
-        tall: X [n, r] in any memory order.
+        tall: X [m, n, r] in any memory order.
     """
-    rank = tall.shape[1]
-    half = (rank + 1) // 2
-    total, part = np.zeros((rank, rank)), np.empty((rank, rank))
+    m, _, rank = tall.shape
+    total = np.zeros((m, rank, rank))
     for block in blocks(tall):
         x = in_scratch(block, 0)
-        # In halves: numpy takes X.T @ X for BLAS's syrk, which is slower than gemm at these shapes.
-        np.matmul(x[:, :half].T, x, out=part[:half])
-        if half < rank:
-            np.matmul(x[:, half:].T, x, out=part[half:])
-        total += part
+        pieces = min(max(-(-RELEASING_VALUES // max(m * rank * (rank // 2), 1)), 1), x.shape[1])
+        even = x.shape[1] // pieces * pieces
+        total += _gram_of_pieces(x[:, :even].reshape(m, pieces, -1, rank))
+        if even < x.shape[1]:
+            total += x[:, even:].transpose(0, 2, 1) @ x[:, even:]
     return total
+
+
+def _gram_of_pieces(x: Float64) -> Float64:
+    """Σ XᵀX over the pieces [m, p, n, r].
+
+    In halves, because numpy takes X.T @ X for BLAS's syrk, which is slower than gemm at these shapes. In pieces,
+    because numpy lets other threads run only while it makes many values.
+    """
+    half = (x.shape[3] + 1) // 2
+    parts = [x[..., :half], x[..., half:]] if half < x.shape[3] else [x]
+    return np.concatenate([np.matmul(part.swapaxes(2, 3), x).sum(axis=1) for part in parts], axis=1)
 
 
 def triangle(tall: FloatArray, block_values: int = 2**21) -> Float64:
@@ -120,45 +137,46 @@ def triangle(tall: FloatArray, block_values: int = 2**21) -> Float64:
     """
     rank = tall.shape[1]
     folded: Float64 = np.zeros((0, rank))
-    for block in blocks(tall, max(block_values, 2 * rank * rank)):
-        stacked: Float64 = np.concatenate([folded, block], dtype=np.float64)
+    rows = max(2 * rank, block_values // rank)
+    for start in range(0, tall.shape[0], rows):
+        stacked: Float64 = np.concatenate([folded, tall[start : start + rows]], dtype=np.float64)
         if not np.isfinite(stacked).all():
             return np.full((min(tall.shape), rank), math.nan)
         folded = np.asarray(np.linalg.qr(stacked, mode="r"))
     return folded
 
 
-def triangles(talls: Sequence[FloatArray]) -> list[Triangle]:
-    """`Triangle` of several factors of one shape; the small work is batched.
+def triangles(stacks: Sequence[FloatArray]) -> Triangles:
+    """Factors of one shape, reduced; the small work of all is batched.
 
     Args:
-        talls: each [n, r].
+        stacks: X, each [m, n, r].
     """
     with np.errstate(all="ignore"):
-        grams = np.stack([gram(tall) for tall in talls])
-    rank = grams.shape[-1]
-    diagonal = np.einsum("mii->mi", grams)
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        grams = np.concatenate([gram(tall) for tall in stacks])
+        diagonal = np.einsum("mii->mi", grams)
         norms = np.sqrt(diagonal)
         scaled = grams / norms[:, :, None] / norms[:, None, :]
     usable = np.isfinite(scaled).all(axis=(1, 2)) & (diagonal > 1e-280).all(axis=1)
     lower, traces = _cholesky(scaled, usable)
-    results = []
-    for place, tall in enumerate(talls):
-        if rank * traces[place] <= MAX_TRACE:
-            r = lower[place].T * norms[place]
-            results.append(Triangle(r, norms[place], float(traces[place])))
-        else:
-            results.append(_by_qr(tall))
-    return results
+    traces[grams.shape[-1] * traces > MAX_TRACE] = math.inf
+    r = lower.transpose(0, 2, 1) * norms[:, None, :]
+    unsolved = set(np.flatnonzero(np.isinf(traces)).tolist())
+    for place, tall in enumerate(tall for stack in stacks for tall in stack) if unsolved else ():
+        if place in unsolved:
+            r[place], norms[place] = _by_qr(tall)
+    return Triangles(r, norms, traces)
 
 
-def _by_qr(tall: FloatArray) -> Triangle:
-    if not tall.any():  # a fresh adapter's B
-        return Triangle(np.zeros((1, tall.shape[1])), np.zeros(tall.shape[1]), math.inf)
-    r = triangle(tall)
+def _by_qr(tall: FloatArray) -> tuple[Float64, Float64]:
+    """(R [r, r], norms of the columns [r])."""
+    rank = tall.shape[1]
+    r = np.zeros((rank, rank))
+    if tall.any():  # a fresh adapter's B is zero
+        folded = triangle(tall)
+        r[: folded.shape[0]] = folded
     with np.errstate(over="ignore", invalid="ignore"):
-        return Triangle(r, np.linalg.norm(r, axis=0), math.inf)
+        return r, np.linalg.norm(r, axis=0)
 
 
 def _cholesky(scaled: Float64, usable: npt.NDArray[np.bool_]) -> tuple[Float64, Float64]:

@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,20 +23,26 @@ from threadpoolctl import ThreadpoolController
 from scanner.adapter import FloatArray, LowRankUpdate
 from scanner.errors import LimitExceededError
 from scanner.model import WeightSketch
-from scanner.weights.gram import BLOCK_VALUES, Float64, Triangle, blocks, in_scratch, product_in_scratch, triangles
+from scanner.weights.gram import Float64, Triangles, blocks, in_scratch, product_in_scratch, triangles
 from scanner.weights.moments import Moments, moments_of
 from scanner.weights.sketch import MAX_BUILT_VALUES, SketchSum, built_values, sketch_module, sketch_modules
 
 __all__ = ["Measurement", "ModuleMeasure", "Spread", "measure_modules"]
 
-UNIT_VALUES = 2**20
-"""Values of the factors of one unit: 4 MiB of float32. A larger module is a unit of its own."""
+UNIT_VALUES = 2**21
+"""Values of the factors of one unit: 8 MiB of float32. A larger module is a unit of its own."""
 LARGE_VALUES = 2**23
 """Units above it run one at a time, so that memory stays below twice the largest module's factors."""
-RELEASE_BYTES = 2**26
+RELEASE_BYTES = 2**28
 """Mapped bytes after which the file is asked to let its pages go."""
 MAX_THREADS = 8
 MANY_VALUES = 2**14
+STACK_VALUES = 2**19
+"""Values of the factors that are stacked, so that one step does for several modules: 2 MiB of float32."""
+THREADED_VALUES = 2**24
+"""Values of an adapter from which it takes more than one thread. Below, the steps are so short that the threads spend
+more time on the interpreter's lock than they save."""
+GROUP = 16
 TOP = 8
 """Rows (or columns) of `Spread.top8`."""
 EXACT_ENTRIES = 2**33
@@ -122,7 +129,7 @@ def measure_modules(
 
     measured: list[tuple[int, ModuleMeasure]] = []
     sketch, unreleased = SketchSum(), 0
-    with _blas().limit(limits=1, user_api="blas"), _pool() as pool:
+    with _blas().limit(limits=1, user_api="blas"), _pool(sum(map(_values, updates))) as pool:
         for unit, modules, sketched in pool.map(run, _units(updates)):
             measured.extend(zip(unit.places, modules, strict=True))
             for contribution in sketched:
@@ -162,8 +169,8 @@ def _values(update: LowRankUpdate | ModuleMeasure) -> int:
     return update.rank * (update.in_features + update.out_features)
 
 
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(min(MAX_THREADS, len(os.sched_getaffinity(0))))
+def _pool(values: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1 if values < THREADED_VALUES else min(MAX_THREADS, len(os.sched_getaffinity(0))))
 
 
 @cache
@@ -178,35 +185,48 @@ def _measure_unit(
     if updates[0].spectrum:
         measured = [_plain(update, update.spectrum()) for update in updates if update.spectrum]
         return measured, [_sketched(update) if may_build else None for update in updates]
-    factors = [update.read() for update in updates]
-    inner = triangles([a.T for a, _ in factors])
-    outer = triangles([b for _, b in factors])
-    cores = [left.r @ right.r.T for left, right in zip(outer, inner, strict=True)]
-    sigmas = _spectra(cores)
-    directions = _first_right([writers(update.module) for update in updates], cores, sigmas)
-    sketched = sketch_modules([(update.module, update.scale) for update in updates], factors)
-    measured = []
-    for update, (a, b), right, left, sigma, direction in zip(
-        updates, factors, inner, outer, sigmas, directions, strict=True
-    ):
-        finite = math.isfinite(float(sigma.sum()))
-        measured.append(
-            ModuleMeasure(
-                update.module,
-                update.rank,
-                update.out_features,
-                update.in_features,
-                update.scale,
-                sigma,
-                right.norms,
-                left.norms,
-                update.own_rank,
-                _spread(b, right) if finite else None,
-                _spread(a.T, left) if finite else None,
-                _written(b, right, direction, sigma) if direction is not None else None,
+    together = max(STACK_VALUES // _values(updates[0]), 1)
+    parts = [slice(start, start + together) for start in range(0, len(updates), together)]
+    stacks = [_stacked([update.read() for update in updates[part]]) for part in parts]
+    inner, outer = triangles([a.transpose(0, 2, 1) for a, _ in stacks]), triangles([b for _, b in stacks])
+    cores = outer.r @ inner.r.transpose(0, 2, 1)
+    sigma = _spectra(cores)
+    directions = _first_right([writers(update.module) for update in updates], cores, sigma)
+    found: list[ModuleMeasure] = []
+    sketched: list[Float64 | None] = []
+    for part, (a, b) in zip(parts, stacks, strict=True):
+        some, right, left = updates[part], inner[part], outer[part]
+        sketched.extend(sketch_modules([(update.module, update.scale) for update in some], a, b))
+        rows, columns = _spreads(b, right), _spreads(a.transpose(0, 2, 1), left)
+        for at, update in enumerate(some):
+            place = part.start + at
+            direction = directions[place]
+            found.append(
+                ModuleMeasure(
+                    update.module,
+                    update.rank,
+                    update.out_features,
+                    update.in_features,
+                    update.scale,
+                    sigma[place, : min(update.rank, update.in_features, update.out_features)],
+                    right.norms[at],
+                    left.norms[at],
+                    update.own_rank,
+                    rows[at],
+                    columns[at],
+                    None if direction is None else _written(b[at], right.r[at], direction / sigma[place, 0]),
+                )
             )
-        )
-    return measured, list(sketched)
+    return found, sketched
+
+
+def _stacked(factors: Sequence[tuple[FloatArray, FloatArray]]) -> tuple[FloatArray, FloatArray]:
+    """(A [m, r, in], B [m, out, r]); a single pair is not copied."""
+    if len(factors) == 1:
+        return factors[0][0][None], factors[0][1][None]
+    inner: FloatArray = np.stack([a for a, _ in factors])  # type: ignore[assignment]  # the factors' own dtype
+    outer: FloatArray = np.stack([b for _, b in factors])  # type: ignore[assignment]
+    return inner, outer
 
 
 def _sketched(update: LowRankUpdate) -> Float64 | None:
@@ -225,17 +245,11 @@ def _moments(update: LowRankUpdate, sampled: float | None) -> Moments | None:
     return moments_of(update.module, a, b, rows)
 
 
-def _spectra(cores: Sequence[Float64]) -> list[Float64]:
-    """Singular values of the small products, those of one shape in one call."""
-    found: list[Float64] = [np.full(min(core.shape), math.nan) for core in cores]
-    by_shape: dict[tuple[int, ...], list[int]] = {}
-    for place, core in enumerate(cores):
-        if np.isfinite(core).all():  # LAPACK's answer to infinity depends on its build
-            by_shape.setdefault(core.shape, []).append(place)
-    for places in by_shape.values():
-        values = np.linalg.svd(np.stack([cores[place] for place in places]), compute_uv=False)
-        for place, sigma in zip(places, values, strict=True):
-            found[place] = sigma
+def _spectra(cores: Float64) -> Float64:
+    """Singular values [m, r]; NaN where a core is not finite: LAPACK's answer to infinity depends on its build."""
+    fine = np.isfinite(cores).all(axis=(1, 2))
+    found: Float64 = np.full(cores.shape[:2], math.nan)
+    found[fine] = np.linalg.svd(cores[fine], compute_uv=False)
     return found
 
 
@@ -255,61 +269,65 @@ def _plain(update: LowRankUpdate, sigma: Float64) -> ModuleMeasure:
     )
 
 
-def _spread(tall: FloatArray, other: Triangle) -> Spread | None:
+def _spreads(tall: FloatArray, other: Triangles) -> list[Spread | None]:
     """Of the rows of X·Rᵀ, whose norms are those of the rows (or columns) of B·A: b_i·A has the norm of b_i·R_Aᵀ."""
+    m, n, rank = tall.shape
     # Over thousands of rows float32's errors cancel to 1e-7 even in a small Hoyer; a few rows cost nothing in float64.
-    in_float32 = other.is_well_conditioned and tall.dtype == np.float32 and tall.size >= MANY_VALUES
-    transposed: Float64 = np.ascontiguousarray(other.r.T)
+    in_float32 = other.are_well_conditioned and tall.dtype == np.float32 and n * rank >= MANY_VALUES
+    transposed: Float64 = np.ascontiguousarray(other.r.transpose(0, 2, 1))
     right: FloatArray = transposed.astype(np.float32) if in_float32 else transposed
-    total, roots = 0.0, 0.0
-    top: FloatArray = np.zeros(0, dtype=right.dtype)
-    for block in blocks(tall, 8 * BLOCK_VALUES // right.itemsize):
+    total, roots = np.zeros(m), np.zeros(m)
+    top = np.zeros((m, 0))
+    for block in blocks(tall):
         product = product_in_scratch(block if block.dtype == right.dtype else in_scratch(block, 0), right, 1)
-        energy: FloatArray = np.einsum("or,or->o", product, product)
-        total += float(energy.sum(dtype=np.float64))
-        top = _largest(np.concatenate([top, _candidates(energy)]) if top.size else _candidates(energy))
-        roots += float(np.sqrt(energy).sum(dtype=np.float64))
+        energy = np.einsum("mnk,mnk->mn", product, product)
+        total += energy.sum(axis=1, dtype=np.float64)
+        roots += np.sqrt(energy).sum(axis=1, dtype=np.float64)
+        top = _largest(np.concatenate([top, _largest(energy)], axis=1))
+    top8 = top.sum(axis=1)
+    return [_spread(n, *values) for values in zip(total.tolist(), roots.tolist(), top8.tolist(), strict=True)]
+
+
+def _spread(n: int, total: float, roots: float, top8: float) -> Spread | None:
     if not math.isfinite(total):
         return None
     if total == 0:
         return Spread(0.0, 0.0)
-    n = tall.shape[0]
     hoyer = (math.sqrt(n) - roots / math.sqrt(total)) / (math.sqrt(n) - 1) if n > 1 else 1.0
-    return Spread(min(float(top.sum(dtype=np.float64)) / total, 1.0), min(max(hoyer, 0.0), 1.0))
+    return Spread(min(top8 / total, 1.0), min(max(hoyer, 0.0), 1.0))
 
 
-def _candidates(energy: FloatArray) -> FloatArray:
-    """All values that can be among the largest: at least as large as the eighth largest of 16 values' maxima."""
-    width = energy.size // 16
-    if width < 16 * TOP:
-        return energy
-    maxima = energy[: 16 * width].reshape(16, width).max(axis=0)
-    enough: FloatArray = energy[energy >= np.partition(maxima, width - TOP)[width - TOP]]
-    return enough
+def _largest(energy: npt.NDArray[Any]) -> Float64:
+    """The `TOP` largest of each row [m, n], in any order; float64."""
+    n = energy.shape[1]
+    if n > TOP:
+        width = n // GROUP
+        if width >= GROUP * TOP:
+            # Only what is at least the eighth largest of small groups' maxima can be among the eight largest.
+            maxima = energy[:, : GROUP * width].reshape(-1, GROUP, width).max(axis=1)
+            enough = np.partition(maxima, width - TOP, axis=1)[:, width - TOP]
+            return np.stack([np.partition(e[e >= least], -TOP)[-TOP:] for e, least in zip(energy, enough, strict=True)])
+        energy = np.partition(energy, n - TOP, axis=1)[:, n - TOP :]
+    return energy.astype(np.float64)
 
 
-def _largest(energy: FloatArray) -> FloatArray:
-    if energy.size <= TOP:
-        return energy
-    largest: FloatArray = np.partition(energy, energy.size - TOP)[-TOP:]  # type: ignore[assignment]  # its own dtype
-    return largest
-
-
-def _first_right(wanted: Sequence[bool], cores: Sequence[Float64], sigmas: Sequence[Float64]) -> list[Float64 | None]:
-    """v₁ [r] of some cores U·Σ·Vᵀ, None of the others and of those that are zero or not finite."""
-    found: list[Float64 | None] = [None] * len(cores)
-    by_shape: dict[tuple[int, ...], list[int]] = {}
-    for place, core in enumerate(cores):
-        if wanted[place] and 0 < sigmas[place][0] < math.inf:
-            by_shape.setdefault(core.shape, []).append(place)
-    for places in by_shape.values():
-        _, _, v = np.linalg.svd(np.stack([cores[place] for place in places]), full_matrices=False)
-        for place, one in zip(places, v[:, 0], strict=True):
-            found[place] = one
+def _first_right(wanted: Sequence[bool], cores: Float64, sigma: Float64) -> list[Float64 | None]:
+    """v₁ [r] of some cores U·Σ·Vᵀ; None of the others, and of those that are zero or not finite."""
+    found: list[Float64 | None] = [None] * len(wanted)
+    places = [place for place, is_wanted in enumerate(wanted) if is_wanted and 0 < sigma[place, 0] < math.inf]
+    if places:
+        _, _, v = np.linalg.svd(cores[places])
+        for place, direction in zip(places, v[:, 0], strict=True):
+            found[place] = direction
     return found
 
 
-def _written(b: FloatArray, inner: Triangle, direction: Float64, sigma: Float64) -> npt.NDArray[np.float32]:
-    """u₁ of B·A = B·R_Aᵀ·Qᵀ: with R_B·R_Aᵀ = U·Σ·Vᵀ it is B·R_Aᵀ·v₁ / σ₁."""
-    weights = inner.r.T @ direction / sigma[0]
-    return np.asarray(b @ weights.astype(b.dtype), dtype=np.float32)
+def _written(b: FloatArray, right: Float64, direction: Float64) -> npt.NDArray[np.float32]:
+    """u₁ [out] of B·A = B·R_Aᵀ·Qᵀ: with R_B·R_Aᵀ = U·Σ·Vᵀ it is B·R_Aᵀ·v₁ / σ₁.
+
+    Args:
+        b: B [out, r].
+        right: R_A [r, r].
+        direction: v₁ / σ₁.
+    """
+    return np.asarray(b @ (right.T @ direction).astype(b.dtype), dtype=np.float32)

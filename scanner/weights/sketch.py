@@ -62,8 +62,6 @@ _SIGNS = 4
 """Sign vectors per group: non-zero entries in every column of S."""
 _SIDE = _GROUPS * _SIGNS
 _COPIED_VALUES = 2**18
-_TOGETHER = 32
-"""Modules whose small products are made in one step: a megabyte of them."""
 _BANK = 2**18
 """Signs that all modules take theirs from, each from places of its own."""
 MAX_BUILT_VALUES = 2**27
@@ -79,84 +77,80 @@ def module_key(module: str) -> str:
 
 
 def sketch_module(module: str, scale: float, a: FloatArray, b: FloatArray) -> Float64:
-    """One module's contribution [1024], float64; see `sketch_modules`."""
-    return sketch_modules([(module, scale)], [(a, b)])[0]
+    """One module's contribution [1024], float64: see `sketch_modules`. A is [r, in], B [out, r]."""
+    contribution: Float64 = sketch_modules([(module, scale)], a[None], b[None])[0]
+    return contribution
 
 
-def sketch_modules(
-    modules: Sequence[tuple[str, float]], factors: Sequence[tuple[FloatArray, FloatArray]]
-) -> list[Float64]:
-    """Contributions [1024] of modules of one rank, float64; not finite where ΔW is not or overflows.
+def sketch_modules(modules: Sequence[tuple[str, float]], a: FloatArray, b: FloatArray) -> Float64:
+    """Contributions [m, 1024] of modules of one shape, float64; not finite where ΔW is not or overflows.
 
     Pure, and safe in threads. The sums over rows and columns are in the factors' own precision, the product in float64.
 
     Args:
         modules: (name, s) of each.
-        factors: (A [r, in], B [out, r]) of each.
+        a: A [m, r, in].
+        b: B [m, out, r].
     """
-    found: list[Float64] = []
-    for start in range(0, len(modules), _TOGETHER):
-        found.extend(_contributions(modules[start : start + _TOGETHER], factors[start : start + _TOGETHER]))
-    return found
-
-
-def _contributions(modules: Sequence[tuple[str, float]], factors: Sequence[tuple[FloatArray, FloatArray]]) -> Float64:
-    left: list[FloatArray] = []
-    right: list[FloatArray] = []
-    flips: list[Float32] = []
+    n_in, n_out = a.shape[2], b.shape[1]
+    digests = [
+        hashlib.sha256(f"{SKETCH_VERSION}\0{module_key(module)}\0{n_out}\0{n_in}".encode()).digest()
+        for module, _ in modules
+    ]
     with np.errstate(over="ignore", invalid="ignore"):
-        for (module, _), (a, b) in zip(modules, factors, strict=True):
-            n_in, n_out = a.shape[1], b.shape[0]
-            digest = hashlib.sha256(f"{SKETCH_VERSION}\0{module_key(module)}\0{n_out}\0{n_in}".encode()).digest()
-            right.append(_fold_columns(a, _signs(digest[0:8], (n_in // _GROUPS + 1) * _SIGNS)))
-            left.append(_fold_rows(b, _signs(digest[8:16], (n_out // _GROUPS + 1) * _SIGNS)))
-            flips.append(_signs(digest[16:24], _SIDE * _SIDE))
-        product = np.array(left, dtype=np.float64).transpose(0, 2, 1) @ np.array(right, dtype=np.float64)
-        signed = product.reshape(len(modules), -1, SKETCH_SIZE)
-        signed *= np.array(flips).reshape(signed.shape)
+        right = _fold_columns(a, _signs_of(digests, 0, (n_in // _GROUPS + 1) * _SIGNS))
+        left = _fold_rows(b, _signs_of(digests, 8, (n_out // _GROUPS + 1) * _SIGNS))
+        product = left.astype(np.float64, copy=False).transpose(0, 2, 1) @ right.astype(np.float64, copy=False)
+        signed = product.reshape(len(modules), -1) * _signs_of(digests, 16, _SIDE * _SIDE)
         scales = np.array([scale / _SIGNS for _, scale in modules])
-        folded: Float64 = signed.sum(axis=1) * scales[:, None]
+        folded: Float64 = signed.reshape(len(modules), -1, SKETCH_SIZE).sum(axis=1) * scales[:, None]
     return folded
 
 
+def _signs_of(digests: Sequence[bytes], at: int, count: int) -> Float32:
+    """Signs [m, count], each module's from eight bytes of its digest."""
+    if len(digests) == 1:
+        return _signs(digests[0][at : at + 8], count)[None]
+    return np.stack([_signs(digest[at : at + 8], count) for digest in digests])
+
+
 def _fold_columns(a: FloatArray, signs: Float32) -> FloatArray:
-    """2·A·S_inᵀ [r, 64]; a group is a stretch of neighbouring columns."""
-    if not a.flags.c_contiguous and a.shape[0] > 1:
-        return np.concatenate([_fold_columns(rows.copy(), signs) for rows in _some(a)])
-    rank, n = a.shape
+    """2·A·S_inᵀ [m, r, 64]; a group is a stretch of neighbouring columns."""
+    m, rank, n = a.shape
+    if not a.flags.c_contiguous and rank > 1:
+        return np.concatenate([_fold_columns(rows.copy(), signs) for rows in _some(a)], axis=1)
     width = n // _GROUPS
     even = width * _GROUPS
-    table = signs[: width * _SIGNS].reshape(_SIGNS, width)
-    folded = (a[:, :even].reshape(rank * _GROUPS, width) @ table.T).reshape(rank, _GROUPS, _SIGNS)
+    table = signs[:, : width * _SIGNS].reshape(m, _SIGNS, width)
+    folded = (a[:, :, :even].reshape(m, rank * _GROUPS, width) @ table.transpose(0, 2, 1)).reshape(
+        m, rank, _GROUPS, _SIGNS
+    )
     if even < n:
-        folded[:, : n - even] += a[:, even:, None] * _rest(signs, n - even)
-    return folded.reshape(rank, _SIDE)
+        folded[:, :, : n - even] += a[:, :, even:, None] * signs[:, None, None, -_SIGNS:]
+    return folded.reshape(m, rank, _SIDE)
 
 
 def _fold_rows(b: FloatArray, signs: Float32) -> FloatArray:
-    """(2·S_out·B)ᵀ [r, 64] up to the order of the 64; row i is in group i mod 16."""
-    if not b.flags.c_contiguous and b.shape[1] > 1:
-        return np.concatenate([_fold_rows(columns.T.copy(), signs) for columns in _some(b.T)])
-    n, rank = b.shape
+    """(2·S_out·B)ᵀ [m, r, 64] up to the order of the 64; row i is in group i mod 16."""
+    m, n, rank = b.shape
+    if not b.flags.c_contiguous and rank > 1:
+        columns = _some(b.transpose(0, 2, 1))
+        return np.concatenate([_fold_rows(some.transpose(0, 2, 1).copy(), signs) for some in columns], axis=1)
     height = n // _GROUPS
     even = height * _GROUPS
-    table = signs[: height * _SIGNS].reshape(_SIGNS, height)
-    folded = (table @ b[:even].reshape(height, _GROUPS * rank)).reshape(_SIGNS, _GROUPS, rank)
+    table = signs[:, : height * _SIGNS].reshape(m, _SIGNS, height)
+    folded = (table @ b[:, :even].reshape(m, height, _GROUPS * rank)).reshape(m, _SIGNS, _GROUPS, rank)
     if even < n:
-        folded[:, : n - even] += _rest(signs, n - even).T[:, :, None] * b[even:]
-    return folded.reshape(_SIDE, rank).T
+        # One to a group: what 16 equal groups leave over.
+        folded[:, :, : n - even] += signs[:, -_SIGNS:, None, None] * b[:, None, even:]
+    return folded.reshape(m, _SIDE, rank).transpose(0, 2, 1)
 
 
 def _some(rows: FloatArray) -> Iterator[FloatArray]:
-    """Rows of a matrix that lies the other way round (MLX's, stacked experts'), a few at a time, to be copied."""
-    few = max(_COPIED_VALUES // rows.shape[1], 1)
-    for start in range(0, rows.shape[0], few):
-        yield rows[start : start + few]
-
-
-def _rest(signs: Float32, count: int) -> Float32:
-    """Signs [count, 4] of the coordinates that 16 equal groups leave over: one to a group."""
-    return np.broadcast_to(signs[-_SIGNS:], (count, _SIGNS))
+    """Rows of matrices that lie the other way round (MLX's, stacked experts'), a few at a time, to be copied."""
+    few = max(_COPIED_VALUES // (rows.shape[0] * rows.shape[2]), 1)
+    for start in range(0, rows.shape[1], few):
+        yield rows[:, start : start + few]
 
 
 @cache
