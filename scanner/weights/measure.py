@@ -37,6 +37,7 @@ RELEASE_BYTES = 2**28
 """Mapped bytes after which the file is asked to let its pages go."""
 MAX_THREADS = 8
 MANY_VALUES = 2**14
+MAX_CANCELLATION = 4.0
 STACK_VALUES = 2**19
 """Values of the factors that are stacked, so that one step does for several modules: 2 MiB of float32."""
 THREADED_VALUES = 2**24
@@ -197,7 +198,8 @@ def _measure_unit(
     for part, (a, b) in zip(parts, stacks, strict=True):
         some, right, left = updates[part], inner[part], outer[part]
         sketched.extend(sketch_modules([(update.module, update.scale) for update in some], a, b))
-        rows, columns = _spreads(b, right), _spreads(a.transpose(0, 2, 1), left)
+        plain = _cancels_little(right.norms, left.norms, sigma[part])
+        rows, columns = _spreads(b, right, plain), _spreads(a.transpose(0, 2, 1), left, plain)
         for at, update in enumerate(some):
             place = part.start + at
             direction = directions[place]
@@ -269,11 +271,22 @@ def _plain(update: LowRankUpdate, sigma: Float64) -> ModuleMeasure:
     )
 
 
-def _spreads(tall: FloatArray, other: Triangles) -> list[Spread | None]:
+def _cancels_little(norms_a: Float64, norms_b: Float64, sigma: Float64) -> bool:
+    """Whether B·A is about as large as its factors promise, in all modules of a stack.
+
+    The error of a row b_i·R_Aᵀ in float32 is at most √r·u·‖b_i‖·‖A‖, that of all energies together, relative,
+    2·√r·u·‖A‖_F·‖B‖_F / ‖B·A‖_F (Cauchy and Schwarz). For unrelated factors the last quotient is about √r; it is larger
+    where directions cancel, as after a change A→GA, B→BG⁻¹.
+    """
+    promised = np.linalg.norm(norms_a, axis=1) * np.linalg.norm(norms_b, axis=1)
+    return bool((promised <= MAX_CANCELLATION * math.sqrt(norms_a.shape[1]) * np.linalg.norm(sigma, axis=1)).all())
+
+
+def _spreads(tall: FloatArray, other: Triangles, cancels_little: bool) -> list[Spread | None]:
     """Of the rows of X·Rᵀ, whose norms are those of the rows (or columns) of B·A: b_i·A has the norm of b_i·R_Aᵀ."""
     m, n, rank = tall.shape
     # Over thousands of rows float32's errors cancel to 1e-7 even in a small Hoyer; a few rows cost nothing in float64.
-    in_float32 = other.are_well_conditioned and tall.dtype == np.float32 and n * rank >= MANY_VALUES
+    in_float32 = cancels_little and tall.dtype == np.float32 and n * rank >= MANY_VALUES
     transposed: Float64 = np.ascontiguousarray(other.r.transpose(0, 2, 1))
     right: FloatArray = transposed.astype(np.float32) if in_float32 else transposed
     total, roots = np.zeros(m), np.zeros(m)
