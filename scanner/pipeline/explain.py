@@ -152,6 +152,8 @@ def _find_head(base: str, settings: Settings) -> tuple[_Head | None, str]:
             return _Head(file, name, _gain(base, settings, file.entries[name].shape[1]), words), f"{name} of {base}"
     except SkipError as error:
         return None, f"the base cannot be read: {error.message}"
+    if any(cached_file(base, f"model.safetensors{end}", settings.max_base_bytes) for end in ("", ".index.json")):
+        return None, "the base has no output matrix that is known here"
     return None, "the base model is not in the local Hub cache"
 
 

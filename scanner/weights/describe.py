@@ -38,7 +38,15 @@ instead (`scanner/weights/gram.py`); sums over rows run in float32 only where th
 ΔW.
 
 A version is that of the feature's definition: 1 until it changes. Tables: `weight_scans` has the features of an
-adapter, one row each; `module_features` those of modules, a column each; `layer_profiles` is a view of the latter.
+adapter as rows of (feature, value); `module_features` those of modules, a column each; `layer_profiles` is a view of
+the latter. The latest scan of an adapter counts: after one with the default set, what only the full one has is null
+again.
+
+```sql
+SELECT feature, value FROM weight_scans WHERE adapter_id = '...' ORDER BY 1;
+SELECT module, delta_frob, energy_share FROM module_features WHERE adapter_id = '...' ORDER BY 3 DESC LIMIT 5;
+SELECT layer, energy_share FROM layer_profiles WHERE adapter_id = '...' ORDER BY layer;
+```
 
 ## What the studies call them
 

@@ -122,7 +122,7 @@ def plain_crawl(store: str, tmp_path: Path) -> Callable[..., int]:
         work = tmp_path / f"work{next(numbers)}"
         work.mkdir()
         endpoint, started, name = hub_endpoint(), utc_now(), f"crawl-{work.name}"
-        options = {"limit": None, "base": None, "since": None, **poll}
+        options = {"limit": None, "base": None, "since": None, "features": "default", **poll}
         polled = stages.poll_new_repos.fn(str(work), endpoint, store, **options)
         workspace = Workspace(work)
         grouped = stages.resolve_bases.fn(str(work), endpoint, store, polled["repos"])

@@ -133,7 +133,7 @@ def test_truncated_body_is_fetched_again(one, served: HubServer, tmp_path: Path)
 def test_truncated_body_that_stays_truncated_is_an_error(one, served: HubServer, quick: Settings) -> None:
     _, repo, file, _ = one
     # In each of our attempts the library makes five of its own, with a second's sleep between them.
-    client = HubClient(quick.model_copy(update={"max_attempts": 2}), served.endpoint)
+    client = HubClient(replace(quick, max_attempts=2), served.endpoint)
     served.faults.add(Fault("truncate", host="cdn", times=None))
     with pytest.raises((HubUnavailableError, CorruptDownloadError)):
         client.download(repo, file, 10**6)
