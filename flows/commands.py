@@ -53,9 +53,8 @@ def exit_code(verdicts: Iterable[str]) -> int:
 def _load_numpy() -> None:
     """Import numpy with one thread of OpenBLAS, unless `OPENBLAS_NUM_THREADS` says otherwise.
 
-    OpenBLAS makes its threads when it is loaded, and they spin between the thousands of small products of a weight
-    scan: several times the CPU time of the products themselves. The variable is taken back, because children (torch in
-    the probe) read it, too.
+    OpenBLAS makes its threads when it is loaded; making them costs a tenth of a second of CPU time even where, as in
+    the weight scan, none is used. The variable is taken back, because children (torch in the probe) read it, too.
     """
     name = "OPENBLAS_NUM_THREADS"
     if name in os.environ:
@@ -84,7 +83,7 @@ def run_scan(
     from scanner.probe import load_probe
     from scanner.report import result_object, sarif_document, scan_document, strict_json
 
-    settings = Settings(**({"features": features} if features else {}))
+    settings = Settings(features=features)
     loaded = load_probe(battery, Path(texts) if texts else None, settings.probe_texts)
     with _status("scanning") as show:
         results = scan_targets(

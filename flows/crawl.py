@@ -66,7 +66,7 @@ def crawl(
     Raises:
         StopError: the Hub or the store cannot be reached.
     """
-    settings = Settings(**({"features": features} if features else {}))
+    settings = Settings(features=features)
     store, endpoint = store or default_store_uri(), (endpoint or hub_endpoint()).rstrip("/")
     started = utc_now()
     crawl_id = f"crawl-{started:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"

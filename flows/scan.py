@@ -28,7 +28,7 @@ def scan(
     Returns:
         {"verdicts": {adapter id: verdict}}; the results are in the store.
     """
-    settings = Settings(**({"features": features} if features else {}))
+    settings = Settings(features=features)
     results = scan_targets(
         targets,
         store_uri=store or default_store_uri(),

@@ -181,6 +181,8 @@ class ModuleFeatures:
     out_features: int
     in_features: int
     features: dict[str, float | None]
+    layer: int | None = None
+    """Number of the layer that the module's name tells."""
 
 
 @dataclass(frozen=True)

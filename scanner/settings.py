@@ -37,7 +37,7 @@ def hub_endpoint() -> str:
 class Settings:
     """Every number here bounds something that a stranger's repo controls, or the time a scan takes.
 
-    A field that is not given comes from the variable of its name, in any case, after `LORASCOPE_`.
+    A field that is not given, or None, comes from the variable of its name, in any case, after `LORASCOPE_`.
 
     Raises:
         UsageError: a variable does not hold what it should; the message names all such variables.
@@ -108,7 +108,8 @@ class Settings:
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
 
-    def __init__(self, **given: float | str) -> None:
+    def __init__(self, **asked: float | str | None) -> None:
+        given = {name: value for name, value in asked.items() if value is not None}
         values, wrong = _from_environment(os.environ)
         known = {field.name: values.get(field.name, field.default) for field in fields(self)}
         if unknown := given.keys() - known.keys():

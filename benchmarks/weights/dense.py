@@ -21,13 +21,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.weights.bare import open_folder, scan_folder
+from benchmarks.weights.bare import measure_folder, open_folder
 from scanner.adapter import LowRankUpdate
-from scanner.weights import singular_values
+from scanner.weights import features_of
 
 Values = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 Route = Callable[[LowRankUpdate], tuple[float, Values]]
 """Seconds, and the singular values of B·A."""
+Spectra = dict[str, npt.NDArray[np.float64]]
+"""The scan's own singular values of B·A, by module."""
 
 BLOCK = 1024
 """Side of the block whose SVD bounds that of a matrix from below."""
@@ -74,7 +76,7 @@ def peft_route(update: LowRankUpdate) -> tuple[float, Values]:
     return seconds, sigma.numpy() / update.scale
 
 
-def time_route(route: Route, groups: list[list[LowRankUpdate]], budget_s: float) -> dict[str, Any]:
+def time_route(route: Route, groups: list[list[LowRankUpdate]], ours: Spectra, budget_s: float) -> dict[str, Any]:
     """Seconds for all modules, and whether they were measured or extrapolated from one module of each size.
 
     A size that does not fit the budget gets a bound from below: the SVD of its leading square block of side 1024 or
@@ -89,7 +91,7 @@ def time_route(route: Route, groups: list[list[LowRankUpdate]], budget_s: float)
             continue
         seconds, sigma = route(group[0])
         one_each.append(seconds)
-        deviations.append(_deviation(group[0], sigma))
+        deviations.append(_deviation(ours[group[0].module], sigma))
         spent, rate = spent + seconds, seconds / work(group[0])
     measured = [seconds for seconds in one_each if seconds is not None]
     found: dict[str, Any] = {"measured_modules": len(measured), "modules": total, "extrapolated": True}
@@ -116,9 +118,8 @@ def _bound(route: Route, update: LowRankUpdate) -> float:
     return min(route(block)[0] for _ in range(3)) * (min(update.out_features, update.in_features) / side) ** 3
 
 
-def _deviation(update: LowRankUpdate, sigma: Values) -> dict[str, float]:
+def _deviation(ours: npt.NDArray[np.float64], sigma: Values) -> dict[str, float]:
     """Of our singular values from those of a float32 SVD, whose own error is a few 1e-7 of the largest value."""
-    ours = singular_values(*update.read())
     dense = sigma[: len(ours)].astype(np.float64)
     return {
         "sigma_over_largest": float(np.abs(ours - dense).max() / dense[0]),
@@ -127,7 +128,10 @@ def _deviation(update: LowRankUpdate, sigma: Values) -> dict[str, float]:
 
 
 def check(
-    groups: list[list[LowRankUpdate]], features: dict[str, dict[str, float | None]], budget_s: float
+    groups: list[list[LowRankUpdate]],
+    ours: Spectra,
+    features: dict[str, dict[str, float | None]],
+    budget_s: float,
 ) -> dict[str, Any]:
     """Relative errors against a float64 dense SVD, for one module of each size that fits the budget (at least one)."""
     worst: dict[str, float] = defaultdict(float)
@@ -143,9 +147,8 @@ def check(
         sigma: npt.NDArray[np.float64] = np.linalg.svd(product, compute_uv=False)[: update.rank].astype(np.float64)
         spent += time.perf_counter() - started
         rate = (time.perf_counter() - started) / work(update)
-        ours = singular_values(a, b)[: len(sigma)]
         large = sigma > FLOOR * sigma[0]
-        worst["sigma"] = max(worst["sigma"], float(np.abs(ours / sigma - 1)[large].max()))
+        worst["sigma"] = max(worst["sigma"], float(np.abs(ours[update.module] / sigma - 1)[large].max()))
         for name, wanted in dense_features(product, sigma, update.scale).items():
             value = features[update.module].get(name)
             if name in features[update.module]:
@@ -175,12 +178,14 @@ def main() -> None:
     parser.add_argument("--route-seconds", type=float, default=0, help="0: no times, only the check")
     parser.add_argument("--check-seconds", type=float, default=4)
     args = parser.parse_args()
-    groups = by_size(open_folder(args.folder).updates)
-    features = {module.module: module.features for module in scan_folder(args.folder).modules}
-    found: dict[str, Any] = {"check": check(groups, features, args.check_seconds)}
+    groups = by_size(open_folder(args.folder)[1].updates)
+    measurement = measure_folder(args.folder)
+    ours = {module.module: module.sigma for module in measurement.modules}
+    features = {module.module: module.features for module in features_of(measurement).modules}
+    found: dict[str, Any] = {"check": check(groups, ours, features, args.check_seconds)}
     if args.route_seconds:
-        found["numpy"] = time_route(numpy_route, groups, args.route_seconds)
-        found["peft"] = time_route(peft_route, groups, args.route_seconds)
+        found["numpy"] = time_route(numpy_route, groups, ours, args.route_seconds)
+        found["peft"] = time_route(peft_route, groups, ours, args.route_seconds)
     print(json.dumps(found))
 
 

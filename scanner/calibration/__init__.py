@@ -1,5 +1,6 @@
 """References, p-values and verdicts. Pure functions: no file, no store, no model."""
 
+from scanner.calibration.carriers import Carrier, deviating_modules
 from scanner.calibration.decide import Decision, Evidence, Reason, decide
 from scanner.calibration.paired import BatteryEvidence, adjust_fdr, judge_battery, mcnemar_p
 from scanner.calibration.policy import Policy
@@ -8,6 +9,7 @@ from scanner.calibration.reference import CalibrationKey, Reference, Sibling, bu
 __all__ = [
     "BatteryEvidence",
     "CalibrationKey",
+    "Carrier",
     "Decision",
     "Evidence",
     "Policy",
@@ -17,6 +19,7 @@ __all__ = [
     "adjust_fdr",
     "build_reference",
     "decide",
+    "deviating_modules",
     "judge_battery",
     "mcnemar_p",
     "weight_p_value",

@@ -5,7 +5,7 @@ At hand means in the user's Hub cache, where the probe puts every base that it l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,13 +22,14 @@ from scanner.hub.cache import cached_file
 from scanner.model import ScanRecord
 from scanner.pipeline.reopen import reopen_adapter
 from scanner.settings import Settings
-from scanner.weights import Direction, nearest_tokens, place_of, top_directions
+from scanner.weights import Direction, TokenScore, nearest_tokens, place_of, top_directions
 
 __all__ = ["ExplainedModule", "Explanation", "Token", "explain_weights"]
 
 MODULES = 3
 TOKENS = 5
 BLOCK_VALUES = 2**22
+NO_WRITER = "no module of it writes to the residual stream"
 _HEADS = ("lm_head.weight", "embed_out.weight", "model.embed_tokens.weight", "transformer.wte.weight")
 """Output matrices; where the first are missing, the embedding is the head as well."""
 _NORMS = ("model.norm.weight", "transformer.ln_f.weight", "gpt_neox.final_layer_norm.weight")
@@ -93,43 +94,68 @@ class _Head:
         self.file.release()
 
 
-def explain_weights(record: ScanRecord, settings: Settings) -> Explanation | None:
-    """Explain one scanned adapter whose files are on this machine; None where its weights were not read."""
+@dataclass(frozen=True)
+class _Found:
+    """One adapter's strongest modules."""
+
+    share: dict[str, float]
+    directions: tuple[tuple[str, Direction], ...]
+    """By module."""
+    failure: str = ""
+
+
+def explain_weights(records: Sequence[ScanRecord], settings: Settings) -> dict[str, Explanation]:
+    """Explain scanned adapters of one base whose files are on this machine, by their ids.
+
+    Those whose weights were not read are left out. The base's head is read once for all of them.
+    """
+    found = {r.info.adapter_id: one for r in records if (one := _strongest(r, settings)) is not None}
+    if not found:
+        return {}
+    head, why = _find_head(records[0].info.base_model, settings)
+    asked = [
+        (adapter_id, module, direction.output)
+        for adapter_id, one in found.items()
+        for module, direction in one.directions
+        if head is not None and place_of(module).is_writer and direction.output.size == head.hidden
+    ]
+    tokens: dict[tuple[str, str], tuple[tuple[Token, ...], tuple[Token, ...]]] = {}
+    if head is not None and asked:
+        ends = nearest_tokens(head.blocks(), [output for _, _, output in asked], TOKENS)
+        for (adapter_id, module, _), (high, low) in zip(asked, ends, strict=True):
+            tokens[adapter_id, module] = (_texts(head, high), _texts(head, low))
+    with_tokens = {adapter_id for adapter_id, _ in tokens}
+    return {
+        adapter_id: Explanation(
+            tuple(
+                ExplainedModule(
+                    module, one.share.get(module, 0.0), d.sigma, d.energy, *tokens.get((adapter_id, module), ((), ()))
+                )
+                for module, d in one.directions
+            ),
+            one.failure or (why if head is None or adapter_id in with_tokens else NO_WRITER),
+        )
+        for adapter_id, one in found.items()
+    }
+
+
+def _strongest(record: ScanRecord, settings: Settings) -> _Found | None:
+    """The largest modules, then the largest that write to the residual stream; None where nothing was read."""
     try:
         view = reopen_adapter(record, settings) if record.weights else None
     except LorascopeError as error:  # the files changed since they were scanned
-        return Explanation((), error.message)
+        return _Found({}, (), error.message)
     if view is None or record.weights is None:
         return None
     share = {module.module: module.features["energy_share"] or 0.0 for module in record.weights.modules}
     largest = sorted(view.updates, key=lambda u: (-share.get(u.module, 0.0), u.module))
     writers = [update for update in largest if place_of(update.module).is_writer]
-    chosen = list({u.module: u for u in (*largest[:MODULES], *writers[:MODULES])}.values())
-    found = [(update, directions[0]) for update in chosen if (directions := _directions(update))]
-    head, why = _find_head(record.info.base_model, settings)
-    tokens: dict[str, tuple[tuple[Token, ...], tuple[Token, ...]]] = {}
-    seen = [
-        (update.module, direction.output)
-        for update, direction in found
-        if head is not None and place_of(update.module).is_writer and direction.output.size == head.hidden
-    ]
-    if head is not None and seen:
-        for (module, _), (high, low) in zip(
-            seen, nearest_tokens(head.blocks(), [output for _, output in seen], TOKENS), strict=True
-        ):
-            one, other = (
-                tuple(Token(head.words.get(t.token, f"#{t.token}"), t.score) for t in end) for end in (high, low)
-            )
-            tokens[module] = (one, other)
-    elif head is not None:
-        why = "no module of it writes to the residual stream"
-    return Explanation(
-        tuple(
-            ExplainedModule(u.module, share.get(u.module, 0.0), d.sigma, d.energy, *tokens.get(u.module, ((), ())))
-            for u, d in found
-        ),
-        why,
-    )
+    chosen = {u.module: u for u in (*largest[:MODULES], *writers[:MODULES])}
+    return _Found(share, tuple((u.module, d[0]) for u in chosen.values() if (d := _directions(u))))
+
+
+def _texts(head: _Head, scores: Sequence[TokenScore]) -> tuple[Token, ...]:
+    return tuple(Token(head.words.get(one.token, f"#{one.token}"), one.score) for one in scores)
 
 
 def _directions(update: LowRankUpdate) -> list[Direction]:

@@ -164,7 +164,7 @@ def _weigh(database: Database | None, fact: JudgedFacts, reference: Reference | 
     p_value = weight_p_value(fact.features, reference, others, policy)
     carriers: tuple[str, ...] = ()
     if p_value is not None and p_value <= policy.alpha and len(others) >= policy.siblings_needed:
-        found = find_carriers(database, fact.adapter["adapter_id"], others)
+        found = find_carriers(database, fact.adapter["adapter_id"], others, policy)
         carriers = tuple(f"{c.module[:120]} ({c.z:+.1f} spreads)" for c in found)
     return _Weighed(p_value, reference.reference_id, len(others), carriers)
 

@@ -112,7 +112,7 @@ def scan_targets(
             progress(f"reading {target}")
             records.extend(_collect_target(target, client, work, settings, bases))
         done: dict[str, ScanRecord] = {}
-        explanations: dict[str, Explanation | None] = {}
+        explanations: dict[str, Explanation] = {}
         for base_model, group in _by_base(_unique(records)):
             chosen = choose_for_probe(group, mode, settings, salt=scan_id)
             if chosen:
@@ -130,7 +130,9 @@ def scan_targets(
             )
             done.update({record.info.adapter_id: record for record in probed})
             if explain:
-                explanations.update(_explained(probed, settings))
+                from scanner.pipeline.explain import explain_weights
+
+                explanations.update(explain_weights(probed, settings))
         _relate(root, list(done.values()), scan_id, settings, progress)
         names = base_rows(resolver.resolved(), source=f"hub:{hub_endpoint()}", crawl_id=scan_id, resolved_at=utc_now())
     verdicts = judge_records(root, list(done.values()), scan_id, now, Policy(), utc_now())
@@ -151,12 +153,6 @@ def scan_targets(
         record = _for_target(done[adapter_id], asked.info.repo)
         results.append(ScanResult(record, by_id[adapter_id], explanations.get(adapter_id)))
     return results
-
-
-def _explained(records: Sequence[ScanRecord], settings: Settings) -> dict[str, Explanation | None]:
-    from scanner.pipeline.explain import explain_weights
-
-    return {record.info.adapter_id: explain_weights(record, settings) for record in records}
 
 
 def _relate(

@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from scanner.calibration import CalibrationKey, Policy, Reference, Sibling, build_reference
+from scanner.calibration import (
+    CalibrationKey,
+    Carrier,
+    Policy,
+    Reference,
+    Sibling,
+    build_reference,
+    deviating_modules,
+)
 from scanner.model import UNRESOLVED, Outcome
 from scanner.pipeline.judged import JudgedFacts
 from scanner.store import Database, Row
-from scanner.weights import Carrier, deviating_modules
 
 __all__ = ["calibration_key", "find_carriers", "find_references", "sibling_of"]
 
@@ -79,7 +86,9 @@ def find_references(
     return {key: reference for key, reference in built.items() if reference.n}
 
 
-def find_carriers(database: Database, adapter_id: str, siblings: Iterable[Sibling]) -> Sequence[Carrier]:
+def find_carriers(
+    database: Database, adapter_id: str, siblings: Iterable[Sibling], policy: Policy
+) -> Sequence[Carrier]:
     """The modules in which an adapter deviates most from its siblings, the farthest first.
 
     Raises:
@@ -94,4 +103,4 @@ def find_carriers(database: Database, adapter_id: str, siblings: Iterable[Siblin
     sizes: dict[str, dict[str, float]] = defaultdict(dict)
     for row in rows:
         sizes[row["adapter_id"]][row["module"]] = row["delta_frob"]
-    return deviating_modules(sizes[adapter_id], [sizes[member] for member in members])
+    return deviating_modules(sizes[adapter_id], [sizes[member] for member in members], policy.spread_floor)

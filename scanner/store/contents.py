@@ -143,6 +143,7 @@ def _weights(features: list[Row], modules: list[Row], sketches: list[Row]) -> We
                 row["out_features"],
                 row["in_features"],
                 {name: row[name] for name in WEIGHT_MODULE_FEATURES},
+                row["layer"],
             )
             for row in modules
         ),

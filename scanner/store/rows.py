@@ -117,6 +117,7 @@ def _weights(rows: dict[str, list[Row]], record: ScanRecord) -> None:
                 "out_features": module.out_features,
                 "in_features": module.in_features,
                 "version": weights.version,
+                "layer": module.layer,
                 **module.features,
             }
         )

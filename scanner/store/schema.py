@@ -119,6 +119,7 @@ TABLES: dict[str, pa.Schema] = {
         *((name, _F64, description) for name, description in _MODULE_FEATURES),
         ("version", _STR, "Version of the feature set."),
         *((name, _F64, description) for name, description in _LATER_MODULE_FEATURES),
+        ("layer", _I64, "Number of the layer, from the module's name; null outside of layers."),
     ),
     "weight_sketches": _schema(
         _ADAPTER_ID,

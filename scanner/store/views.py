@@ -55,8 +55,7 @@ CREATE VIEW current_verdicts AS
 CREATE VIEW flagged AS
   SELECT * FROM current_verdicts WHERE verdict = 'flagged';
 CREATE VIEW layer_profiles AS  -- how the size of an update lies over the layers; modules without one have layer NULL
-  SELECT adapter_id, TRY_CAST(nullif(regexp_extract(module,
-           '(?:^|[._])(?:layers?|h|blocks?|transformer_blocks)[._](\\d{{1,6}})(?:[._]|$)', 1), '') AS INTEGER) AS layer,
+  SELECT adapter_id, layer,
          sum(energy_share) AS energy_share, sqrt(sum(delta_frob * delta_frob)) AS delta_frob, count(*) AS modules
   FROM (SELECT * FROM module_features QUALIFY row_number() OVER (
     PARTITION BY adapter_id, module ORDER BY scanned_at DESC, row_id) = 1)
@@ -64,7 +63,7 @@ CREATE VIEW layer_profiles AS  -- how the size of an update lies over the layers
 CREATE VIEW near_duplicates AS
   SELECT r.adapter_id, coalesce(n.repo_id, a.repo_id) AS repo_id, a.adapter_path, a.owner,
          r.other_adapter_id, coalesce(m.repo_id, b.repo_id) AS other_repo_id, b.adapter_path AS other_adapter_path,
-         b.owner AS other_owner, a.owner IS DISTINCT FROM b.owner AS across_owners, r.base_model, r.kind,
+         b.owner AS other_owner, coalesce(a.owner <> b.owner, false) AS across_owners, r.base_model, r.kind,
          r.cosine, r.cosine_low, r.cosine_high, r.coefficient, r.is_exact
   FROM relations r
   JOIN adapters a ON a.adapter_id = r.adapter_id LEFT JOIN repo_names n ON n.repo_uid = a.repo_uid

@@ -1,17 +1,14 @@
 """Spectral features of an adapter's low-rank updates, and how whole updates relate to one another."""
 
 from scanner.weights.blocks import BlockSplit, find_split
-from scanner.weights.carriers import Carrier, deviating_modules
 from scanner.weights.directions import Direction, TokenScore, nearest_tokens, top_directions
 from scanner.weights.features import (
     FEATURE_VERSION,
     MODULE_FEATURES,
     features_of,
-    measure_adapter,
     scan_weights,
-    singular_values,
 )
-from scanner.weights.measure import Measurement, ModuleMeasure
+from scanner.weights.measure import Measurement, ModuleMeasure, measure_adapter
 from scanner.weights.places import Place, place_of
 from scanner.weights.sketch import SKETCH_VERSION, SketchSum, sketch_module, sketch_updates
 
@@ -20,21 +17,18 @@ __all__ = [
     "MODULE_FEATURES",
     "SKETCH_VERSION",
     "BlockSplit",
-    "Carrier",
     "Direction",
     "Measurement",
     "ModuleMeasure",
     "Place",
     "SketchSum",
     "TokenScore",
-    "deviating_modules",
     "features_of",
     "find_split",
     "measure_adapter",
     "nearest_tokens",
     "place_of",
     "scan_weights",
-    "singular_values",
     "sketch_module",
     "sketch_updates",
     "top_directions",

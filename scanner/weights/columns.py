@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from scanner.weights.gram import Float64
-from scanner.weights.measure import ModuleMeasure, Spread
+from scanner.weights.measure import ModuleMeasure
 from scanner.weights.places import Place, place_of
+from scanner.weights.spread import Spread
 
 __all__ = ["Columns", "columns_of"]
 

@@ -13,11 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from scanner.adapter import FloatArray, LowRankUpdate
-from scanner.weights.gram import triangle
+from scanner.weights.gram import Float32, triangle
 
 __all__ = ["Direction", "TokenScore", "nearest_tokens", "top_directions"]
-
-Float32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)

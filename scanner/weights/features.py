@@ -3,49 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 
-from scanner.adapter import FloatArray, LowRankUpdate
+from scanner.adapter import LowRankUpdate
 from scanner.model import ModuleFeatures, WeightScan
 from scanner.weights.columns import columns_of
 from scanner.weights.definition import FULL
-from scanner.weights.gram import Float64, triangle
-from scanner.weights.measure import Measurement, measure_modules
+from scanner.weights.measure import Measurement, measure_adapter
 from scanner.weights.per_adapter import ADAPTER
 from scanner.weights.per_module import MODULE
-from scanner.weights.places import residual_writers
 
-__all__ = ["FEATURE_VERSION", "MODULE_FEATURES", "features_of", "measure_adapter", "scan_weights", "singular_values"]
+__all__ = ["FEATURE_VERSION", "MODULE_FEATURES", "features_of", "scan_weights"]
 
 FEATURE_VERSION = "weights-3"
 """Raised with every new feature, and with every change of one (whose own version changes, too)."""
 MODULE_FEATURES = tuple(MODULE.features)
-
-
-def singular_values(a: FloatArray, b: FloatArray) -> Float64:
-    """The min(r, in, out) leading singular values of B·A, falling; float64.
-
-    Through QR of both factors and an SVD of the small core, which keeps small values that a Gram matrix would lose.
-
-    Args:
-        a: A [r, in].
-        b: B [out, r].
-    """
-    core = triangle(b) @ triangle(a.T).T
-    if not np.isfinite(core).all():
-        return np.full(min(core.shape), math.nan)
-    return np.asarray(np.linalg.svd(core, compute_uv=False), dtype=np.float64)
-
-
-def measure_adapter(
-    updates: Iterable[LowRankUpdate], *, full: bool = False, release: Callable[[], None] | None = None
-) -> Measurement:
-    """`measure_modules` with what the features need."""
-    updates = tuple(updates)
-    writers = residual_writers(updates)
-    return measure_modules(updates, release, writers.__contains__, full=full)
 
 
 def features_of(measurement: Measurement, *, full: bool = False) -> WeightScan:
@@ -68,8 +42,15 @@ def features_of(measurement: Measurement, *, full: bool = False) -> WeightScan:
     values[~np.isfinite(columns.energy)] = math.nan
     names = [feature.name for feature in wanted]
     modules = tuple(
-        ModuleFeatures(m.module, m.rank, m.out_features, m.in_features, _with_nulls(zip(names, row, strict=True)))
-        for m, row in zip(measures, values.tolist(), strict=True)
+        ModuleFeatures(
+            m.module,
+            m.rank,
+            m.out_features,
+            m.in_features,
+            _with_nulls(zip(names, row, strict=True)),
+            place.layer,
+        )
+        for m, place, row in zip(measures, columns.places, values.tolist(), strict=True)
     )
     return WeightScan(_with_nulls(adapter.items()), modules, FEATURE_VERSION, measurement.sketch)
 
@@ -79,7 +60,7 @@ def _with_nulls(values: Iterable[tuple[str, float]]) -> dict[str, float | None]:
 
 
 def scan_weights(updates: Iterable[LowRankUpdate], *, full: bool = False) -> WeightScan:
-    """Measure and compute: see `measure_modules` and `features_of`.
+    """Measure and compute: see `measure_adapter` and `features_of`.
 
     Args:
         updates: those of one adapter.

@@ -19,9 +19,20 @@ import numpy.typing as npt
 
 from scanner.adapter import FloatArray
 
-__all__ = ["Float64", "Triangles", "blocks", "gram", "in_scratch", "product_in_scratch", "triangle", "triangles"]
+__all__ = [
+    "Float32",
+    "Float64",
+    "Triangles",
+    "blocks",
+    "gram",
+    "in_scratch",
+    "product_in_scratch",
+    "triangle",
+    "triangles",
+]
 
 Float64 = npt.NDArray[np.float64]
+Float32 = npt.NDArray[np.float32]
 
 BLOCK_VALUES = 2**18
 """Values that are converted to float64 at once: 2 MiB."""
@@ -41,11 +52,9 @@ class Triangles:
     """[m, r, r] with RᵀR = XᵀX; NaN where X is not finite."""
     norms: Float64
     """‖columns of X‖ [m, r]."""
-    traces: Float64
-    """trace(C⁻¹) [m], at least r; infinite where C is singular or nearly so."""
 
     def __getitem__(self, some: slice) -> Triangles:
-        return Triangles(self.r[some], self.norms[some], self.traces[some])
+        return Triangles(self.r[some], self.norms[some])
 
 
 def _scratch(slot: int, values: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -152,13 +161,12 @@ def triangles(stacks: Sequence[FloatArray]) -> Triangles:
         scaled = grams / norms[:, :, None] / norms[:, None, :]
     usable = np.isfinite(scaled).all(axis=(1, 2)) & (diagonal > 1e-280).all(axis=1)
     lower, traces = _cholesky(scaled, usable)
-    traces[grams.shape[-1] * traces > MAX_TRACE] = math.inf
     r = lower.transpose(0, 2, 1) * norms[:, None, :]
-    unsolved = set(np.flatnonzero(np.isinf(traces)).tolist())
+    unsolved = set(np.flatnonzero(grams.shape[-1] * traces > MAX_TRACE).tolist())
     for place, tall in enumerate(tall for stack in stacks for tall in stack) if unsolved else ():
         if place in unsolved:
             r[place], norms[place] = _by_qr(tall)
-    return Triangles(r, norms, traces)
+    return Triangles(r, norms)
 
 
 def _by_qr(tall: FloatArray) -> tuple[Float64, Float64]:

@@ -7,15 +7,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from scanner.adapter import LowRankUpdate
+from scanner.weights.gram import Float64
 from scanner.weights.sketch import module_key
 
 __all__ = ["Updates", "cosine", "cosine_of", "gram", "inner", "is_sound"]
 
 Updates = Sequence[LowRankUpdate]
-Float64 = npt.NDArray[np.float64]
 
 
 def gram(adapters: Sequence[Updates]) -> Float64:

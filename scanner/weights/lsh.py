@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from scanner.weights.gram import Float32, Float64
 from scanner.weights.sketch import SKETCH_SIZE, random_signs
 
 __all__ = ["BANDS", "BITS", "Candidates", "find_candidates", "miss_probability"]
@@ -31,8 +32,6 @@ BLOCK = 1024
 MAX_BLOCK_PAIRS = 2**27
 """Pairs that blocks compare at most: some ten seconds. What is left is counted."""
 
-Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
 Int64 = npt.NDArray[np.int64]
 
 

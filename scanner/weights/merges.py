@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from scanner.weights.gram import Float32, Float64
 from scanner.weights.inner import cosine_of, gram, is_sound
 from scanner.weights.relations import COPY_RESIDUAL, NEAR, Load, Relation, RelationKind, SketchTable, interval_of
 
@@ -31,9 +32,6 @@ MAX_MATRIX = 2**24
 """or fewer: their cosines with the whole table take 64 MiB, those of all their paths three times as much."""
 MAX_PRODUCTS = 2**28
 """Cosines between targets and the whole table at most, some twenty seconds: targets beyond are counted."""
-
-Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

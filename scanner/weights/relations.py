@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scanner.model import WeightSketch
+from scanner.weights.gram import Float32, Float64
 from scanner.weights.inner import Updates, cosine_of, gram, is_sound
 from scanner.weights.lsh import find_candidates
 from scanner.weights.sketch import SKETCH_SIZE, SKETCH_VERSION
@@ -39,8 +40,6 @@ MARGIN = 4.0
 MAX_PER_ADAPTER = 20
 """Relations of one adapter that are kept, the closest ones: a thousand re-uploads are a star, not a million pairs."""
 
-Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
 Load = Callable[[str], Updates | None]
 """An adapter's id -> its updates; None: its files are not at hand."""
 

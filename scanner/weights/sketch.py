@@ -34,11 +34,11 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 
 import numpy as np
-import numpy.typing as npt
 
 from scanner.adapter import FloatArray, LowRankUpdate
 from scanner.errors import LimitExceededError
 from scanner.model import WeightSketch
+from scanner.weights.gram import Float32, Float64
 
 __all__ = [
     "MAX_BUILT_VALUES",
@@ -66,9 +66,6 @@ _BANK = 2**18
 """Signs that all modules take theirs from, each from places of its own."""
 MAX_BUILT_VALUES = 2**27
 """Of an adapter: some seconds. Small files can stand for large products."""
-
-Float64 = npt.NDArray[np.float64]
-Float32 = npt.NDArray[np.float32]
 
 
 def module_key(module: str) -> str:
@@ -174,7 +171,7 @@ def _signs(seed: bytes, count: int) -> Float32:
 
 
 class SketchSum:
-    """The sum of modules' contributions. Not safe in threads: they compute contributions, one adds them up."""
+    """The sum of modules' contributions; a sum belongs to one thread."""
 
     def __init__(self) -> None:
         self._vector: Float64 = np.zeros(SKETCH_SIZE)
@@ -193,6 +190,15 @@ class SketchSum:
         self._energy += energy
         self._square += energy * energy
         self._modules += 1
+
+    def merge(self, other: SketchSum) -> None:
+        """Add what another sum holds: that of other modules."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._vector += other._vector
+        self._energy += other._energy
+        self._square += other._square
+        self._modules += other._modules
+        self._is_whole &= other._is_whole
 
     def result(self) -> WeightSketch:
         """The sketch, or the reason why there is none.

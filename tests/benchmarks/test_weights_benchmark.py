@@ -20,7 +20,7 @@ import torch
 from safetensors import safe_open
 
 from benchmarks.weights.adapters import write_adapter
-from benchmarks.weights.bare import open_folder, scan_folder
+from benchmarks.weights.bare import measure_folder, open_folder, scan_folder
 from benchmarks.weights.case import FLOAT32_TOLERANCE, TOLERANCE, _agrees
 from benchmarks.weights.dense import by_size, check, numpy_route, peft_route, time_route
 from benchmarks.weights.processes import ROOT, ProcessCost, run_measured, summary, take_turns
@@ -60,6 +60,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("adapter") / "adapter"
     write_adapter(made, SMALL[1])
     return made
+
+
+def spectra(folder: Path) -> Any:
+    return {module.module: module.sigma for module in measure_folder(folder).modules}
 
 
 def test_results_have_every_case_with_figures_and_ratios(report: dict[str, Any]) -> None:
@@ -131,7 +135,7 @@ def test_generated_files_are_what_safetensors_and_the_scanner_read(tmp_path: Pat
     path = write_adapter(tmp_path / "one", case, seed=3)
     assert path.read_bytes() == write_adapter(tmp_path / "two", case, seed=3).read_bytes()
     assert path.read_bytes() != write_adapter(tmp_path / "three", case, seed=4).read_bytes()
-    updates = {update.module: update for update in open_folder(tmp_path / "one").updates}
+    updates = {update.module: update for update in open_folder(tmp_path / "one")[1].updates}
     assert set(updates) == set(case.modules)
     with safe_open(path, "pt") as tensors:
         assert len(tensors.keys()) == 2 * len(updates)
@@ -149,7 +153,7 @@ def test_bf16_files_round_as_torch_does(tmp_path: Path) -> None:
     shape, rank = SMALL[0].shape, SMALL[0].rank
     write_adapter(tmp_path / "wide", Case(shape, rank, "fp32"))
     write_adapter(tmp_path / "narrow", Case(shape, rank, "bf16"))
-    pairs = zip(open_folder(tmp_path / "wide").updates, open_folder(tmp_path / "narrow").updates, strict=True)
+    pairs = zip(open_folder(tmp_path / "wide")[1].updates, open_folder(tmp_path / "narrow")[1].updates, strict=True)
     for wide, narrow in pairs:
         for exact, rounded in zip(wide.read(), narrow.read(), strict=True):
             wanted = torch.from_numpy(np.array(exact)).to(torch.bfloat16).float().numpy()
@@ -183,25 +187,25 @@ def test_runs_take_turns_and_medians_are_reported() -> None:
 
 
 def test_extrapolated_times_say_so(folder: Path) -> None:
-    groups = by_size(open_folder(folder).updates)
-    whole = time_route(numpy_route, groups, 60.0)
+    groups, ours = by_size(open_folder(folder)[1].updates), spectra(folder)
+    whole = time_route(numpy_route, groups, ours, 60.0)
     assert (whole["measured_modules"], whole["extrapolated"], whole["lower_bound"]) == (14, False, False)
-    bounded = time_route(peft_route, groups, 1e-9)
+    bounded = time_route(peft_route, groups, ours, 1e-9)
     assert (bounded["measured_modules"], bounded["extrapolated"], bounded["lower_bound"]) == (1, True, True)
     assert bounded["modules"] == 14 and bounded["wall_s"] > 0
 
 
 def test_a_wrong_answer_is_noticed(folder: Path) -> None:
-    groups = by_size(open_folder(folder).updates)
+    groups, ours = by_size(open_folder(folder)[1].updates), spectra(folder)
     features = {module.module: module.features for module in scan_folder(folder).modules}
-    right = check(groups, features, 60.0)["relative_errors"]
+    right = check(groups, ours, features, 60.0)["relative_errors"]
     assert max(right.values()) <= TOLERANCE
     off = {
         module: values | {"delta_frob": (values["delta_frob"] or 0) * 1.00001} for module, values in features.items()
     }
-    assert check(groups, off, 60.0)["relative_errors"]["delta_frob"] == pytest.approx(1e-5, rel=0.1)
+    assert check(groups, ours, off, 60.0)["relative_errors"]["delta_frob"] == pytest.approx(1e-5, rel=0.1)
     lost = {module: values | {"stable_rank": None} for module, values in features.items()}
-    assert check(groups, lost, 60.0)["relative_errors"]["stable_rank"] == float("inf")
+    assert check(groups, ours, lost, 60.0)["relative_errors"]["stable_rank"] == float("inf")
     for checks, good in (
         (right, True),
         (right | {"delta_frob": 1e-5}, False),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from scanner.adapter import open_safetensors
-from scanner.pipeline.explain import explain_weights
+from scanner.pipeline.explain import _Head, explain_weights
 from scanner.pipeline.scan import scan_targets
 from scanner.probe import load_probe
 from scanner.report import result_object, strict_json
@@ -116,7 +115,21 @@ def test_files_that_vanish_meanwhile(tmp_path: Path) -> None:
     )
     assert result.explanation is None
     (folder / "adapter_model.safetensors").write_bytes(b"\0" * 64)
-    found = explain_weights(replace(result.record), Settings())
-    assert found is not None
+    (found,) = explain_weights([result.record], Settings()).values()
     assert found.modules == ()
     assert found.head
+
+
+def test_the_head_is_read_once_for_all_adapters_of_a_base(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_base(cache)
+    reads = []
+    blocks = _Head.blocks
+    monkeypatch.setattr(_Head, "blocks", lambda head: reads.append(head) or blocks(head))
+    for name in ("alder-labs/prompt-shield-lora", "bramblewood/injection-guard-r8"):
+        shutil.copytree(DEMO / name, tmp_path / "two" / name)
+    explained = [explanation for explanation, _ in scanned(tmp_path / "two", tmp_path)]
+    assert len(explained) == 2
+    assert all(any(m.one_end for m in explanation.modules) for explanation in explained)  # type: ignore[attr-defined]
+    assert len(reads) == 1

@@ -98,7 +98,6 @@ def test_one_singular_factor_does_not_slow_its_neighbours(monkeypatch: pytest.Mo
         same_gram(r, tall, 1e-10)
     assert len(calls) == 1
     np.testing.assert_array_equal(calls[0], talls[2])
-    assert np.isinf(found.traces).tolist() == [False, False, True, False, False]
 
 
 @pytest.mark.parametrize("order", ["C", "F"])

@@ -9,69 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dense import dense_features, hoyer, update
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scanner.adapter import LowRankUpdate, open_weights, parse_config, read_json_object, view_adapter
-from scanner.weights import FEATURE_VERSION, MODULE_FEATURES, scan_weights, singular_values
+from scanner.adapter import LowRankUpdate
+from scanner.weights import FEATURE_VERSION, MODULE_FEATURES, measure_adapter, scan_weights
 from scanner.weights.definition import Gauge
 from scanner.weights.per_adapter import ADAPTER
 from scanner.weights.per_module import MODULE
 
 sizes = st.integers(1, 12)
 seeds = st.integers(0, 2**32 - 1)
-
-
-def update(a: Any, b: Any, scale: float = 1.0, module: str = "layers.0.q_proj") -> LowRankUpdate:
-    return LowRankUpdate(module, a.shape[0], b.shape[0], a.shape[1], scale, lambda: (a, b))
-
-
-def hoyer(x: Any) -> float:
-    if x.size == 1:
-        return 1.0
-    root = math.sqrt(x.size)
-    return float((root - np.abs(x).sum() / np.linalg.norm(x)) / (root - 1))
-
-
-def dense_features(a: Any, b: Any, scale: float) -> dict[str, float | None]:
-    """The definitions, on the dense product in float64. Nothing here is shared with the scanner."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    product, rank = b @ a, a.shape[0]
-    sigma = np.linalg.svd(product, compute_uv=False)[: min(rank, *product.shape)]
-    energy, p = float((sigma**2).sum()), sigma / sigma.sum()
-    e = sigma**2 / energy
-    p, e = p[p > 0], e[e > 0]
-    rows, columns = (product**2).sum(1), (product**2).sum(0)
-    ln = float(np.log(np.linalg.norm(b)) - np.log(np.linalg.norm(a)))
-    return {
-        "frobN": float(np.linalg.norm(product)) / math.sqrt(product.size),
-        "entropy": float(-(p * np.log(p)).sum()),
-        "entropy_norm": float(-(p * np.log(p)).sum() / math.log(rank)) if rank > 1 else None,
-        "pr": float(sigma.sum() ** 2 / energy),
-        "asym": float(np.log10(np.linalg.norm(b) / np.linalg.norm(a))),
-        "asym_ln": ln,
-        "norm_A": float(np.linalg.norm(a)),
-        "norm_B": float(np.linalg.norm(b)),
-        "sv_max": float(sigma[0]),
-        "sv_mean": float(sigma.mean()),
-        "sv_min": float(sigma[-1]),
-        "sv_max_over_mean": float(sigma[0] / sigma.mean()),
-        "sv_max_over_sum": float(sigma[0] / sigma.sum()),
-        "delta_frob": float(np.linalg.norm(scale * product)),
-        "stable_rank": energy / float(sigma[0]) ** 2,
-        "top1_energy": float(sigma[0]) ** 2 / energy,
-        "energy_entropy": float(-(e * np.log(e)).sum()),
-        "row_top8_energy": float(np.sort(rows)[-8:].sum()) / energy,
-        "row_hoyer": hoyer(np.sqrt(rows)),
-        "col_top8_energy": float(np.sort(columns)[-8:].sum()) / energy,
-        "col_hoyer": hoyer(np.sqrt(columns)),
-        "kurtosis": float(np.mean((product - product.mean()) ** 4) / product.var() ** 2) if product.size > 1 else None,
-        "kurtosis_five": (
-            float(np.mean((product - product.mean()) ** 4) / (product.var(ddof=1) ** 2 + 1e-12))
-            if product.size > 1
-            else 0.0
-        ),
-    }
 
 
 def assert_agrees(found: dict[str, float | None], wanted: dict[str, float | None], rel: float) -> None:
@@ -157,15 +106,20 @@ def test_badly_conditioned_float32_factors_keep_six_digits(rank: int, size: int,
         assert module.features["sv_min"] == pytest.approx(float(sigma[-1]), rel=1e-6)
 
 
+def singular_values(a: Any, b: Any) -> Any:
+    (module,) = measure_adapter([update(a, b)]).modules
+    return module.sigma
+
+
 @given(sizes, sizes, sizes, seeds)
 @settings(deadline=None)
 def test_singular_values_equal_the_dense_ones(rank: int, n_out: int, n_in: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     a, b = rng.normal(size=(rank, n_in)), rng.normal(size=(n_out, rank))
     got, wanted = singular_values(a, b), np.linalg.svd(b @ a, compute_uv=False)
-    n = min(len(got), len(wanted))
-    np.testing.assert_allclose(got[:n], wanted[:n], rtol=1e-9, atol=1e-12 * wanted[0])
-    np.testing.assert_allclose(wanted[n:], 0, atol=1e-12 * wanted[0])
+    assert len(got) == min(rank, n_out, n_in)
+    np.testing.assert_allclose(got, wanted[: len(got)], rtol=1e-9, atol=1e-12 * wanted[0])
+    np.testing.assert_allclose(wanted[len(got) :], 0, atol=1e-12 * wanted[0])
     assert (np.diff(got) <= 0).all()
 
 
@@ -402,81 +356,3 @@ def test_an_infinite_scale_gives_null_not_infinity() -> None:
 
 def test_no_updates() -> None:
     assert scan_weights([]).features == {}
-
-
-REAL = (
-    "0112LY__logo-gemma-lora__1/adapter_model.safetensors",
-    "BK7195__deltacompression-poc__1/adapter_model.safetensors",
-    "Kuntya__Udacity__1/adapter_model.safetensors",
-    "SARAELSAFTY__Movies-_with_lora__1/adapter_model.safetensors",
-    "Tashu014__lora-imdb-distilbert__1/adapter_model.safetensors",
-    "TheSotti__Lightweight-Fine-Tuning-to-FM__1/adapter_model.bin",
-    "anirudh-ak__peft-gpt2__1/adapter_model.safetensors",
-    "ao-wei__gemma3-270m-svg-lora-partb__1/adapter_model.safetensors",
-    "branbot6__sift-opf-zh__1/adapter_model.safetensors",
-    "catundchat__stable-diffusion-v1.5-lora__1/pytorch_lora_weights.safetensors",
-    "guilhermmeabreu__lab_08__1/adapter_model.safetensors",
-    "timohavdk__sd-lora__1/pytorch_lora_weights.safetensors",
-    "timohavdk__sd-lora__2/new.safetensors",
-    "wujindou__BLOOM-LORA__1/adapter_model.bin",
-    "wyek1n__MLX-CLI__1/adapters.safetensors",
-)
-MODULES_COMPARED = 4  # spread over the depth; every dense product costs more than the whole scan
-LARGEST_SVD, LARGEST_GRAM, MOST_ENTRIES = 400_000, 1_024, 10**9
-
-
-@pytest.mark.parametrize("name", REAL)
-def test_real_adapters_match_the_dense_product(data_dir: Path, name: str) -> None:
-    path = data_dir / "adapters" / name
-    config_path = path.with_name("adapter_config.json")
-    config = parse_config(read_json_object(config_path, 10**6)) if config_path.exists() else None
-    view = view_adapter(open_weights([path], path.name), config, 4096)
-    assert view.unsupported_reason == ""
-    assert view.updates
-    entries = sum(low_rank.out_features * low_rank.in_features for low_rank in view.updates)
-    scan = scan_weights(view.updates, full=entries < MOST_ENTRIES)
-    assert len(scan.modules) == len(view.updates)
-    step = max(1, len(view.updates) // MODULES_COMPARED)
-    for module, low_rank in list(zip(scan.modules, view.updates, strict=True))[::step]:
-        a, b = low_rank.read()
-        if not b.any():  # one of them was published before it was trained
-            assert module.features["frobN"] == module.features["sv_max"] == module.features["norm_B"] == 0.0
-            continue
-        wanted = affordable_features(a, b, low_rank.scale)
-        for feature in set(wanted) & set(module.features):
-            value = wanted[feature]
-            assert module.features[feature] == pytest.approx(value, rel=1e-6, abs=1e-12), (module.module, feature)
-
-
-def affordable_features(a: Any, b: Any, scale: float) -> dict[str, float | None]:
-    """The dense product in float64; its SVD, its Gram matrix or its norm alone, by what a test can wait for."""
-    n_out, n_in = b.shape[0], a.shape[1]
-    if n_out * n_in <= LARGEST_SVD:
-        return dense_features(a, b, scale)
-    b64, a64 = b.astype(np.float64), a.astype(np.float64)
-    rows, columns = np.empty(n_out), np.zeros(n_in)
-    for i in range(0, n_out, 2048):
-        squares = (b64[i : i + 2048] @ a64) ** 2
-        rows[i : i + 2048] = squares.sum(1)
-        columns += squares.sum(0)
-    energy = float(rows.sum())
-    frob = math.sqrt(energy)
-    known: dict[str, float | None] = {
-        "frobN": frob / math.sqrt(n_in * n_out),
-        "delta_frob": abs(scale) * frob,
-        "row_top8_energy": float(np.sort(rows)[-8:].sum()) / energy,
-        "row_hoyer": hoyer(np.sqrt(rows)),
-        "col_top8_energy": float(np.sort(columns)[-8:].sum()) / energy,
-        "col_hoyer": hoyer(np.sqrt(columns)),
-        "norm_A": float(np.linalg.norm(a64)),
-        "norm_B": float(np.linalg.norm(b64)),
-    }
-    if min(n_in, n_out) > LARGEST_GRAM:
-        return known
-    product = b64 @ a64
-    gram = product @ product.T if n_out <= n_in else product.T @ product
-    top = float(np.linalg.eigvalsh(gram)[-1])
-    return known | {
-        "stable_rank": energy / top if top > 0 else 0.0,
-        "top1_energy": top / energy if energy > 0 else 0.0,
-    }

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scanner.calibration.reference import MAD_TO_SIGMA
+
 __all__ = ["Carrier", "deviating_modules"]
 
 MIN_SIBLINGS = 5
-MAD_TO_SIGMA = 1.4826
-SPREAD_FLOOR = 0.01
-"""Smallest spread of a module's size among siblings, as a share: as that of a reference."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Carrier:
 
 
 def deviating_modules(
-    own: Mapping[str, float], siblings: Iterable[Mapping[str, float]], count: int = 3
+    own: Mapping[str, float], siblings: Iterable[Mapping[str, float]], spread_floor: float, count: int = 3
 ) -> Sequence[Carrier]:
     """The modules whose size is farthest from the siblings', the farthest first.
 
@@ -39,6 +38,7 @@ def deviating_modules(
     Args:
         own: ‖ΔW‖_F by module name.
         siblings: the same of each sibling.
+        spread_floor: smallest spread of a size among siblings, as a share: the policy's.
         count: at most so many.
 
     Returns:
@@ -54,6 +54,6 @@ def deviating_modules(
         if len(logs) < MIN_SIBLINGS or not own[module] > 0:
             continue
         center = float(np.median(logs))
-        spread = max(MAD_TO_SIGMA * float(np.median(np.abs(np.array(logs) - center))), SPREAD_FLOOR)
+        spread = max(MAD_TO_SIGMA * float(np.median(np.abs(np.array(logs) - center))), spread_floor)
         found.append(Carrier(module, own[module], (math.log(own[module]) - center) / spread, len(logs)))
     return sorted(found, key=lambda carrier: (-abs(carrier.z), carrier.module))[:count]
