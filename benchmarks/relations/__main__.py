@@ -20,7 +20,7 @@ PACKAGES = ("numpy", "safetensors", "duckdb", "pyarrow")
 
 STEPS = {
     "read": "opening and parsing the files",
-    "sketch": "reading the factors and sketching",
+    "sketch": "the weight scan, which makes the sketches",
     "search": "search, exact cosines included",
     "search_sketches": "search from sketches alone",
     "merges": "merges",

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.relations.adapters import Planted
 from scanner.adapter import open_weights, parse_config, read_json_object, view_adapter
-from scanner.weights import sketch_updates
+from scanner.weights import measure_adapter
 from scanner.weights.inner import Updates, cosine
 from scanner.weights.merges import find_merges
 from scanner.weights.relations import NEAR, Relation, SketchTable, find_near_duplicates
@@ -61,7 +61,7 @@ class Figures:
     n_exact: int
     n_left: int
     seconds: dict[str, Seconds]
-    """`read`: opening files and parsing them into views, without factors; `sketch`: reading the factors and sketching;
+    """`read`: opening files and parsing them into views, without factors; `sketch`: the weight scan;
     `search`: near-duplicates with exact cosines of all candidates, files included; `search_sketches`: from sketches
     alone; `merges`: among all adapters, exact ones included."""
     naive_pair_s: float
@@ -89,7 +89,7 @@ def measure(folder: Path, planted: Planted) -> Figures:
     with _timed(seconds, "read"):
         adapters = {name: read_adapter(folder / name) for name in planted.names}
     with _timed(seconds, "sketch"):
-        table = SketchTable.of((name, sketch_updates(updates)) for name, updates in adapters.items())
+        table = SketchTable.of((name, measure_adapter(updates).sketch) for name, updates in adapters.items())
     with _timed(seconds, "search"):
         found = find_near_duplicates(table, adapters.get)
     with _timed(seconds, "search_sketches"):

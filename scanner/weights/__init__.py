@@ -10,7 +10,7 @@ from scanner.weights.features import (
 )
 from scanner.weights.measure import Measurement, ModuleMeasure, measure_adapter
 from scanner.weights.places import Place, place_of
-from scanner.weights.sketch import SKETCH_VERSION, SketchSum, sketch_module, sketch_updates
+from scanner.weights.sketch import SKETCH_VERSION, SketchSum, sketch_module
 
 __all__ = [
     "FEATURE_VERSION",
@@ -30,6 +30,5 @@ __all__ = [
     "place_of",
     "scan_weights",
     "sketch_module",
-    "sketch_updates",
     "top_directions",
 ]

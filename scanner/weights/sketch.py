@@ -36,7 +36,6 @@ from functools import cache
 import numpy as np
 
 from scanner.adapter import FloatArray, LowRankUpdate
-from scanner.errors import LimitExceededError
 from scanner.model import WeightSketch
 from scanner.weights.gram import Float32, Float64
 
@@ -50,7 +49,6 @@ __all__ = [
     "random_signs",
     "sketch_module",
     "sketch_modules",
-    "sketch_updates",
     "without_sketch",
 ]
 
@@ -231,19 +229,3 @@ def without_sketch(reason: str) -> WeightSketch:
 def built_values(update: LowRankUpdate) -> int:
     """Numbers that `read` makes of fewer ones in the file: factors of a Kronecker product; 0 where they are in it."""
     return update.rank * (update.in_features + update.out_features) if update.spectrum is not None else 0
-
-
-def sketch_updates(updates: Sequence[LowRankUpdate]) -> WeightSketch:
-    """The sketch of an adapter's updates; each is read once.
-
-    Where factors would have to be built that are too large, one by one or together (LoKr), there is none: `too_large`.
-    """
-    if sum(map(built_values, updates)) > MAX_BUILT_VALUES:
-        return without_sketch("too_large")
-    total = SketchSum()
-    for update in updates:
-        try:
-            total.add(sketch_module(update.module, update.scale, *update.read()))
-        except LimitExceededError:
-            total.add(None)
-    return total.result()

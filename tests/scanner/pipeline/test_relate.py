@@ -21,7 +21,7 @@ from scanner.pipeline.scan import scan_targets
 from scanner.probe import load_probe
 from scanner.settings import Settings
 from scanner.store import Database, StoreRoot, check_store, find_scanned, open_database, open_root
-from scanner.weights import sketch_updates
+from scanner.weights import measure_adapter
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 Make = Callable[..., ScanRecord]
@@ -60,7 +60,7 @@ def adapter(record: Make, name: str, *parts: tuple[float, int], noise: float = 0
         updates.append(LowRankUpdate(f"layers.{module}.q_proj", 4, 32, 32, 1.0, lambda a=a, b=b: (a, b)))
     made = record(name, verdict_facts=facts)
     assert made.weights is not None
-    return replace(made, weights=replace(made.weights, sketch=sketch_updates(updates)))
+    return replace(made, weights=replace(made.weights, sketch=measure_adapter(updates).sketch))
 
 
 def append(root: StoreRoot, crawl_id: str, *records: ScanRecord, at: datetime = NOW) -> None:
@@ -189,6 +189,7 @@ def test_a_scan_of_folders_relates_them_exactly(tmp_path: Path, root: StoreRoot,
         scan_targets(targets, store_uri=root.uri, probe=probe, mode="none", settings=Settings(), progress=said.append)
 
     scan("one", "near")
+    assert rows("SELECT across_owners FROM near_duplicates") == [{"across_owners": False}]  # folders have no owner
     (found,) = rows("SELECT cosine, cosine_low, kind, is_exact FROM near_duplicates")
     dense = [np.concatenate([(b @ a).ravel() for a, b in _read(tmp_path / name)]) for name in ("one", "near")]
     exact = float(dense[0] @ dense[1] / np.linalg.norm(dense[0]) / np.linalg.norm(dense[1]))

@@ -13,12 +13,11 @@ import pytest
 
 from scanner.adapter import LowRankUpdate, open_weights, parse_config, read_json_object, view_adapter
 from scanner.model import WeightSketch
-from scanner.weights import lsh, merges, relations
+from scanner.weights import lsh, measure_adapter, merges, relations
 from scanner.weights.inner import Updates, cosine
 from scanner.weights.lsh import find_candidates, miss_probability
 from scanner.weights.merges import find_merges
 from scanner.weights.relations import Relation, SketchTable, find_near_duplicates, interval_of
-from scanner.weights.sketch import sketch_updates
 
 Pairs = list[tuple[Any, Any]]
 MODULES = 10
@@ -56,7 +55,7 @@ def summed(*parts: tuple[float, Pairs]) -> Pairs:
 
 
 def table_of(adapters: dict[str, Updates]) -> SketchTable:
-    return SketchTable.of({name: sketch_updates(found) for name, found in adapters.items()})
+    return SketchTable.of({name: measure_adapter(found).sketch for name, found in adapters.items()})
 
 
 def by_pair(found: tuple[Relation, ...]) -> dict[tuple[str, str], Relation]:
@@ -217,7 +216,7 @@ def test_targets_beyond_the_limit_are_counted(zoo: dict[str, Updates], monkeypat
 
 def test_what_has_no_sketch_has_no_relations() -> None:
     a, b = np.ones((1, 4)), np.zeros((4, 1))
-    nothing = sketch_updates([LowRankUpdate("m", 1, 4, 4, 1.0, lambda: (a, b))])
+    nothing = measure_adapter([LowRankUpdate("m", 1, 4, 4, 1.0, lambda: (a, b))]).sketch
     old = WeightSketch((1.0,) * 1024, 32.0, 500.0, "sketch-0")
     table = SketchTable.of({"zero": nothing, "zero too": nothing, "old": old})
     assert table.ids == ()
@@ -272,7 +271,7 @@ def test_trained_adapters_of_one_recipe_are_strangers_with_the_stated_error() ->
         config = read_json_object(path, 2**20)
         if config.get("task_type") == "CAUSAL_LM" and (path.parent / "adapter_model.safetensors").exists():
             adapters[str(path.parent)] = _read(path.parent)
-    adapters = {name: found for name, found in adapters.items() if sketch_updates(found).effective_size}
+    adapters = {name: found for name, found in adapters.items() if measure_adapter(found).sketch.effective_size}
     assert len(adapters) > 20
     table = table_of(adapters)
     assert find_near_duplicates(table, adapters.get).relations == ()

@@ -13,12 +13,17 @@ from hypothesis import strategies as st
 
 from scanner.adapter import LowRankUpdate
 from scanner.errors import LimitExceededError
+from scanner.weights import measure_adapter
 from scanner.weights.inner import cosine, gram, inner
-from scanner.weights.sketch import SKETCH_SIZE, SketchSum, random_signs, sketch_module, sketch_updates
+from scanner.weights.sketch import SKETCH_SIZE, SketchSum, random_signs, sketch_module
 
 sizes = st.integers(1, 70)
 ranks = st.integers(1, 9)
 seeds = st.integers(0, 2**32 - 1)
+
+
+def sketch_of(updates: Any) -> Any:
+    return measure_adapter(updates).sketch
 
 
 def update(a: Any, b: Any, scale: float = 1.0, module: str = "layers.0.q_proj") -> LowRankUpdate:
@@ -53,10 +58,10 @@ def test_a_change_of_the_factors_changes_nothing(rank: int, n_out: int, n_in: in
     if np.linalg.cond(gauge) > 1e4:
         gauge = np.eye(rank)[::-1] * 7.0
     plain, moved = (
-        np.array(sketch_updates([update(x, y)]).values) for x, y in ((a, b), (gauge @ a, b @ np.linalg.inv(gauge)))
+        np.array(sketch_of([update(x, y)]).values) for x, y in ((a, b), (gauge @ a, b @ np.linalg.inv(gauge)))
     )
     np.testing.assert_allclose(moved, plain, atol=1e-6 * np.abs(plain).max())
-    np.testing.assert_allclose(sketch_updates([update(a / 8, b, 8.0)]).values, plain, atol=1e-6 * np.abs(plain).max())
+    np.testing.assert_allclose(sketch_of([update(a / 8, b, 8.0)]).values, plain, atol=1e-6 * np.abs(plain).max())
 
 
 @given(seeds)
@@ -65,11 +70,11 @@ def test_order_of_modules_and_spelling_of_their_names(seed: int) -> None:
     rng = np.random.default_rng(seed)
     updates = [update(*factors(rng, 3, 20, 33), 0.5, f"model.layers.{i}.mlp.up_proj") for i in range(5)]
     kohya = [update(*u.read(), u.scale, u.module.replace(".", "_")) for u in updates]
-    plain = sketch_updates(updates)
+    plain = sketch_of(updates)
     for others in (updates[::-1], kohya):
-        np.testing.assert_allclose(sketch_updates(others).values, plain.values, rtol=1e-5, atol=1e-5 * plain.norm)
+        np.testing.assert_allclose(sketch_of(others).values, plain.values, rtol=1e-5, atol=1e-5 * plain.norm)
     # Other modules have signs of their own.
-    renamed = sketch_updates([update(*u.read(), u.scale, f"x.{u.module}") for u in updates])
+    renamed = sketch_of([update(*u.read(), u.scale, f"x.{u.module}") for u in updates])
     assert abs(np.dot(renamed.values, plain.values)) < 0.5 * plain.norm * renamed.norm
 
 
@@ -87,7 +92,7 @@ def test_unbiased_with_at_most_the_stated_variance(shapes: list[tuple[int, int]]
     norms, products, stated = [], [], []
     for trial in range(500):
         x, y = (
-            sketch_updates([update(a, b, 1.0, f"{trial}.{m}") for m, (a, b) in enumerate(pairs)])
+            sketch_of([update(a, b, 1.0, f"{trial}.{m}") for m, (a, b) in enumerate(pairs)])
             for pairs in (first, second)
         )
         norms.append(x.norm**2 / energy)
@@ -110,7 +115,7 @@ def test_cosines_are_as_precise_as_the_effective_size_says() -> None:
     errors = []
     for trial in range(300):
         x, y = (
-            sketch_updates([update(a, b, 1.0, f"{trial}.{m}") for m, (a, b) in enumerate(pairs)])
+            sketch_of([update(a, b, 1.0, f"{trial}.{m}") for m, (a, b) in enumerate(pairs)])
             for pairs in (first, second)
         )
         estimate = np.dot(x.values, y.values) / x.norm / y.norm
@@ -126,8 +131,10 @@ def test_threads_and_precision_change_nothing_that_matters() -> None:
     with ThreadPoolExecutor(4) as pool:
         for part in pool.map(lambda u: sketch_module(u.module, u.scale, *u.read()), updates):
             one.add(part)
-    assert one.result() == sketch_updates(updates)
-    single = sketch_updates([update(*(f.astype(np.float32) for f in u.read()), u.scale, u.module) for u in updates])
+    whole = sketch_of(updates)
+    np.testing.assert_allclose(whole.values, one.result().values, atol=1e-6 * one.result().norm)
+    assert whole.effective_size == pytest.approx(one.result().effective_size)
+    single = sketch_of([update(*(f.astype(np.float32) for f in u.read()), u.scale, u.module) for u in updates])
     np.testing.assert_allclose(single.values, one.result().values, atol=1e-5 * one.result().norm)
 
 
@@ -151,7 +158,7 @@ def test_signs_are_fixed_for_ever() -> None:
     ],
 )
 def test_what_has_no_sketch_says_why(a: Any, b: Any, scale: float, reason: str) -> None:
-    found = sketch_updates([update(a, b, scale)])
+    found = sketch_of([update(a, b, scale)])
     assert (found.values, found.norm, found.effective_size, found.reason) == ((), None, None, reason)
 
 
@@ -159,11 +166,12 @@ def test_factors_that_are_too_large_give_a_reason() -> None:
     def read() -> Any:
         raise LimitExceededError("values of a factor", 1, 2)
 
-    assert sketch_updates([LowRankUpdate("m", 4, 8, 8, 1.0, read)]).reason == "too_large"
-    assert sketch_updates([]).reason == "no_updates"
+    unbuilt = LowRankUpdate("m", 4, 8, 8, 1.0, read, spectrum=lambda: np.ones(4))
+    assert sketch_of([unbuilt]).reason == "too_large"
+    assert sketch_of([]).reason == "no_updates"
     # Together: each of these is within limits, a thousand of them would take a minute.
     lokr = LowRankUpdate("m", 1024, 1024, 1024, 1.0, lambda: 1 / 0, spectrum=lambda: np.ones(1))  # type: ignore[arg-type]
-    assert sketch_updates([lokr] * 100).reason == "too_large"
+    assert sketch_of([lokr] * 100).reason == "too_large"
 
 
 def test_kronecker_products_are_sketched_like_the_matrix_that_they_are() -> None:
@@ -171,8 +179,8 @@ def test_kronecker_products_are_sketched_like_the_matrix_that_they_are() -> None
     (a, b), (c, d) = factors(rng, 2, 4, 6), factors(rng, 3, 8, 5)
     built = (np.kron(a, c), np.kron(b, d))
     lokr = LowRankUpdate("m", 6, 32, 30, 0.5, lambda: built, spectrum=lambda: np.ones(1))
-    plain = sketch_updates([update(np.kron(b @ a, d @ c), np.eye(32), 0.5, "m")])
-    np.testing.assert_allclose(sketch_updates([lokr]).values, plain.values, atol=1e-6 * plain.norm)
+    plain = sketch_of([update(np.kron(b @ a, d @ c), np.eye(32), 0.5, "m")])
+    np.testing.assert_allclose(sketch_of([lokr]).values, plain.values, atol=1e-6 * plain.norm)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), ranks, ranks), min_size=1, max_size=5), seeds)
