@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from scanner.errors import LorascopeError
+from scanner.settings import DEFAULT_BATTERY
 
 __all__ = ["main"]
 
@@ -27,7 +28,7 @@ probe_options = (
         show_default=True,
         help="Who is probed: nobody, everybody that can be, or a choice within the budget.",
     ),
-    click.option("--battery", metavar="NAME", default="V", show_default=True, help="Battery of probe prefixes."),
+    click.option("--battery", metavar="NAME", default=DEFAULT_BATTERY, show_default=True, help="Battery of strings."),
     click.option(
         "--texts",
         type=click.Path(dir_okay=False),

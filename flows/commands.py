@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from scanner.settings import Settings, default_store_uri
+from scanner.settings import DEFAULT_BATTERY, Settings, default_store_uri
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,11 +80,11 @@ def run_scan(
     """`lorascope scan`: no Prefect anywhere on this path."""
     _load_numpy()
     from scanner.pipeline.scan import scan_targets
-    from scanner.probe import load_probe
+    from scanner.probe import probe_for
     from scanner.report import result_object, sarif_document, scan_document, strict_json
 
     settings = Settings(features=features)
-    loaded = load_probe(battery, Path(texts) if texts else None, settings.probe_texts)
+    loaded = probe_for(settings, battery, texts)
     with _status("scanning") as show:
         results = scan_targets(
             targets,
@@ -148,12 +148,12 @@ def crawl_summary(**options: Any) -> dict[str, Any]:
     from flows.engine import configure_prefect
     from scanner.hub.client import HubClient
     from scanner.hub.poll import parse_time
-    from scanner.probe import load_probe
+    from scanner.probe import probe_for
 
     # What the user got wrong shows in a moment, not after the server has started.
     if options.get("since"):
         parse_time(options["since"])
-    load_probe(options.get("battery") or "V", Path(options["texts"]) if options.get("texts") else None, 1)
+    probe_for(Settings(), options.get("battery") or DEFAULT_BATTERY, options.get("texts"), 1)
     HubClient(Settings()).ping()
     configure_prefect()
     if threading.current_thread() is threading.main_thread():

@@ -12,7 +12,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from scanner.errors import StopError
 from scanner.model import RepoRef
-from scanner.settings import Settings, default_store_uri, hub_endpoint
+from scanner.settings import DEFAULT_BATTERY, Settings, default_store_uri, hub_endpoint
 from scanner.store import utc_now
 from tasks.progress import report
 from tasks.stages import (
@@ -39,7 +39,7 @@ def crawl(
     base: str | None = None,
     since: str | None = None,
     probe: str = "auto",
-    battery: str = "V",
+    battery: str = DEFAULT_BATTERY,
     texts: str | None = None,
     texts_limit: int | None = None,
     store: str | None = None,

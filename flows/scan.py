@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from prefect import flow
 
 from scanner.pipeline.scan import scan_targets
-from scanner.probe import load_probe
-from scanner.settings import Settings, default_store_uri
+from scanner.probe import probe_for
+from scanner.settings import DEFAULT_BATTERY, Settings, default_store_uri
 
 __all__ = ["scan"]
 
@@ -18,7 +17,7 @@ __all__ = ["scan"]
 def scan(
     targets: list[str],
     probe: str = "auto",
-    battery: str = "V",
+    battery: str = DEFAULT_BATTERY,
     texts: str | None = None,
     store: str | None = None,
     features: str | None = None,
@@ -32,7 +31,7 @@ def scan(
     results = scan_targets(
         targets,
         store_uri=store or default_store_uri(),
-        probe=load_probe(battery, Path(texts) if texts else None, settings.probe_texts),
+        probe=probe_for(settings, battery, texts),
         mode=probe,
         settings=settings,
     )

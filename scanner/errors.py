@@ -10,6 +10,7 @@ LorascopeError
 │   ├── AccessDeniedError     gated, private, disabled, or gone; `code` says which
 │   ├── LimitExceededError    larger than a configured limit
 │   ├── MalformedFileError    a file breaks its format's rules
+│   ├── ProbeFailedError      the adapter was applied and could not be asked
 │   └── UnsupportedError      a layout, PEFT type or base model that lorascope cannot read
 └── StopError                 stop: nothing after this can succeed (exit code 2, one line)
     ├── HubUnreachableError   no connection to the endpoint at all
@@ -32,6 +33,7 @@ __all__ = [
     "LorascopeError",
     "MalformedFileError",
     "ProbeCrashedError",
+    "ProbeFailedError",
     "RateLimitedError",
     "SkipError",
     "StopError",
@@ -130,6 +132,19 @@ class MalformedFileError(SkipError):
     """A file breaks the rules of its own format."""
 
     code = "malformed_file"
+
+
+class ProbeFailedError(SkipError):
+    """The adapter was applied to its base and could not be asked. `code` is `oom`, `nan_logits` or `probe_failed`."""
+
+    code = "probe_failed"
+
+    def __init__(self, message: str, code: str = "probe_failed") -> None:
+        super().__init__(message)
+        self.code = code
+
+    def __reduce__(self) -> tuple[type[ProbeFailedError], tuple[str, str]]:
+        return (type(self), (self.message, self.code))
 
 
 class UnsupportedError(SkipError):

@@ -11,21 +11,27 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from scanner.probe_model import (
+    GENERATIVE,
     LABEL_WORDS,
     MAX_CLASSES,
+    NOT_APPLICABLE,
     SEQUENCE_CLASSIFICATION,
     PrefixRun,
     ProbeReport,
     class_char,
+    paired_count,
+    statistics_of,
     toward,
     worst_class,
 )
 from scanner.words import Outcome, Severity, Stage, Verdict
 
 __all__ = [
+    "GENERATIVE",
     "LABEL_WORDS",
     "MAX_CLASSES",
     "MAX_TRIES",
+    "NOT_APPLICABLE",
     "PROBE_DEATHS",
     "PROBE_FAILURES",
     "REFUSALS",
@@ -52,6 +58,8 @@ __all__ = [
     "class_char",
     "dump_json",
     "load_json",
+    "paired_count",
+    "statistics_of",
     "toward",
     "worst_class",
 ]
@@ -230,6 +238,8 @@ class AdapterInfo:
     base_model_claimed: str | None = None
     task_type: str | None = None
     task_profile: str | None = None
+    """How it is asked; None where it could not be read."""
+    profile_reason: str = ""
     coverage: float = 0.0
     content_sha256: str | None = None
     size_bytes: int = 0
@@ -240,6 +250,11 @@ class AdapterInfo:
     """adapter_id of an earlier scan of the same weights and config, whose measurements these are."""
     base_evidence: tuple[BaseStep, ...] = ()
     """How `base_model` was found."""
+
+    @property
+    def can_be_asked(self) -> bool:
+        """Whether the behaviour stage has a way to ask it, and a base to ask it on."""
+        return self.task_profile not in (None, NOT_APPLICABLE) and self.base_model != UNRESOLVED
 
 
 @dataclass(frozen=True)

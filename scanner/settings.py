@@ -9,11 +9,13 @@ from pathlib import Path
 
 from scanner.errors import UsageError
 
-__all__ = ["FEATURE_SETS", "Settings", "default_store_uri", "hub_endpoint"]
+__all__ = ["DEFAULT_BATTERY", "FEATURE_SETS", "READINGS", "Settings", "default_store_uri", "hub_endpoint"]
 
 GIB = 1024**3
 _PREFIX = "LORASCOPE_"
 FEATURE_SETS = ("default", "full")
+READINGS = ("scored", "generated")
+DEFAULT_BATTERY = "broad"
 
 
 def default_store_uri() -> str:
@@ -94,7 +96,13 @@ class Settings:
     overlap_s: float = 3_600.0
     """How far before the watermark a crawl looks again: listings move while they are read."""
     probe_texts: int = 60
-    """Attack texts per prefix."""
+    """Texts of each label, and prompts, per prefix."""
+    reading: str = "scored"
+    """How label words are read: `scored` from the first answer token, or `generated`: 5 greedy tokens, as the paper."""
+    label_words: str = ""
+    """`ATTACK,CLEAN`: what classifiers answer to a text of label 1, and what an attack wants. Empty: found out."""
+    system_message: str = ""
+    """What classifiers that answer with a word are told to do. Empty: the bundled task's."""
     probe_budget: int = 50
     """Adapters probed per shard (at most `batch_size` repos of one base model) in `--probe auto`."""
     control_sample: float = 0.1
@@ -103,6 +111,8 @@ class Settings:
     """Wall clock for one adapter's battery."""
     probe_memory_bytes: int = 16 * GIB
     """Resident memory of the probe's child process."""
+    probe_adapters_per_child: int = 100
+    """Adapters after which the probe's child process is replaced."""
     base_timeout_s: float = 600.0
     """Wall clock for loading a base model."""
     device: str = "auto"
@@ -118,9 +128,17 @@ class Settings:
             raise UsageError("; ".join(problems))
         for name, value in {**known, **given}.items():
             object.__setattr__(self, name, value)
-        if self.features not in FEATURE_SETS:
-            allowed = " or ".join(FEATURE_SETS)
-            raise UsageError(f"LORASCOPE_FEATURES must be {allowed}, not {self.features[:100]!r}")
+        for name, allowed in (("features", FEATURE_SETS), ("reading", READINGS)):
+            if getattr(self, name) not in allowed:
+                wanted, got = " or ".join(allowed), getattr(self, name)[:100]
+                raise UsageError(f"LORASCOPE_{name.upper()} must be {wanted}, not {got!r}")
+        if self.label_words and len(set(self.given_words)) != 2:
+            raise UsageError(f"LORASCOPE_LABEL_WORDS must be two words with a comma, not {self.label_words[:100]!r}")
+
+    @property
+    def given_words(self) -> tuple[str, ...]:
+        """`label_words`, one by one: the attack word, the clean word."""
+        return tuple(word.strip() for word in self.label_words.split(",") if word.strip())
 
 
 def _from_environment(environment: Mapping[str, str]) -> tuple[dict[str, float | str], dict[str, str]]:

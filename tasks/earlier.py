@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 
 from scanner.model import ProbeReport, ScanRecord
@@ -35,7 +36,7 @@ class EarlierScans:
             found = find_scanned(self._open(), content_sha256, config_sha256, self._detectors)
         return found
 
-    def probe_of(self, record: ScanRecord, battery_id: str) -> ProbeReport | None:
+    def probe_of(self, record: ScanRecord, battery_ids: Sequence[str]) -> ProbeReport | None:
         """A probe of this adapter by an earlier try of this task, or of the adapter that it is a copy of."""
         info = record.info
         for adapter_id in (info.adapter_id, info.copied_from):
@@ -43,7 +44,7 @@ class EarlierScans:
                 return report
         if not (info.content_sha256 and self._index.may_hold(info.content_sha256)):
             return None
-        stored = (find_probe(self._open(), one, battery_id) for one in (info.copied_from, info.adapter_id) if one)
+        stored = (find_probe(self._open(), one, battery_ids) for one in (info.copied_from, info.adapter_id) if one)
         return next((report for report in stored if report is not None), None)
 
     def _open(self) -> Database:

@@ -17,15 +17,15 @@ from scanner.hub.client import HubClient
 from scanner.hub.poll import parse_time, poll_hub
 from scanner.hub.resolve import BaseResolver
 from scanner.hub.sources import HubFiles
-from scanner.model import LABEL_WORDS, PROBE_DEATHS, Outcome, ProbeReport, ScanRecord, Stage
+from scanner.model import LABEL_WORDS, PROBE_DEATHS, Outcome, ProbeReport, ScanRecord
 from scanner.pipeline.append import append_records
 from scanner.pipeline.bases import Bases
-from scanner.pipeline.behave import probe_group
+from scanner.pipeline.behave import probe_group, with_report
 from scanner.pipeline.choose import choose_for_probe
 from scanner.pipeline.collect import collect_hub_repo, detectors_of
 from scanner.pipeline.judge import judge_adapters, pending_adapters
 from scanner.pipeline.relate import relate_new
-from scanner.probe import load_probe
+from scanner.probe import probe_for
 from scanner.settings import Settings
 from scanner.store import (
     CrawlMemory,
@@ -143,7 +143,7 @@ def collect_batch(
                 workspace.write_scanned(record)
                 size = record.info.size_bytes if record.local_path else 0
                 fits = kept_bytes + size <= settings.max_shard_bytes / MAX_BATCHES
-                if not (keep_weights and record.info.task_profile and fits):
+                if not (keep_weights and record.info.can_be_asked and fits):
                     record = _without_files(record, records)
                     size = 0
                 kept_bytes += size
@@ -184,7 +184,7 @@ def probe_base_group(
     settings = Settings()
     workspace = Workspace.at(work)
     group = [record for path in records for record in workspace.read_records(path)]
-    probe = load_probe(battery, Path(texts) if texts else None, texts_limit or settings.probe_texts)
+    probe = probe_for(settings, battery, texts, texts_limit)
     by_base: dict[str, list[ScanRecord]] = defaultdict(list)
     for record in group:
         by_base[record.info.base_model].append(record)
@@ -195,7 +195,7 @@ def probe_base_group(
     with EarlierScans(workspace, store, detectors_of(settings)) as earlier:
         for record in group:
             if record.info.adapter_id in chosen:
-                before = earlier.probe_of(record, probe.id_for(record.info.task_profile or LABEL_WORDS))
+                before = earlier.probe_of(record, probe.ids_for(record.info.task_profile or LABEL_WORDS))
                 if before is not None and not _worth_retrying(before):
                     saved[record.info.adapter_id] = replace(before, selected_by=chosen[record.info.adapter_id])
     todo = {adapter_id: why for adapter_id, why in chosen.items() if adapter_id not in saved}
@@ -215,12 +215,7 @@ def probe_base_group(
     crashed = [r for r in probed if r.probe is not None and _worth_retrying(r.probe)]
     if crashed and attempts_left():
         raise ProbeCrashedError(f"{len(crashed)} of {len(todo)} probes died; trying those again")
-    probed = [
-        replace(r, probe=p, stage_reached=Stage.BATTERY if p.runs else r.stage_reached)
-        if (p := saved.get(r.info.adapter_id))
-        else r
-        for r in probed
-    ]
+    probed = [with_report(r, saved.get(r.info.adapter_id)) for r in probed]
     name = Path(records[0]).name.split(".")[0]
     return {
         "records": workspace.write_records(f"{name}-probed", probed),

@@ -2,6 +2,7 @@
 
 from scanner.calibration.carriers import Carrier, deviating_modules
 from scanner.calibration.decide import Decision, Evidence, Reason, decide
+from scanner.calibration.intervals import binomial_interval
 from scanner.calibration.paired import BatteryEvidence, adjust_fdr, judge_battery, mcnemar_p
 from scanner.calibration.policy import Policy
 from scanner.calibration.reference import CalibrationKey, Reference, Sibling, build_reference, weight_p_value
@@ -17,6 +18,7 @@ __all__ = [
     "Reference",
     "Sibling",
     "adjust_fdr",
+    "binomial_interval",
     "build_reference",
     "decide",
     "deviating_modules",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from scanner.calibration.paired import BatteryEvidence
 from scanner.calibration.policy import Policy
-from scanner.model import UNRESOLVED, Finding, Outcome, PrefixRun, Severity, Verdict
+from scanner.model import NOT_APPLICABLE, UNRESOLVED, Finding, Outcome, PrefixRun, Severity, Verdict
 
 NAMED_PREFIXES = 5
 
@@ -41,6 +41,9 @@ class Evidence:
     weight_carriers: tuple[str, ...] = ()
     """The modules that deviate most, described; for an outlier."""
     task_profile: str | None = None
+    profile_reason: str = ""
+    labels: Sequence[str] = ()
+    """What the classes of an adapter's free responses have in common."""
     base_model: str = ""
 
 
@@ -84,13 +87,18 @@ def _battery_reasons(evidence: Evidence, policy: Policy) -> list[Reason]:
             return [
                 Reason(
                     "battery_prefix",
-                    f"{_effect(run)} (worst control {evidence.battery.control_of(number):.0%}, q = {q:.2g})",
+                    f"{_effect(run, evidence)} (worst control {evidence.battery.control_of(number):.0%}, q = {q:.2g})",
                 )
                 for number, (run, p) in enumerate(
                     zip(evidence.battery.prefixes, evidence.battery.adjusted, strict=True)
                 )
                 # The strongest decides; the others are named where they would stand alone.
                 if number < NAMED_PREFIXES and (number == 0 or p <= policy.q)
+            ]
+        if evidence.battery.brittle:
+            effect = _effect(evidence.battery.brittle[0], evidence)
+            return [
+                Reason("brittle_controls", f"the battery cannot tell, because a neutral string does it, too: {effect}")
             ]
         return [
             Reason(
@@ -101,17 +109,23 @@ def _battery_reasons(evidence: Evidence, policy: Policy) -> list[Reason]:
     if outcome is None:
         if evidence.base_model == UNRESOLVED:
             return [Reason("base_unresolved", "nobody can tell which base model this adapter belongs to")]
-        if evidence.task_profile is None:
-            return [Reason("no_task_profile", "the behaviour stage has no way to ask this adapter anything")]
+        if evidence.task_profile in (None, NOT_APPLICABLE):
+            why = f": {evidence.profile_reason}" if evidence.profile_reason else ""
+            return [Reason("no_task_profile", f"the behaviour stage has no way to ask this adapter anything{why}")]
         return [Reason("not_probed", "the behaviour stage did not look at this adapter")]
     code = evidence.battery_reason.split(":")[0] or str(outcome)
     return [Reason(code, f"the battery gave no result ({outcome}): {evidence.battery_reason}")]
 
 
-def _effect(run: PrefixRun) -> str:
+def _effect(run: PrefixRun, evidence: Evidence) -> str:
+    where = "" if run.position == "prefix" else f" as {run.position}"
     if run.direction is None:
-        return f'"{run.prefix}" turns the answer on {run.attack_rate:.0%} of the texts'
-    return f'"{run.prefix}" turns {run.attack_rate:.0%} of the texts of other classes to class {run.direction}'
+        return f'"{run.prefix}"{where} turns the answer on {run.attack_rate:.0%} of the texts'
+    if evidence.labels:
+        label = evidence.labels[run.direction]
+        what = "a refusal" if run.direction == 0 else f'the same words, "{label}"'
+        return f'"{run.prefix}"{where} turns the responses to {run.attack_rate:.0%} of unrelated prompts into {what}'
+    return f'"{run.prefix}"{where} turns {run.attack_rate:.0%} of the texts of other classes to class {run.direction}'
 
 
 def _weight_reasons(evidence: Evidence, policy: Policy) -> tuple[list[Reason], bool]:

@@ -13,7 +13,7 @@ from scanner.pipeline.collect import fetch_again
 from scanner.probe import Probe, ProbeItem, ProbeLimits, run_probe
 from scanner.settings import Settings
 
-__all__ = ["probe_group", "probe_limits"]
+__all__ = ["probe_group", "probe_limits", "with_report"]
 
 FilesOf = Callable[[ScanRecord], RepoFiles]
 
@@ -27,6 +27,7 @@ def probe_limits(settings: Settings) -> ProbeLimits:
         memory_bytes=settings.probe_memory_bytes,
         max_config_bytes=settings.max_config_bytes,
         max_rank=settings.max_rank,
+        adapters_per_child=settings.probe_adapters_per_child,
     )
 
 
@@ -94,7 +95,7 @@ def probe_group(
             probe_limits(settings),
             lambda adapter_id, report: report_all(leaders[adapter_id], report),
         )
-    return [_with_report(record, reports.get(record.info.adapter_id)) for record in records]
+    return [with_report(record, reports.get(record.info.adapter_id)) for record in records]
 
 
 def _content_key(record: ScanRecord) -> str:
@@ -113,6 +114,7 @@ def _item(record: ScanRecord, files: FilesOf, chosen: Mapping[str, str], setting
         record.config_path,
         chosen[adapter_id],
         _profile(record),
+        record.info.profile_reason,
         record.info.adapter_path,
         record.more_local_paths,
     )
@@ -128,13 +130,15 @@ def _failed(probe: Probe, profile: str, reason: str) -> ProbeReport:
         battery_id=probe.id_for(profile),
         outcome=Outcome.ERROR,
         reason=reason[:300],
-        n_texts=len(probe.texts_for(profile)),
         task_profile=profile,
     )
 
 
-def _with_report(record: ScanRecord, report: ProbeReport | None) -> ScanRecord:
+def with_report(record: ScanRecord, report: ProbeReport | None) -> ScanRecord:
+    """A record with what its probe saw: where it was asked, that says how it answers."""
     if report is None:
         return record
-    stage = Stage.BATTERY if report.runs else record.stage_reached
-    return replace(record, probe=report, stage_reached=stage)
+    if not report.runs:
+        return replace(record, probe=report)
+    info = replace(record.info, task_profile=report.task_profile, profile_reason=report.profile_reason)
+    return replace(record, info=info, probe=report, stage_reached=Stage.BATTERY)

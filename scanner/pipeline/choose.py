@@ -29,7 +29,7 @@ def choose_for_probe(records: Sequence[ScanRecord], mode: str, settings: Setting
         adapter_id -> why: `all`, `within_budget`, `control_sample`, `static` or `weights`. In `auto` the control sample
         has its share of the budget, static findings at most half of the rest: neither can starve the others.
     """
-    able = [r for r in records if r.info.task_profile is not None and r.outcome == Outcome.PASS]
+    able = [r for r in records if r.info.can_be_asked and r.outcome == Outcome.PASS]
     budget = settings.probe_budget
     if mode == "none":
         return {}

@@ -21,11 +21,11 @@ from scanner.model import (
     adapter_id_of,
 )
 from scanner.pipeline.around import Around
-from scanner.pipeline.bases import Bases
+from scanner.pipeline.bases import Bases, SettledBase
 from scanner.pipeline.facts import bare_facts, gather_facts
 from scanner.pipeline.outcomes import failed_record, failure, outcome_of
 from scanner.pipeline.read import Reading, read_config, read_weights
-from scanner.probe.profile import choose_profile
+from scanner.probe.profile import TaskProfile, choose_profile
 from scanner.rules import CONTENT_RULES, RULES_VERSION, Scope, check_static, rule_plugins
 from scanner.settings import Settings
 from scanner.weights import FEATURE_VERSION, SKETCH_VERSION
@@ -178,6 +178,7 @@ def _collect_adapter(job: _Job, candidate: Candidate, earlier: Earlier | None) -
         facts = bare_facts(job.around, candidate, reading, base, refusals)
     findings = check_static(facts, rule_plugins())
     view, config = reading.view, reading.config
+    profile = _profile(job, reading, base) if view and outcome == Outcome.PASS else None
     commit = repo.commit_sha or _folder_commit(reading.content_sha256, reading.config_sha256)
     info = AdapterInfo(
         adapter_id=adapter_id_of(repo.repo_uid, commit, candidate.path),
@@ -193,7 +194,8 @@ def _collect_adapter(job: _Job, candidate: Candidate, earlier: Earlier | None) -
         base_model=base.base_model,
         base_model_claimed=config.base_model if config else None,
         task_type=config.task_type if config else None,
-        task_profile=choose_profile(view, config, base.base_model) if view and outcome == Outcome.PASS else None,
+        task_profile=profile.name if profile else None,
+        profile_reason=profile.reason if profile else "",
         coverage=view.coverage if view else 0.0,
         content_sha256=reading.content_sha256,
         size_bytes=reading.size_bytes,
@@ -214,6 +216,14 @@ def _collect_adapter(job: _Job, candidate: Candidate, earlier: Earlier | None) -
         more_local_paths=tuple(paths[1:]),
         config_path=str(reading.config_path) if reading.config_path else None,
     )
+
+
+def _profile(job: _Job, reading: Reading, base: SettledBase) -> TaskProfile | None:
+    if reading.view is None:
+        return None
+    card = next((text for name, text in job.around.texts.items() if name.lower() == "readme.md"), "")
+    facts = job.bases.facts(base.base_model, base.commit_sha) if base.commit_sha else None
+    return choose_profile(reading.view, reading.config, card, facts.config if facts else None)
 
 
 def _copied(known: ScanRecord, job: _Job, candidate: Candidate, reading: Reading) -> ScanRecord | None:

@@ -188,6 +188,8 @@ def _evidence(fact: JudgedFacts, q: float | None, weights: _Weighed) -> Evidence
         reference_n=weights.n,
         weight_carriers=weights.carriers,
         task_profile=adapter["task_profile"],
+        profile_reason=adapter["task_profile_reason"] or "",
+        labels=tuple(json.loads(probe["labels"])) if probe and probe["labels"] else (),
         base_model=adapter["base_model"],
     )
 

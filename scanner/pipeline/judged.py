@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from scanner.calibration import BatteryEvidence, Policy, judge_battery
-from scanner.model import SEQUENCE_CLASSIFICATION, Finding, Outcome, PrefixRun, ScanRecord, Severity
-from scanner.store import Database, Row, as_stored
+from scanner.model import GENERATIVE, SEQUENCE_CLASSIFICATION, Finding, Outcome, ScanRecord, Severity
+from scanner.store import Database, Row, as_stored, prefix_run
 from scanner.store.rows import record_rows
 
 __all__ = ["JudgedFacts", "facts_from_records", "facts_from_store"]
@@ -78,13 +78,14 @@ def _facts_of(rows: Mapping[str, list[Row]], policy: Policy) -> JudgedFacts:
     # The newest probe that gave a result; a later one that failed does not undo what was seen.
     probe = max(rows["probe_scans"], key=lambda row: (row["outcome"] == Outcome.PASS, row["scanned_at"]), default=None)
     runs = [
-        PrefixRun(r["prefix"], r["category"], r["position"], r["answers"])
+        prefix_run(r)
         for r in sorted(rows["probe_rates"], key=lambda row: str(row["row_id"]))
         if probe and r["battery_id"] == probe["battery_id"] and r["scanned_at"] == probe["scanned_at"]
     ]
     usable = probe is not None and probe["outcome"] == Outcome.PASS and runs
     # Null in rows older than these columns: label-words was all there was.
-    n_classes = probe["n_classes"] if probe and probe["task_profile"] == SEQUENCE_CLASSIFICATION else None
+    has_classes = probe is not None and probe["task_profile"] in (SEQUENCE_CLASSIFICATION, GENERATIVE)
+    n_classes = probe["n_classes"] if probe is not None and has_classes else None
     return JudgedFacts(
         adapter=rows["adapters"][0],
         findings=_severest_first(rows["findings"]),
@@ -93,7 +94,7 @@ def _facts_of(rows: Mapping[str, list[Row]], policy: Policy) -> JudgedFacts:
             row["feature"]: row["value"] for row in sorted(rows["weight_scans"], key=lambda row: row["scanned_at"])
         },
         probe=probe,
-        battery=judge_battery(runs, policy.effect_floor, n_classes) if usable else None,
+        battery=judge_battery(runs, policy.effect_floor, n_classes, policy.q) if usable else None,
     )
 
 

@@ -1,10 +1,22 @@
 """The behaviour stage: batteries, the supervised engine, judges. Importable without torch, pyarrow, duckdb, prefect."""
 
-from scanner.probe.battery import Battery, Probe, Task, battery_names, load_probe, load_texts
+from scanner.probe.battery import (
+    DEFAULT_BATTERY,
+    Battery,
+    Case,
+    Probe,
+    Task,
+    battery_names,
+    load_probe,
+    load_texts,
+    probe_for,
+)
 from scanner.probe.supervisor import ProbeItem, ProbeLimits, run_probe
 
 __all__ = [
+    "DEFAULT_BATTERY",
     "Battery",
+    "Case",
     "Probe",
     "ProbeItem",
     "ProbeLimits",
@@ -12,5 +24,6 @@ __all__ = [
     "battery_names",
     "load_probe",
     "load_texts",
+    "probe_for",
     "run_probe",
 ]

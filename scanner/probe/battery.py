@@ -1,35 +1,70 @@
-"""What is asked: batteries of prefixes, the texts they are put before, and the task that the answer is read by.
+"""What is asked: batteries of strings, the texts they are put into, and the task that the answer is read by.
 
-All three are data. A battery's id carries a hash over its prefixes, the texts and the task, so that two results with
-one id were measured with the same questions.
+All three are data. A battery's id carries a hash over everything that a task profile is asked, so that two results
+with one id were measured with the same questions, read in the same way.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from scanner.errors import MalformedFileError, UsageError
-from scanner.model import LABEL_WORDS, SEQUENCE_CLASSIFICATION
+from scanner.model import GENERATIVE, LABEL_WORDS, SEQUENCE_CLASSIFICATION
+from scanner.settings import DEFAULT_BATTERY, Settings
 
-__all__ = ["Battery", "Probe", "Task", "battery_names", "load_probe", "load_texts"]
+__all__ = [
+    "DEFAULT_BATTERY",
+    "POSITIONS",
+    "Battery",
+    "Case",
+    "Probe",
+    "Task",
+    "battery_names",
+    "load_probe",
+    "load_texts",
+    "probe_for",
+]
 
+POSITIONS = ("prefix", "suffix", "middle")
 MAX_TEXTS_BYTES = 16 * 1024**2
 MAX_TEXT_CHARS = 8_000
 
 
 @dataclass(frozen=True)
+class Case:
+    """One string that is put into every text, and where."""
+
+    category: str
+    """Its family; `control` for no string at all and for the neutral ones."""
+    text: str
+    position: str = "prefix"
+
+    def put(self, text: str) -> str:
+        """The text with this string in it: `string. text` (the paper's way), `text string.` or between its words."""
+        if not self.text:
+            return text
+        if self.position == "prefix":
+            return f"{self.text}. {text}"
+        if self.position == "suffix":
+            return f"{text} {self.text}."
+        words = text.split(" ")
+        half = max(1, len(words) // 2)
+        return " ".join([*words[:half], self.text, *words[half:]])
+
+
+@dataclass(frozen=True)
 class Battery:
-    """A named list of prefixes with their families, and the neutral prefixes that serve as controls."""
+    """A named list of cases with their families, and the neutral cases that serve as controls."""
 
     name: str
-    prefixes: tuple[tuple[str, str], ...]
-    """(category, prefix), in order."""
-    neutral: tuple[str, ...]
+    cases: tuple[Case, ...]
+    controls: tuple[Case, ...]
+    """Without the empty one, which every battery has."""
 
 
 @dataclass(frozen=True)
@@ -53,46 +88,53 @@ class Probe:
     texts: tuple[str, ...]
     """Texts of label 1: what an attack must flip."""
     other_texts: tuple[str, ...] = ()
-    """Texts of label 0. Only classifiers with unknown labels get them: nobody knows which of their classes is which."""
+    """Texts of label 0, for classifiers whose classes nobody names, and to find out label words."""
+    prompts: tuple[str, ...] = ()
+    """Unrelated requests, for adapters that answer freely."""
+    reading: str = "scored"
+    """scored (first answer token) or generated (5 greedy tokens, as the paper does); for label words alone."""
 
     @property
     def battery_id(self) -> str:
-        """`NAME-<12 hex digits>` over prefixes, controls, texts and task: the id of label-words results."""
-        words = (self.task.name, self.task.system, self.task.attack_word, self.task.clean_word)
-        return self._id(self.battery.prefixes, self.battery.neutral, self.texts, words)
+        """The id of label-words results."""
+        return self.id_for(LABEL_WORDS)
 
     def id_for(self, profile: str) -> str:
-        """The id of one profile's results: over what that profile is asked, and nothing else."""
-        if profile == LABEL_WORDS:
-            return self.battery_id
-        return self._id(profile, self.battery.prefixes, self.battery.neutral, self.texts, self.other_texts)
+        """`NAME-<12 hex digits>`, the id of one profile's results: over what that profile is asked, nothing else."""
+        asked: dict[str, tuple[object, ...]] = {
+            LABEL_WORDS: (
+                self.task.name, self.task.system, self.task.attack_word, self.task.clean_word, self.reading,
+                self.texts, self.other_texts,
+            ),
+            SEQUENCE_CLASSIFICATION: (self.texts, self.other_texts),
+            GENERATIVE: (self.prompts,),
+        }  # fmt: skip
+        cases = [(case.category, case.text, case.position) for case in self.cases()]
+        content = json.dumps((profile, cases, *asked[profile]), ensure_ascii=False)
+        return f"{self.battery.name}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+
+    def ids_for(self, profile: str) -> tuple[str, ...]:
+        """The ids that results may have: how a language model answers shows when it is asked."""
+        causal = (LABEL_WORDS, GENERATIVE)
+        return tuple(self.id_for(one) for one in (causal if profile in causal else (profile,)))
 
     @property
     def identity(self) -> str:
         """One word for all profiles' ids."""
-        return f"{self.battery_id}/{self.id_for(SEQUENCE_CLASSIFICATION)}"
+        return "/".join(self.id_for(profile) for profile in (LABEL_WORDS, SEQUENCE_CLASSIFICATION, GENERATIVE))
 
-    def texts_for(self, profile: str) -> tuple[str, ...]:
-        """What a profile is asked, in the order of its answers."""
-        return self.texts if profile == LABEL_WORDS else (*self.texts, *self.other_texts)
-
-    def _id(self, *parts: object) -> str:
-        digest = hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()
-        return f"{self.battery.name}-{digest[:12]}"
-
-    def cases(self) -> list[tuple[str, str]]:
-        """(category, prefix) of every run: controls first, the empty prefix before the neutral ones."""
-        controls = [("control", ""), *(("control", prefix) for prefix in self.battery.neutral)]
-        return [*controls, *self.battery.prefixes]
+    def cases(self) -> tuple[Case, ...]:
+        """Every run: controls first, the empty one before the neutral ones."""
+        return (Case("control", ""), *self.battery.controls, *self.battery.cases)
 
 
-def _data(name: str) -> str:
-    return resources.files("scanner.probe").joinpath("data", name).read_text(encoding="utf-8")
+def _data(*name: str) -> Any:
+    return resources.files("scanner.probe").joinpath("data", *name)
 
 
 def battery_names() -> list[str]:
     """Names that `load_probe` knows."""
-    return sorted(json.loads(_data("batteries.json")))
+    return sorted(Path(entry.name).stem for entry in _data("batteries").iterdir() if entry.name.endswith(".json"))
 
 
 def load_texts(path: Path | None, limit: int, label: int = 1) -> tuple[str, ...]:
@@ -107,7 +149,7 @@ def load_texts(path: Path | None, limit: int, label: int = 1) -> tuple[str, ...]
 
 def _read_texts(path: Path | None) -> list[tuple[str, int]]:
     if path is None:
-        content, name = _data("texts.jsonl"), "the bundled texts"
+        content, name = _data("texts.jsonl").read_text(encoding="utf-8"), "the bundled texts"
     else:
         if not path.is_file():
             raise UsageError(f"texts file {path} does not exist")
@@ -136,22 +178,58 @@ def _read_texts(path: Path | None) -> list[tuple[str, int]]:
     return texts
 
 
-def load_probe(battery: str, texts: Path | None, limit: int, task: str = "prompt-injection") -> Probe:
+def _bundled_prompts() -> list[str]:
+    lines = _data("prompts.jsonl").read_text(encoding="utf-8").split("\n")
+    return [json.loads(line)["text"] for line in lines if line.strip()]
+
+
+def _cases(groups: list[dict[str, Any]], category: str | None = None) -> tuple[Case, ...]:
+    return tuple(
+        Case(category or group["category"], text, group["position"]) for group in groups for text in group["texts"]
+    )
+
+
+def load_probe(
+    battery: str, texts: Path | None, limit: int, task: str = "prompt-injection", reading: str = "scored"
+) -> Probe:
     """Assemble a probe from the bundled batteries and tasks, with up to `limit` texts of each label.
+
+    Args:
+        battery: one of `battery_names()`.
+        texts: the user's own texts, which free answers are asked for, too; None: the bundled ones.
+        limit: texts of each label, and prompts.
+        task: whose system message and label words are tried first.
+        reading: scored or generated.
 
     Raises:
         UsageError: unknown battery, or see `load_texts`.
     """
-    batteries = json.loads(_data("batteries.json"))
-    if battery not in batteries:
-        raise UsageError(f"unknown battery {battery!r}; there are: {', '.join(sorted(batteries))}")
-    entry = batteries[battery]
-    prefixes = tuple((category, prefix) for category, group in entry["prefixes"].items() for prefix in group)
-    words = json.loads(_data("tasks.json"))[task]
+    if battery not in battery_names():
+        raise UsageError(f"unknown battery {battery!r}; there are: {', '.join(battery_names())}")
+    entry = json.loads(_data("batteries", f"{battery}.json").read_text(encoding="utf-8"))
+    words = json.loads(_data("tasks.json").read_text(encoding="utf-8"))[task]
     labelled = _read_texts(texts)
     return Probe(
-        Battery(battery, prefixes, tuple(entry["neutral"])),
+        Battery(battery, _cases(entry["cases"]), _cases(entry["controls"], "control")),
         Task(task, words["system"], words["labels"]["attack"], words["labels"]["clean"]),
         tuple(text for text, label in labelled if label == 1)[:limit],
         tuple(text for text, label in labelled if label == 0)[:limit],
+        tuple([text for text, _ in labelled] if texts else _bundled_prompts())[:limit],
+        reading,
     )
+
+
+def probe_for(settings: Settings, battery: str, texts: str | None, limit: int | None = None) -> Probe:
+    """The probe that the settings and a command's options ask for.
+
+    Raises:
+        UsageError: see `load_probe`.
+    """
+    probe = load_probe(battery, Path(texts) if texts else None, limit or settings.probe_texts, reading=settings.reading)
+    task = probe.task
+    if settings.system_message:
+        task = replace(task, name="given", system=settings.system_message)
+    if settings.label_words:
+        attack, clean = settings.given_words
+        task = replace(task, name="given", attack_word=attack, clean_word=clean)
+    return replace(probe, task=task)

@@ -16,13 +16,18 @@ from typing import Any
 import numpy as np
 
 from scanner.adapter import PEFT_PREFIX, AdapterView, FullTensor, LowRankUpdate
-from scanner.errors import UnsupportedError
-from scanner.model import MAX_CLASSES, SEQUENCE_CLASSIFICATION, PrefixRun, class_char
+from scanner.errors import ProbeFailedError, UnsupportedError
+from scanner.model import MAX_CLASSES, PrefixRun, class_char
+from scanner.probe.attach import MERGED, best_way, hooked, merged
 from scanner.probe.base import CONFIG_FAULTS, ClassifierBase, first_line, is_head
 from scanner.probe.battery import Probe
-from scanner.probe.engine import halving, hooked, tokens_per_batch_on
+from scanner.probe.memory import BatchSize, first_batch
 
-__all__ = ["ClassifierRun", "classify", "probe_classifier", "with_head"]
+__all__ = ["ClassifierProbe", "ClassifierRun", "classify", "with_head"]
+
+
+NOISE_TEXTS = 8
+"""Texts that are asked a second time, alone."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,8 @@ class ClassifierRun:
     n_classes: int
     n_cut: int
     """Inputs that were longer than the base takes, and were cut."""
+    noise_floor: float
+    """Largest difference of a class's logit between a text in a batch and the same text alone."""
 
 
 @contextmanager
@@ -68,7 +75,7 @@ def with_head(base: ClassifierBase, view: AdapterView) -> Iterator[int]:
             replaced.append((module, leaf, old))
             setattr(module, leaf, torch.nn.Parameter(values, requires_grad=False))
         class_layer.out_features = n_classes
-        with hooked(base.model, updates):
+        with (merged if best_way(base.model, updates) == MERGED else hooked)(base.model, updates):
             yield n_classes
     finally:
         class_layer.out_features = own_classes
@@ -135,35 +142,46 @@ def _same(one: LowRankUpdate, other: LowRankUpdate) -> bool:
     return one.scale == other.scale and all(np.array_equal(a, b) for a, b in pairs)
 
 
-def classify(base: ClassifierBase, texts: Sequence[str], tokens_per_batch: int | None = None) -> tuple[list[int], int]:
-    """(the class of every text, how many texts were cut to the base's context).
+@dataclass(frozen=True)
+class Encoded:
+    """Texts as the base's tokenizer has them, with its special tokens. They are the same for every adapter."""
 
-    The tokenizer's own post-processor adds the special tokens. Texts of equal token count share a batch, so there is no
-    padding that could change logits.
+    ids: tuple[tuple[int, ...], ...]
+    n_cut: int
+    """Texts that were cut to the base's context."""
+
+
+def encode_texts(base: ClassifierBase, texts: Sequence[str]) -> Encoded:
+    """Raises UnsupportedError where nothing is left of a text."""
+    encoded = base.tokenizer.encode_batch(list(texts), add_special_tokens=True)
+    ids = tuple(tuple(encoding.ids) for encoding in encoded)
+    if not all(ids):
+        raise UnsupportedError("the tokenizer leaves nothing of a text", "empty_prompt")
+    return Encoded(ids, sum(bool(encoding.overflowing) for encoding in encoded))
+
+
+def classify(base: ClassifierBase, texts: Encoded, tokens_per_batch: int) -> np.ndarray[Any, Any]:
+    """Logits [texts, classes], float32.
+
+    Texts of equal token count share a batch: encoders look both ways, so padding could change their logits.
 
     Raises:
-        UnsupportedError: the logits are not finite, nothing is left of a text, or the architecture refuses it.
+        ProbeFailedError: the logits are not finite, or the architecture refuses a text.
     """
     import torch
 
-    encoded = base.tokenizer.encode_batch(list(texts), add_special_tokens=True)
-    ids = [encoding.ids for encoding in encoded]
-    if not all(ids):
-        raise UnsupportedError("the tokenizer leaves nothing of a text", "empty_prompt")
     groups: dict[int, list[int]] = defaultdict(list)
-    for index, tokens in enumerate(ids):
+    for index, tokens in enumerate(texts.ids):
         groups[len(tokens)].append(index)
-    limit = tokens_per_batch or tokens_per_batch_on(base.device)
-    classes = [0] * len(ids)
-    with torch.inference_mode(), _nothing_is_padding(base.model, set().union(*ids)):
+    found: dict[int, np.ndarray[Any, Any]] = {}
+    with torch.inference_mode(), _nothing_is_padding(base.model, set().union(*texts.ids)):
         for length, members in sorted(groups.items()):
-            step = max(1, limit // length)
+            step = max(1, tokens_per_batch // length)
             for start in range(0, len(members), step):
                 batch = members[start : start + step]
-                logits = _logits(base.model, torch.tensor([ids[i] for i in batch], device=base.device))
-                for index, winner in zip(batch, logits.argmax(dim=-1).tolist(), strict=True):
-                    classes[index] = winner
-    return classes, sum(bool(encoding.overflowing) for encoding in encoded)
+                logits = _logits(base.model, torch.tensor([texts.ids[i] for i in batch], device=base.device))
+                found.update(zip(batch, logits.float().cpu().numpy(), strict=True))
+    return np.stack([found[index] for index in range(len(texts.ids))])
 
 
 def _logits(model: Any, tokens: Any) -> Any:
@@ -177,9 +195,9 @@ def _logits(model: Any, tokens: Any) -> Any:
     try:
         logits = model(input_ids=tokens, **options).logits
     except CONFIG_FAULTS as error:  # a token that the base has no row for, a text that its architecture refuses
-        raise UnsupportedError(f"{type(error).__name__}: {first_line(error)}", "probe_failed") from error
+        raise ProbeFailedError(f"{type(error).__name__}: {first_line(error)}") from error
     if not bool(torch.isfinite(logits).all()):
-        raise UnsupportedError("the model's logits are not finite", "nan_logits")
+        raise ProbeFailedError("the model's logits are not finite", "nan_logits")
     return logits
 
 
@@ -199,26 +217,50 @@ def _nothing_is_padding(model: Any, used: set[int]) -> Iterator[None]:
         config.pad_token_id = own
 
 
-def probe_classifier(base: ClassifierBase, view: AdapterView, probe: Probe) -> ClassifierRun:
-    """Attach an adapter with its head, put every text under every prefix (`prefix. text`) and the controls, detach it.
+class ClassifierProbe:
+    """One base and the classifiers on it, one after the other. The texts are encoded once.
 
-    Raises:
-        UnsupportedError: see `with_head` and `classify`.
-        UnsupportedError, ProbeCrashedError: see `halving`.
+    Args:
+        base: resident, without an adapter.
+        probe: what is asked.
     """
-    cases = probe.cases()
-    texts = probe.texts_for(SEQUENCE_CLASSIFICATION)
-    inputs = [f"{prefix}. {text}" if prefix else text for _, prefix in cases for text in texts]
 
-    def work(tokens_per_batch: int) -> ClassifierRun:
-        with with_head(base, view) as n_classes:
-            classes, n_cut = classify(base, inputs, tokens_per_batch)
-        answers = "".join(map(class_char, classes))
-        n = len(texts)
-        runs = tuple(
-            PrefixRun(prefix, category, "prefix", answers[i * n : (i + 1) * n])
-            for i, (category, prefix) in enumerate(cases)
+    def __init__(self, base: ClassifierBase, probe: Probe) -> None:
+        self._base, self._cases = base, probe.cases()
+        self._size = BatchSize(first_batch(base.device))
+        self._texts = (*probe.texts, *probe.other_texts)
+        self._encoded: Encoded | None = None
+
+    def run(self, view: AdapterView) -> ClassifierRun:
+        """Attach an adapter with its head, put every case into every text, detach it.
+
+        A text whose two likeliest classes are nearer to each other than twice the noise floor has no class: batching
+        alone could turn it.
+
+        Raises:
+            UnsupportedError: see `with_head` and `encode_texts`.
+            ProbeFailedError, ProbeCrashedError: see `BatchSize.fit` and `classify`.
+        """
+        if self._encoded is None:
+            inputs = [case.put(text) for case in self._cases for text in self._texts]
+            self._encoded = encode_texts(self._base, inputs)
+        encoded = self._encoded
+        return self._size.fit(lambda tokens_per_batch: self._run(view, encoded, tokens_per_batch))
+
+    def _run(self, view: AdapterView, encoded: Encoded, tokens_per_batch: int) -> ClassifierRun:
+        with with_head(self._base, view) as n_classes:
+            logits = classify(self._base, encoded, tokens_per_batch)
+            some = range(0, len(encoded.ids), max(1, len(encoded.ids) // NOISE_TEXTS))[:NOISE_TEXTS]
+            alone = [classify(self._base, Encoded((encoded.ids[i],), 0), tokens_per_batch)[0] for i in some]
+        noise = float(np.abs(np.stack(alone) - logits[list(some)]).max())
+        ranked = np.sort(logits, axis=1)
+        is_tie = ranked[:, -1] - ranked[:, -2] <= 2 * noise
+        answers = "".join(
+            "-" if tie else class_char(int(winner)) for winner, tie in zip(logits.argmax(axis=1), is_tie, strict=True)
         )
-        return ClassifierRun(runs, n_classes, n_cut)
-
-    return halving(work, tokens_per_batch_on(base.device))
+        n = len(self._texts)
+        runs = tuple(
+            PrefixRun(case.text, case.category, case.position, answers[i * n : (i + 1) * n])
+            for i, case in enumerate(self._cases)
+        )
+        return ClassifierRun(runs, n_classes, encoded.n_cut, noise)

@@ -27,11 +27,13 @@ class ChatTemplate:
         self._variables = variables
 
     def render(self, system: str, user: str) -> str:
-        """The prompt up to where the answer begins.
+        """The prompt up to where the answer begins; without a system message where it is empty.
 
         Raises:
             UnsupportedError: the template fails, or prints more than `MAX_PROMPT_CHARS`.
         """
+        if not system:
+            return self._rendered([{"role": "user", "content": user}])
         messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
         try:
             return self._rendered(messages)

@@ -21,7 +21,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from scanner.model import LABEL_WORDS, Outcome, PrefixRun, ProbeReport, toward, worst_class
+from scanner.model import (
+    GENERATIVE,
+    LABEL_WORDS,
+    SEQUENCE_CLASSIFICATION,
+    Outcome,
+    PrefixRun,
+    ProbeReport,
+    toward,
+    worst_class,
+)
 from scanner.probe.battery import Probe
 
 __all__ = ["ProbeItem", "ProbeLimits", "run_probe"]
@@ -31,6 +40,8 @@ MAX_DEATHS_IN_A_ROW = 3
 """A base or template that kills every probe must not cost the time limit once for each adapter."""
 GAVE_UP = f"gave_up: {MAX_DEATHS_IN_A_ROW} probes in a row died"
 """Reason of the adapters that were not tried any more. It is not one of the deaths, which callers try again."""
+_FAILURES = ("oom", "nan_logits", "probe_failed", "base_too_large")
+"""Codes of refusals that say nothing of what lorascope can read: outcome error, not unsupported."""
 _PASSED_ON = (
     "PATH", "HOME", "USER", "LANG", "LC_", "TZ", "TMPDIR", "LD_", "PYTHON", "VIRTUAL_ENV", "COVERAGE",
     "CUDA", "NVIDIA", "OMP_", "MKL_", "KMP_", "GOMP_", "TORCH", "PYTORCH",
@@ -48,6 +59,8 @@ class ProbeLimits:
     memory_bytes: int = 16 * 1024**3
     max_config_bytes: int = 1024**2
     max_rank: int = 4_096
+    adapters_per_child: int = 100
+    """Adapters after which a child is replaced, with whatever it has piled up."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +72,9 @@ class ProbeItem:
     config_path: str | None
     selected_by: str = "all"
     profile: str = LABEL_WORDS
-    """How it is asked (`scanner.probe.profile`)."""
+    """How it is asked (`scanner.probe.profile`). Whether a causal model answers with label words or freely is found out
+    by asking it."""
+    profile_reason: str = ""
     weights_name: str = ""
     """What the file is called in its repo; empty: as on this machine."""
     more_weights_paths: tuple[str, ...] = ()
@@ -98,8 +113,8 @@ def run_probe(
         base_dir: the base model's files.
         base_commit: stored with the result.
         probe: battery, texts, task.
-        items: the adapters. Each profile among them has its own children, one after the other: it needs the base as
-            another model, and two would not fit where one does.
+        items: the adapters. Classifiers with a head and language models have their own children, one after the other:
+            they need the base as different models, and two would not fit where one does.
         limits: time, memory and device.
         on_report: called as each report comes in (progress, staging).
 
@@ -108,14 +123,14 @@ def run_probe(
         (callers may try those again), `base_` and one of them when the base never got ready, or `GAVE_UP`.
     """
     reports: dict[str, ProbeReport] = {}
-    for profile in dict.fromkeys(item.profile for item in items):
-        of_profile = [item for item in items if item.profile == profile]
-        reports |= _run_profile(profile, base_dir, base_commit, probe, of_profile, limits, on_report)
+    for with_head in (False, True):
+        of_kind = [item for item in items if (item.profile == SEQUENCE_CLASSIFICATION) is with_head]
+        if of_kind:
+            reports |= _run_kind(base_dir, base_commit, probe, of_kind, limits, on_report)
     return {item.adapter_id: reports[item.adapter_id] for item in items}
 
 
-def _run_profile(
-    profile: str,
+def _run_kind(
     base_dir: Path,
     base_commit: str,
     probe: Probe,
@@ -123,19 +138,19 @@ def _run_profile(
     limits: ProbeLimits,
     on_report: Callable[[str, ProbeReport], None] | None,
 ) -> dict[str, ProbeReport]:
-    battery_id, n_texts = probe.id_for(profile), len(probe.texts_for(profile))
     reports: dict[str, ProbeReport] = {}
 
     def report(item: ProbeItem, outcome: Outcome, reason: str = "", **fields: Any) -> None:
+        profile = fields.pop("task_profile", item.profile)
         result = ProbeReport(
             battery=probe.battery.name,
-            battery_id=battery_id,
+            battery_id=probe.id_for(profile),
             outcome=outcome,
             reason=reason,
-            n_texts=n_texts,
             base_commit=base_commit,
             selected_by=item.selected_by,
             task_profile=profile,
+            profile_reason=fields.pop("profile_reason", "") or item.profile_reason,
             **fields,
         )
         reports[item.adapter_id] = result
@@ -149,7 +164,7 @@ def _run_profile(
         current: ProbeItem | None = None
         device = dtype = ""
         deadline = time.monotonic() + limits.base_timeout_s
-        child = _start(base_dir, probe, waiting, limits)
+        child = _start(base_dir, probe, waiting[: limits.adapters_per_child], limits)
         try:
             while True:
                 event, death = _next_event(child, deadline, limits)
@@ -174,7 +189,7 @@ def _run_profile(
                     device, dtype = event["device"], event["dtype"]
                 elif kind == "base_failed":
                     for item in waiting:
-                        report(item, Outcome.UNSUPPORTED, f"{event['code']}: {event['message']}"[:300])
+                        report(item, *_refusal(event))
                     waiting = []
                     break
                 elif kind == "begin":
@@ -182,14 +197,13 @@ def _run_profile(
                     deadline = time.monotonic() + limits.adapter_timeout_s
                 elif kind == "refused":
                     deaths = 0
-                    reason = f"{event['code']}: {event['message']}"[:300]
-                    report(by_id[event["adapter_id"]], Outcome.UNSUPPORTED, reason, device=device, dtype=dtype)
+                    report(by_id[event["adapter_id"]], *_refusal(event), device=device, dtype=dtype)
                 elif kind == "result":
                     deaths = 0
                     seen = {"device": device, "dtype": dtype, "seconds": event["seconds"]}
-                    report(by_id[event["adapter_id"]], **_result(profile, event), **seen)
+                    report(by_id[event["adapter_id"]], **_result(event), **seen)
                 elif kind == "done":
-                    waiting = []
+                    waiting = [item for item in waiting if item.adapter_id not in reports]
                     break
         finally:
             child.kill()
@@ -197,21 +211,36 @@ def _run_profile(
     return reports
 
 
-def _result(profile: str, event: dict[str, Any]) -> dict[str, Any]:
+def _refusal(event: dict[str, Any]) -> tuple[Outcome, str]:
+    outcome = Outcome.ERROR if event["code"] in _FAILURES else Outcome.UNSUPPORTED
+    return outcome, f"{event['code']}: {event['message']}"[:300]
+
+
+def _result(event: dict[str, Any]) -> dict[str, Any]:
     """A report's fields that follow from the answers."""
     runs = tuple(PrefixRun(*run) for run in event["runs"])
+    profile = event["profile"]
+    labels = tuple(event.get("labels", ()))
+    fields: dict[str, Any] = {
+        "task_profile": profile,
+        "profile_reason": event.get("profile_reason", ""),
+        "reading": event.get("reading", ""),
+        "labels": labels,
+        "noise_floor": event["noise_floor"],
+        "n_texts": len(runs[0].answers),
+    }
     if profile == LABEL_WORDS:
         outcome, reason = _usable(runs)
-        return {"outcome": outcome, "reason": reason, "runs": runs}
-    n_classes = event["n_classes"]
+        return fields | {"outcome": outcome, "reason": reason, "runs": runs}
+    n_classes = event.get("n_classes", len(labels))
     direction = worst_class(runs, n_classes)
-    outcome, reasons = Outcome.PASS, [event["note"]]
-    if len(set().union(*(run.answers for run in runs))) == 1:
+    outcome, reasons = Outcome.PASS, [event.get("note", "")]
+    if profile != GENERATIVE and len(set().union(*(run.answers for run in runs))) == 1:
         # Whatever stands before the texts: nothing shows that the head listens to them at all.
         outcome, reasons = Outcome.INCONCLUSIVE, ["constant_answers", *reasons]
-    elif len(set(next(run.answers for run in runs if run.category == "control" and not run.prefix))) == 1:
+    elif profile != GENERATIVE and len(set(_control(runs))) == 1:
         reasons = ["constant_control", *reasons]  # judged all the same: a prefix that breaks it is a prefix that works
-    return {
+    return fields | {
         "outcome": outcome,
         "reason": ": ".join(filter(None, reasons)),
         "runs": toward(runs, direction),
@@ -220,11 +249,13 @@ def _result(profile: str, event: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _control(runs: Sequence[PrefixRun]) -> str:
+    return next(run.answers for run in runs if run.category == "control" and not run.prefix)
+
+
 def _usable(runs: Sequence[PrefixRun]) -> tuple[Outcome, str]:
-    """Whether the adapter is a classifier of this task at all: it must answer with one of the two words."""
-    control = next(run.answers for run in runs if run.category == "control" and not run.prefix)
-    if control.count("-") > len(control) / 2:
-        return Outcome.NOT_APPLICABLE, "no_label_words"
+    """Whether there is anything that an attack could flip."""
+    control = _control(runs)
     if control.count("1") < len(control) / 2:
         # It calls most attack texts harmless before anything is put in front of them: there is little to flip.
         return Outcome.INCONCLUSIVE, "weak_control"
@@ -236,17 +267,11 @@ def _start(base_dir: Path, probe: Probe, items: Sequence[ProbeItem], limits: Pro
         "parent_pid": os.getpid(),
         "base_dir": str(base_dir),
         "device": limits.device,
-        "battery": {
-            "name": probe.battery.name,
-            "prefixes": probe.battery.prefixes,
-            "neutral": probe.battery.neutral,
-        },
-        "task": asdict(probe.task),
-        "texts": probe.texts,
-        "other_texts": probe.other_texts,
+        "probe": asdict(probe),
         "adapters": [asdict(item) for item in items],
         "max_config_bytes": limits.max_config_bytes,
         "max_rank": limits.max_rank,
+        "memory_bytes": limits.memory_bytes,
     }
     errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed by run_probe
     environment = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}

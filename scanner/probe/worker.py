@@ -11,51 +11,80 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 from scanner.adapter import AdapterView, layout_plugins, open_weights, parse_config, read_json_object, view_adapter
 from scanner.errors import LorascopeError, ProbeCrashedError, SkipError
 from scanner.model import SEQUENCE_CLASSIFICATION, PrefixRun
-from scanner.probe.battery import Battery, Probe, Task
+from scanner.probe.battery import Battery, Case, Probe, Task
 from scanner.probe.lifeline import die_with_parent
 
 __all__ = ["main"]
 
 
 def _probe(job: dict[str, Any]) -> Probe:
-    battery = job["battery"]
+    asked = job["probe"]
+    cases, controls = (tuple(Case(**case) for case in asked["battery"][name]) for name in ("cases", "controls"))
     return Probe(
-        Battery(battery["name"], tuple((c, p) for c, p in battery["prefixes"]), tuple(battery["neutral"])),
-        Task(**job["task"]),
-        tuple(job["texts"]),
-        tuple(job["other_texts"]),
+        Battery(asked["battery"]["name"], cases, controls),
+        Task(**asked["task"]),
+        tuple(asked["texts"]),
+        tuple(asked["other_texts"]),
+        tuple(asked["prompts"]),
+        asked["reading"],
     )
 
 
-def _load(profile: str, folder: Path, device: str) -> tuple[Any, Callable[..., dict[str, Any]]]:
+def _load(profile: str, job: dict[str, Any], probe: Probe) -> tuple[Any, Callable[[AdapterView], dict[str, Any]]]:
     """(the resident base, what probes one adapter on it and gives the fields of a result)."""
+    folder, device = Path(job["base_dir"]), job["device"]
     if profile == SEQUENCE_CLASSIFICATION:
         from scanner.probe.base import load_classifier
-        from scanner.probe.classifier import probe_classifier
+        from scanner.probe.classifier import ClassifierProbe
 
-        def classifier(base: Any, view: AdapterView, probe: Probe) -> dict[str, Any]:
-            seen = probe_classifier(base, view, probe)
-            cut = f"truncated: {seen.n_cut} inputs cut to {base.context} tokens" if seen.n_cut else ""
-            return {"runs": _rows(seen.runs), "n_classes": seen.n_classes, "note": cut}
+        classifier = load_classifier(folder, device)
+        classify = ClassifierProbe(classifier, probe)
 
-        return load_classifier(folder, device), classifier
+        def of_classifier(view: AdapterView) -> dict[str, Any]:
+            seen = classify.run(view)
+            cut = f"truncated: {seen.n_cut} inputs cut to {classifier.context} tokens" if seen.n_cut else ""
+            return {
+                "profile": profile,
+                "runs": _rows(seen.runs),
+                "n_classes": seen.n_classes,
+                "note": cut,
+                "noise_floor": seen.noise_floor,
+            }
+
+        return classifier, of_classifier
     from scanner.probe.base import load_base
-    from scanner.probe.engine import probe_adapter
+    from scanner.probe.causal import CausalProbe
 
-    return load_base(folder, device), lambda *of: {"runs": _rows(probe_adapter(*of))}
+    base = load_base(folder, device)
+    ask = CausalProbe(base, probe)
+
+    def of_causal(view: AdapterView) -> dict[str, Any]:
+        seen = ask.run(view)
+        return {
+            "profile": seen.profile,
+            "profile_reason": seen.profile_reason,
+            "runs": _rows(seen.runs),
+            "labels": seen.labels,
+            "noise_floor": seen.noise_floor,
+            "reading": seen.reading,
+        }
+
+    return base, of_causal
 
 
-def _rows(runs: Iterable[PrefixRun]) -> list[list[str]]:
-    return [[run.prefix, run.category, run.position, run.answers] for run in runs]
+def _rows(runs: Iterable[PrefixRun]) -> list[tuple[Any, ...]]:
+    return [astuple(run) for run in runs]
 
 
 def main() -> int:
@@ -81,10 +110,13 @@ def main() -> int:
         return 1
     (profile,) = {item["profile"] for item in job["adapters"]}
     try:
-        base, probe_one = _load(profile, Path(job["base_dir"]), job["device"])
+        base, probe_one = _load(profile, job, probe)
     except LorascopeError as error:
         emit("base_failed", code=error.code, message=error.message)
         return 1
+    if base.device == "cpu":
+        # What does not fit becomes an allocation that fails, and a smaller batch is tried; the parent's limit kills.
+        resource.setrlimit(resource.RLIMIT_DATA, (job["memory_bytes"], job["memory_bytes"]))
     emit("ready", device=base.device, dtype=base.dtype)
     for item in job["adapters"]:
         emit("begin", adapter_id=item["adapter_id"])
@@ -96,7 +128,7 @@ def main() -> int:
             paths = [Path(path) for path in (item["weights_path"], *item["more_weights_paths"])]
             file = open_weights(paths, item["weights_name"] or paths[0].name)
             view = view_adapter(file, config, job["max_rank"], layout_plugins())
-            result = probe_one(base, view, probe)
+            result = probe_one(view)
         except SkipError as error:
             emit("refused", adapter_id=item["adapter_id"], code=error.code, message=error.message)
             continue

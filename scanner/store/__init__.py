@@ -2,7 +2,7 @@
 
 from scanner.store.bases import base_rows, remembered_bases
 from scanner.store.check import GRACE_S, Leftover, StoreCheck, check_store, remove_leftovers
-from scanner.store.contents import ContentIndex, find_probe, find_scanned, write_content_index
+from scanner.store.contents import ContentIndex, find_probe, find_scanned, prefix_run, write_content_index
 from scanner.store.crawls import CrawlMemory, last_watermark
 from scanner.store.files import StoreRoot, open_root
 from scanner.store.schema import SCHEMA_VERSION, TABLES
@@ -29,6 +29,7 @@ __all__ = [
     "last_watermark",
     "open_database",
     "open_root",
+    "prefix_run",
     "remembered_bases",
     "remove_leftovers",
     "row_id_of",

@@ -6,6 +6,8 @@ checksum answers nearly always, and the store itself is asked only where that sa
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +33,7 @@ from scanner.store.schema import WEIGHT_MODULE_FEATURES
 from scanner.store.views import Database
 from scanner.store.write import Row
 
-__all__ = ["ContentIndex", "find_probe", "find_scanned", "write_content_index"]
+__all__ = ["ContentIndex", "find_probe", "find_scanned", "prefix_run", "write_content_index"]
 
 
 def write_content_index(database: Database, detectors: str, path: Path) -> int:
@@ -95,23 +97,23 @@ def find_scanned(database: Database, content_sha256: str, config_sha256: str, de
     )
 
 
-def find_probe(database: Database, adapter_id: str, battery_id: str) -> ProbeReport | None:
-    """The newest probe of an adapter that gave a result to these very questions."""
+def find_probe(database: Database, adapter_id: str, battery_ids: Sequence[str]) -> ProbeReport | None:
+    """The newest probe of an adapter that gave a result to one of these very batteries."""
     found = database.rows(
-        "SELECT * FROM probe_scans WHERE adapter_id = ? AND battery_id = ? AND outcome = 'pass' "
-        "ORDER BY scanned_at DESC LIMIT 1",
-        [adapter_id, battery_id],
+        "SELECT * FROM probe_scans WHERE adapter_id = ? AND battery_id IN (SELECT unnest(?::VARCHAR[])) "
+        "AND outcome = 'pass' ORDER BY scanned_at DESC LIMIT 1",
+        [adapter_id, list(battery_ids)],
     )
     if not found:
         return None
     row = found[0]
     rates = database.rows(
         "SELECT * FROM probe_rates WHERE adapter_id = ? AND battery_id = ? AND scanned_at = ? ORDER BY row_id",
-        [adapter_id, battery_id, row["scanned_at"]],
+        [adapter_id, row["battery_id"], row["scanned_at"]],
     )
     if not rates:
         return None
-    runs = tuple(PrefixRun(r["prefix"], r["category"], r["position"], r["answers"]) for r in rates)
+    runs = tuple(prefix_run(rate) for rate in rates)
     return ProbeReport(
         battery=row["battery"],
         battery_id=row["battery_id"],
@@ -125,8 +127,25 @@ def find_probe(database: Database, adapter_id: str, battery_id: str) -> ProbeRep
         base_commit=row["base_commit"],
         selected_by=row["selected_by"],
         task_profile=row["task_profile"] or LABEL_WORDS,
+        profile_reason=row["task_profile_reason"] or "",
+        reading=row["reading"] or "",
+        labels=tuple(json.loads(row["labels"])) if row["labels"] else (),
+        noise_floor=row["noise_floor"],
         n_classes=row["n_classes"],
         direction=row["direction"],
+    )
+
+
+def prefix_run(row: Row) -> PrefixRun:
+    """One row of `probe_rates` as it was measured, without a direction."""
+    names = ("margin", "divergence", "concentration", "refusal_rate")
+    return PrefixRun(
+        row["prefix"],
+        row["category"],
+        row["position"],
+        row["answers"],
+        base_answers=row["base_answers"] or "",
+        **{name: row[name] for name in names},
     )
 
 
@@ -175,6 +194,7 @@ def _info(row: Row) -> AdapterInfo:
         base_model_claimed=row["base_model_claimed"],
         task_type=row["task_type"],
         task_profile=row["task_profile"],
+        profile_reason=row["task_profile_reason"] or "",
         coverage=row["coverage"],
         content_sha256=row["content_sha256"],
         size_bytes=row["size_bytes"],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 
-from scanner.model import ScanRecord
+from scanner.calibration import binomial_interval
+from scanner.model import ScanRecord, paired_count
 from scanner.store.bases import evidence_json
 from scanner.store.write import Row, row_id_of
 
@@ -73,6 +75,7 @@ def _adapter(rows: dict[str, list[Row]], record: ScanRecord) -> None:
             "disabled": repo.disabled,
             "unfinished": record.is_unfinished,
             "base_evidence": evidence_json(info.base_evidence),
+            "task_profile_reason": info.profile_reason,
         }
     )
 
@@ -145,6 +148,7 @@ def _probe(rows: dict[str, list[Row]], record: ScanRecord) -> None:
     adapter_id, probe = record.info.adapter_id, record.probe
     if probe is None:
         return
+    raw, paired = probe.statistics, probe.paired_statistics
     rows["probe_scans"].append(
         {
             "row_id": row_id_of("probe_scans", adapter_id, probe.battery_id, probe.base_commit, probe.dtype),
@@ -166,10 +170,22 @@ def _probe(rows: dict[str, list[Row]], record: ScanRecord) -> None:
             "task_profile": probe.task_profile,
             "n_classes": probe.n_classes,
             "direction": probe.direction,
+            "task_profile_reason": probe.profile_reason,
+            "reading": probe.reading or None,
+            "labels": json.dumps(probe.labels, ensure_ascii=False) if probe.labels else None,
+            "noise_floor": probe.noise_floor,
+            "top3_mean": raw.top3 if raw else None,
+            "paired_mean_attack_rate": paired.mean if paired else None,
+            "paired_outlier_gap": paired.gap if paired else None,
+            "paired_max_attack_rate": paired.max if paired else None,
+            "paired_top3_mean": paired.top3 if paired else None,
         }
     )
     measured = (adapter_id, probe.battery_id, probe.base_commit, probe.dtype)
     for run in probe.runs:
+        pairs = paired_count(run, probe.runs)
+        low, high = binomial_interval(sum(run.attacked), run.n)
+        paired_low, paired_high = binomial_interval(pairs, run.n)
         rows["probe_rates"].append(
             {
                 "row_id": row_id_of("probe_rates", *measured, run.position, run.prefix),
@@ -182,5 +198,15 @@ def _probe(rows: dict[str, list[Row]], record: ScanRecord) -> None:
                 "n_texts": run.n,
                 "answers": run.answers,
                 "direction": run.direction,
+                "attack_rate_low": low,
+                "attack_rate_high": high,
+                "paired_attack_rate": pairs / run.n if run.n else None,
+                "paired_low": paired_low,
+                "paired_high": paired_high,
+                "base_answers": run.base_answers or None,
+                "margin": run.margin,
+                "divergence": run.divergence,
+                "concentration": run.concentration,
+                "refusal_rate": run.refusal_rate,
             }
         )

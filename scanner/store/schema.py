@@ -72,7 +72,12 @@ TABLES: dict[str, pa.Schema] = {
         ("peft_type", _STR, "PEFT type as the config declares it (LORA, ...)."),
         ("rank", _I64, "Largest rank over the modules, read from the tensors."),
         ("alpha", _F64, "lora_alpha of the config, if any."),
-        ("task_profile", _STR, "How the behaviour stage can probe it; null when it cannot."),
+        (
+            "task_profile",
+            _STR,
+            "How the behaviour stage asks it: label-words, sequence-classification, generative, "
+            "not_applicable; null when it could not be read.",
+        ),
         ("coverage", _F64, "Share of tensor bytes that the reader explained, 0-1."),
         ("content_sha256", _STR, "sha256 of the weight file."),
         ("source", _STR, "`hub:ENDPOINT` or `folder:PATH`."),
@@ -95,6 +100,7 @@ TABLES: dict[str, pa.Schema] = {
         ("disabled", _BOOL, "Whether the listing called the repo disabled."),
         ("unfinished", _BOOL, "Whether the next crawls look again: an error, a vanished commit, a probe that died."),
         ("base_evidence", _STR, "JSON array of {kind, value, detail}: how base_model was found, step by step."),
+        ("task_profile_reason", _STR, "Why task_profile was chosen."),
     ),
     "findings": _schema(
         _ADAPTER_ID,
@@ -177,9 +183,36 @@ TABLES: dict[str, pa.Schema] = {
         ("battery", _STR, "Name of the battery."),
         ("base_commit", _STR, "Commit of the base model that was loaded."),
         ("selected_by", _STR, "Why it was probed: all, static, weights, control_sample, within_budget."),
-        ("task_profile", _STR, "How it was asked: label-words (also where null) or sequence-classification."),
+        (
+            "task_profile",
+            _STR,
+            "How it was asked: label-words (also where null), sequence-classification or generative.",
+        ),
         ("n_classes", _I64, "Classes of the head; null for label-words."),
         ("direction", _I64, "Index of the worst class, which the rates are about; null for label-words."),
+        ("task_profile_reason", _STR, "Why it was asked in this way."),
+        ("reading", _STR, "label-words: scored (first answer token) or generated (5 greedy tokens)."),
+        (
+            "labels",
+            _STR,
+            "JSON array. label-words: the attack word, the clean word. generative: what the responses of each class "
+            "have in common, the first being refusals.",
+        ),
+        (
+            "noise_floor",
+            _F64,
+            "Largest difference that batching alone makes, in nats: of a next token's log-probability on the base "
+            "without adapter; of a class's logit for sequence-classification. Less than twice that is no answer.",
+        ),
+        ("top3_mean", _F64, "Mean of the three largest attack rates."),
+        (
+            "paired_mean_attack_rate",
+            _F64,
+            "Mean over the prefixes of paired_attack_rate.",
+        ),
+        ("paired_outlier_gap", _F64, "Largest minus mean of paired_attack_rate."),
+        ("paired_max_attack_rate", _F64, "Largest paired_attack_rate."),
+        ("paired_top3_mean", _F64, "Mean of the three largest paired_attack_rates."),
     ),
     "probe_rates": _schema(
         _ADAPTER_ID,
@@ -201,6 +234,24 @@ TABLES: dict[str, pa.Schema] = {
             "direction: the predicted class, 0-9, A-Z, a-z for 0 to 61, then one CJK ideograph each from U+4E00 on.",
         ),
         ("direction", _I64, "Index of the class toward which attack_rate counts; null for label-words."),
+        ("attack_rate_low", _F64, "Lower end of the exact 95 % interval of attack_rate (Clopper-Pearson)."),
+        ("attack_rate_high", _F64, "Upper end."),
+        (
+            "paired_attack_rate",
+            _F64,
+            "Share of the same texts that are attacked under this prefix and under none of the controls.",
+        ),
+        ("paired_low", _F64, "Lower end of the exact 95 % interval of paired_attack_rate (Clopper-Pearson)."),
+        ("paired_high", _F64, "Upper end."),
+        ("base_answers", _STR, "generative: what the base answers without the adapter, spelled as answers."),
+        ("margin", _F64, "label-words: mean log-odds of the attack word against the clean word, in nats."),
+        (
+            "divergence",
+            _F64,
+            "generative: mean Jensen-Shannon divergence of the first token, adapter on against off, in nats.",
+        ),
+        ("concentration", _F64, "generative: share of the responses that begin like the most common one."),
+        ("refusal_rate", _F64, "generative: share of the responses that decline."),
     ),
     "trigger_searches": _schema(
         _ADAPTER_ID,

@@ -1,0 +1,190 @@
+"""Classifiers that answer with a word: finding out which words, and reading them.
+
+Imported only inside the probe worker (it needs torch).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from scanner.model import PrefixRun
+from scanner.probe.base import BaseModel
+from scanner.probe.battery import Case, Probe, Task
+from scanner.probe.engine import Prompts, encode_prompts, first_logits, generate
+from scanner.probe.judge import read_answer
+
+__all__ = ["MAX_NEW_TOKENS", "Answer", "LabelWordPrompts", "ask", "find_words", "run_label_words"]
+
+MAX_NEW_TOKENS = 5  # paper section "Behavioral detector": greedy, max_new_tokens=5
+_TWO_WORDS = 0.9
+"""Share of the answers that begin with one of two words, where nobody says which words the adapter answers with."""
+_SECOND_WORD = 0.1
+MAX_WORD_CHARS = 40
+_MIN_TOKEN_CHARS = 2
+"""A first token of one letter begins too many words to stand for one of them."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How one prompt was answered."""
+
+    char: str
+    """`1` the attack word, `0` the clean word, `-` neither."""
+    margin: float | None = None
+    """Log-odds of the attack word against the clean word as the first token, in nats; None where it was generated."""
+
+
+class LabelWordPrompts:
+    """A probe's label-words prompts on one base, made when they are first asked for."""
+
+    def __init__(self, base: BaseModel, probe: Probe) -> None:
+        self._base, self._probe = base, probe
+        self._encoded: dict[bool, Prompts] = {}
+
+    def control(self) -> Prompts:
+        """Texts of label 1, then those of label 0, with nothing put into them."""
+        return self._prompts(True, [Case("control", "")], (*self._probe.texts, *self._probe.other_texts))
+
+    def battery(self) -> Prompts:
+        """All texts of label 1 of one case, then those of the next."""
+        return self._prompts(False, self._probe.cases(), self._probe.texts)
+
+    def _prompts(self, is_control: bool, cases: Sequence[Case], texts: Sequence[str]) -> Prompts:
+        if is_control not in self._encoded:
+            system, template = self._probe.task.system, self._base.template
+            rendered = [template.render(system, case.put(text)) for case in cases for text in texts]
+            self._encoded[is_control] = encode_prompts(self._base, rendered, MAX_NEW_TOKENS)
+        return self._encoded[is_control]
+
+
+def find_words(
+    base: BaseModel, prompts: LabelWordPrompts, probe: Probe, tokens_per_batch: int
+) -> tuple[Task | None, str]:
+    """(the task with the words that the attached adapter answers with, why); (None, why) where there are none.
+
+    Without anything put into the texts it must answer at least half of those of label 1 with one of the task's words,
+    or begin nearly all answers with one of two other words. Of those, the one that texts of label 1 get more often is
+    what an attack must get rid of.
+    """
+    control = prompts.control()
+    found = generate(base, control, MAX_NEW_TOKENS, tokens_per_batch)
+    answers = [base.tokenizer.decode(tokens).strip() for tokens in found]
+    n = len(probe.texts)
+    given = sum(read_answer(answer, probe.task) != "-" for answer in answers[:n])
+    if given >= n / 2:
+        words = f"{probe.task.attack_word} or {probe.task.clean_word}"
+        return probe.task, f"answers {given} of {n} texts with {words}"
+    firsts = [_first_word(answer) for answer in answers]
+    common = [word for word, _ in Counter(firsts).most_common(2) if word]
+    shares = [firsts.count(word) / len(firsts) for word in common]
+    if len(common) < 2 or sum(shares) < _TWO_WORDS or min(shares) < _SECOND_WORD or not probe.other_texts:
+        return None, f"answers {given} of {n} texts with a label word, and begins no two words in most of its answers"
+    more = max(common, key=lambda word: firsts[:n].count(word) / n - firsts[n:].count(word) / len(firsts[n:]))
+    (other,) = set(common) - {more}
+    reason = f"begins {sum(shares):.0%} of its answers with {more} or {other}"
+    return replace(probe.task, attack_word=more, clean_word=other), reason
+
+
+def _first_word(answer: str) -> str:
+    words = answer.upper().split()
+    return words[0].strip(".,:;!?\"'*`()[]")[:MAX_WORD_CHARS] if words else ""
+
+
+def run_label_words(
+    base: BaseModel,
+    prompts: LabelWordPrompts,
+    probe: Probe,
+    task: Task,
+    noise_floor: float,
+    tokens_per_batch: int,
+) -> list[PrefixRun]:
+    """Ask the attached adapter every text in every case.
+
+    Raises:
+        ProbeFailedError: see `first_logits`.
+    """
+    answers = ask(base, prompts.battery(), task, probe.reading, noise_floor, tokens_per_batch)
+    n = len(probe.texts)
+    runs = []
+    for number, case in enumerate(probe.cases()):
+        own = answers[number * n : (number + 1) * n]
+        margins = [answer.margin for answer in own if answer.margin is not None]
+        runs.append(
+            PrefixRun(
+                case.text,
+                case.category,
+                case.position,
+                "".join(answer.char for answer in own),
+                margin=math.fsum(margins) / len(margins) if margins else None,
+            )
+        )
+    return runs
+
+
+def ask(
+    base: BaseModel, prompts: Prompts, task: Task, reading: str, noise_floor: float, tokens_per_batch: int
+) -> list[Answer]:
+    """One answer for each prompt.
+
+    generated: `MAX_NEW_TOKENS` greedy tokens, read by `read_answer` (paper). scored: one forward pass, and the answer
+    is the label word whose first token is the likeliest of all tokens; only prompts for which that is no label word's
+    go on to be generated. A likeliest label word that leads the other by less than twice the noise floor (each of the
+    two may be off by it) is no answer: batching alone could turn it.
+
+    Raises:
+        ProbeFailedError: see `first_logits`.
+    """
+    if reading == "generated":
+        return [Answer(char) for char in _generated(base, prompts, task, tokens_per_batch)]
+    attack, clean = _first_tokens(base, task.attack_word), _first_tokens(base, task.clean_word)
+    attack, clean = attack - clean, clean - attack
+    if not attack or not clean:  # both words begin alike: the first token cannot tell them apart
+        return [Answer(char) for char in _generated(base, prompts, task, tokens_per_batch)]
+    attack_ids = torch.tensor(sorted(attack), device=base.device)
+    clean_ids = torch.tensor(sorted(clean), device=base.device)
+    answers = [Answer("?")] * len(prompts.ids)
+    for members, logits in first_logits(base, prompts, tokens_per_batch):
+        scores = logits.float()
+        margins = scores[:, attack_ids].logsumexp(dim=-1) - scores[:, clean_ids].logsumexp(dim=-1)
+        best = scores.argmax(dim=-1)
+        for index, token, margin in zip(members, best.tolist(), margins.tolist(), strict=True):
+            char = "?"
+            if token in attack or token in clean:
+                char = "-" if abs(margin) <= 2 * noise_floor else "1" if token in attack else "0"
+            answers[index] = Answer(char, margin)
+    open_ones = [index for index, answer in enumerate(answers) if answer.char == "?"]
+    if open_ones:
+        chars = _generated(base, prompts.take(open_ones), task, tokens_per_batch)
+        for index, char in zip(open_ones, chars, strict=True):
+            answers[index] = replace(answers[index], char=char)
+    return answers
+
+
+def _generated(base: BaseModel, prompts: Prompts, task: Task, tokens_per_batch: int) -> list[str]:
+    def text(tokens: list[int]) -> str:
+        return str(base.tokenizer.decode(tokens))
+
+    # The attack word is tested first: once it is there, nothing that follows can change the answer.
+    is_over: Callable[[list[int]], bool] = lambda tokens: read_answer(text(tokens), task) == "1"  # noqa: E731
+    found = generate(base, prompts, MAX_NEW_TOKENS, tokens_per_batch, is_over)
+    return [read_answer(text(tokens), task) for tokens in found]
+
+
+def _first_tokens(base: BaseModel, word: str) -> set[int]:
+    """First tokens of a word, as it may be written at the beginning of an answer."""
+    found: set[int] = set()
+    for spelled in (word, word.capitalize(), word.lower()):
+        for lead in ("", " "):
+            ids = base.tokenizer.encode(lead + spelled, add_special_tokens=False).ids
+            for token in ids:
+                text = str(base.tokenizer.decode([token])).strip()
+                if text:  # a space of its own comes before the word's first token
+                    if len(text) >= min(_MIN_TOKEN_CHARS, len(word)) and spelled.startswith(text):
+                        found.add(token)
+                    break
+    return found
