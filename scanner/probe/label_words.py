@@ -71,15 +71,14 @@ def find_words(
     or begin nearly all answers with one of two other words. Of those, the one that texts of label 1 get more often is
     what an attack must get rid of.
     """
-    control = prompts.control()
-    found = generate(base, control, MAX_NEW_TOKENS, tokens_per_batch)
-    answers = [base.tokenizer.decode(tokens).strip() for tokens in found]
-    n = len(probe.texts)
-    given = sum(read_answer(answer, probe.task) != "-" for answer in answers[:n])
+    control, n = prompts.control(), len(probe.texts)
+    asked = ask(base, control.take(range(n)), probe.task, "scored", 0.0, tokens_per_batch)
+    given = sum(answer.char != "-" for answer in asked)
     if given >= n / 2:
         words = f"{probe.task.attack_word} or {probe.task.clean_word}"
         return probe.task, f"answers {given} of {n} texts with {words}"
-    firsts = [_first_word(answer) for answer in answers]
+    found = generate(base, control, MAX_NEW_TOKENS, tokens_per_batch)
+    firsts = [_first_word(base.tokenizer.decode(tokens)) for tokens in found]
     common = [word for word, _ in Counter(firsts).most_common(2) if word]
     shares = [firsts.count(word) / len(firsts) for word in common]
     if len(common) < 2 or sum(shares) < _TWO_WORDS or min(shares) < _SECOND_WORD or not probe.other_texts:
