@@ -9,12 +9,21 @@ from pathlib import Path
 
 from scanner.errors import UsageError
 
-__all__ = ["DEFAULT_BATTERY", "FEATURE_SETS", "READINGS", "Settings", "default_store_uri", "hub_endpoint"]
+__all__ = [
+    "DEFAULT_BATTERY",
+    "DTYPES",
+    "FEATURE_SETS",
+    "READINGS",
+    "Settings",
+    "default_store_uri",
+    "hub_endpoint",
+]
 
 GIB = 1024**3
 _PREFIX = "LORASCOPE_"
 FEATURE_SETS = ("default", "full")
 READINGS = ("scored", "generated")
+DTYPES = ("auto", "float32", "bfloat16", "float16", "nf4")
 DEFAULT_BATTERY = "broad"
 
 
@@ -117,6 +126,9 @@ class Settings:
     """Wall clock for loading a base model."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    dtype: str = "auto"
+    """What a base model is loaded in: `auto` (float32 on the CPU; on CUDA bfloat16, float16 on cards without it),
+    `float32`, `bfloat16`, `float16`, or `nf4`: linear layers in 4 bits, which needs `lorascope[4bit]`."""
 
     def __init__(self, **asked: float | str | None) -> None:
         given = {name: value for name, value in asked.items() if value is not None}
@@ -128,10 +140,11 @@ class Settings:
             raise UsageError("; ".join(problems))
         for name, value in {**known, **given}.items():
             object.__setattr__(self, name, value)
-        for name, allowed in (("features", FEATURE_SETS), ("reading", READINGS)):
-            if getattr(self, name) not in allowed:
-                wanted, got = " or ".join(allowed), getattr(self, name)[:100]
-                raise UsageError(f"LORASCOPE_{name.upper()} must be {wanted}, not {got!r}")
+        for name, words in (("features", FEATURE_SETS), ("dtype", DTYPES), ("reading", READINGS)):
+            value = getattr(self, name)
+            if value not in words:
+                *most, last = words
+                raise UsageError(f"{_PREFIX}{name.upper()} must be {', '.join(most)} or {last}, not {str(value)[:100]!r}")
         if self.label_words and len(set(self.given_words)) != 2:
             raise UsageError(f"LORASCOPE_LABEL_WORDS must be two words with a comma, not {self.label_words[:100]!r}")
 

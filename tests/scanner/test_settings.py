@@ -41,19 +41,27 @@ def test_a_variable_is_read_as_pydantic_reads_it(
 
 
 def test_every_field_has_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    free = [field.name for field in fields(Settings) if field.name != "features"]
+    free = [field.name for field in fields(Settings) if field.name not in ("features", "dtype")]
     for number, name in enumerate(free):
         monkeypatch.setenv(f"LORASCOPE_{name.upper()}", str(number))
     monkeypatch.setenv("LORASCOPE_FEATURES", "full")
+    monkeypatch.setenv("LORASCOPE_DTYPE", "nf4")
     settings = Settings()
     assert [float(getattr(settings, name)) for name in free] == list(range(len(free)))
-    assert settings.features == "full"
+    assert (settings.features, settings.dtype) == ("full", "nf4")
 
 
 def test_feature_sets_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LORASCOPE_FEATURES", "all")
     with pytest.raises(UsageError, match="LORASCOPE_FEATURES must be default or full, not 'all'"):
         Settings()
+
+
+def test_dtypes_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORASCOPE_DTYPE", "fp16")
+    with pytest.raises(UsageError, match="LORASCOPE_DTYPE must be auto, float32, bfloat16, float16 or nf4, not 'fp16'"):
+        Settings()
+    assert Settings(dtype="float16").dtype == "float16"
 
 
 def test_case_does_not_matter_and_what_is_given_counts_first(monkeypatch: pytest.MonkeyPatch) -> None:
