@@ -9,6 +9,7 @@ LorascopeError
 ├── SkipError                 skip this repo or adapter, store the outcome, go on with its neighbours
 │   ├── AccessDeniedError     gated, private, disabled, or gone; `code` says which
 │   ├── LimitExceededError    larger than a configured limit
+│   ├── BaseTooLargeError     a base model that does not fit the device's memory
 │   ├── MalformedFileError    a file breaks its format's rules
 │   ├── ProbeFailedError      the adapter was applied and could not be asked
 │   └── UnsupportedError      a layout, PEFT type or base model that lorascope cannot read
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 __all__ = [
     "AccessDeniedError",
+    "BaseTooLargeError",
     "CorruptDownloadError",
     "HubTokenError",
     "HubUnavailableError",
@@ -126,6 +128,12 @@ class LimitExceededError(SkipError):
 
     def __reduce__(self) -> tuple[type[LimitExceededError], tuple[str, int, int]]:
         return (type(self), (self.resource, self.limit, self.actual))
+
+
+class BaseTooLargeError(SkipError):
+    """A base model's weights do not fit the memory that is free where they would go."""
+
+    code = "base_too_large"
 
 
 class MalformedFileError(SkipError):

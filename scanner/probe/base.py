@@ -5,13 +5,15 @@ Imported only inside the probe worker (it needs torch).
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scanner.adapter import read_json_object
-from scanner.errors import MalformedFileError, UnsupportedError
+from scanner.errors import MalformedFileError, UnsupportedError, UsageError
 from scanner.model import MAX_CLASSES
+from scanner.probe.footprint import WEIGHT_BYTES, measure_base, refuse_too_large
 from scanner.probe.prompt import ChatTemplate, load_template
 
 __all__ = ["CONFIG_FAULTS", "BaseModel", "ClassifierBase", "first_line", "is_head", "load_base", "load_classifier"]
@@ -27,6 +29,8 @@ _NEVER = {
     "fusion_config", "distributed_config",
 }  # fmt: skip
 """Keys that rename other keys, name files to load, or patch classes."""
+NF4_BLOCK = 64
+"""Weights that share a scale."""
 CONFIG_FAULTS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
 """What numbers and names that do not fit together make a framework raise."""
 
@@ -42,6 +46,7 @@ class BaseModel:
     template: ChatTemplate
     device: str
     dtype: str
+    """`float32`, `bfloat16`, `float16` or `nf4`."""
     end_tokens: frozenset[int]
     """Token ids after which an answer is over."""
 
@@ -56,6 +61,7 @@ class ClassifierBase:
     """tokenizers.Tokenizer that cuts a text to `context`."""
     device: str
     dtype: str
+    """As of `BaseModel`. The head is never quantised: in `nf4` it is bfloat16."""
     missing: frozenset[str]
     """Head parameters that the base's file lacks, filled with random numbers: every adapter must bring them."""
     class_layer: str
@@ -64,47 +70,57 @@ class ClassifierBase:
     """Tokens that the base takes; None where its architecture has no limit."""
 
 
-def load_base(folder: Path, device: str) -> BaseModel:
+@dataclass(frozen=True)
+class _Target:
+    """Where a model goes; device and dtype are no longer `auto`."""
+
+    device: str
+    dtype: str
+    memory_bytes: int | None
+
+
+def load_base(folder: Path, device: str, dtype: str = "auto", memory_bytes: int | None = None) -> BaseModel:
     """Load a causal language model.
 
     Args:
         folder: config.json, safetensors weights, tokenizer.json, tokenizer_config.json.
         device: `auto` (CUDA when there is one), `cpu`, `cuda` or `cuda:N`.
-
-    Returns:
-        float32 on the CPU, bfloat16 (float16 on cards without it) on CUDA.
+        dtype: `auto` (float32 on the CPU; on CUDA bfloat16, float16 on cards without it), `float32`, `bfloat16`,
+            `float16`, or `nf4`: linear layers but the head in 4 bits (arXiv:2305.14314), the rest in bfloat16.
+        memory_bytes: what this process may have resident; None for no limit. It counts on the CPU only.
 
     Raises:
-        UnsupportedError: an architecture that transformers does not ship, quantised weights, no tokenizer.json.
-        MalformedFileError: config.json is not a JSON object, or the weights do not fit it.
+        BaseTooLargeError: it would not fit the memory that is free. Nothing has been loaded.
+        UnsupportedError: an architecture that transformers does not ship, quantised weights, no tokenizer.json, or
+            `bitsandbytes_missing` for nf4 without the extra.
+        MalformedFileError: config.json is not a JSON object, or the weights break their format or do not fit it.
+        UsageError: an unknown dtype.
     """
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
     raw = _rewritten(read_json_object(folder / "config.json", 4 * 1024**2))
-    model, missing = _load(folder, device, raw, MODEL_FOR_CAUSAL_LM_MAPPING, "causal language model")
+    target = _target(device, dtype, memory_bytes)
+    model, missing = _load(folder, raw, target, is_classifier=False)
     _refuse_missing(missing)
     return BaseModel(
         model=model,
         tokenizer=_tokenizer(folder),
         template=load_template(folder),
         device=str(next(model.parameters()).device),
-        dtype=_dtype(model),
+        dtype=target.dtype,
         end_tokens=_end_tokens(model),
     )
 
 
-def load_classifier(folder: Path, device: str) -> ClassifierBase:
+def load_classifier(folder: Path, device: str, dtype: str = "auto", memory_bytes: int | None = None) -> ClassifierBase:
     """Load a base as its architecture's sequence classifier. Arguments and errors as of `load_base`.
 
     Raises:
         UnsupportedError: also for a number of classes out of 2 to 1,000, or a head that is not linear.
         MalformedFileError: also for a base that cannot classify a text at all.
     """
-    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-
     raw = _rewritten(read_json_object(folder / "config.json", 4 * 1024**2))
     raw["num_labels"] = _number_of_labels(raw)
-    model, missing = _load(folder, device, raw, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, "sequence classifier")
+    target = _target(device, dtype, memory_bytes)
+    model, missing = _load(folder, raw, target, is_classifier=True)
     _refuse_missing([name for name in missing if not is_head(model, name)])
     tokenizer = _tokenizer(folder)
     context = _context(model)
@@ -116,7 +132,7 @@ def load_classifier(folder: Path, device: str) -> ClassifierBase:
         model=model,
         tokenizer=tokenizer,
         device=str(next(model.parameters()).device),
-        dtype=_dtype(model),
+        dtype=target.dtype,
         missing=frozenset(missing),
         class_layer=_class_layer(model, tokenizer.encode("a").ids or [0]),
         context=context,
@@ -128,12 +144,39 @@ def is_head(model: Any, parameter: str) -> bool:
     return not parameter.startswith(f"{model.base_model_prefix}.") or "pooler" in parameter.split(".")
 
 
-def _load(folder: Path, device: str, raw: dict[str, Any], mapping: Any, kind: str) -> tuple[Any, list[str]]:
+def _target(device: str, dtype: str, memory_bytes: int | None) -> _Target:
+    import torch
+
+    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if where == "cuda":
+        where = f"cuda:{torch.cuda.current_device()}"
+    if dtype == "auto":
+        dtype = "float32" if where == "cpu" else "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    if dtype not in WEIGHT_BYTES:
+        raise UsageError(f"a base's dtype is auto, {', '.join(WEIGHT_BYTES)}, not {dtype[:100]!r}")
+    if dtype == "nf4":
+        _require_bitsandbytes()
+    return _Target(where, dtype, memory_bytes)
+
+
+def _require_bitsandbytes() -> None:
+    from transformers.utils import is_accelerate_available, is_bitsandbytes_available
+
+    if not (is_bitsandbytes_available() and is_accelerate_available()):
+        message = 'dtype nf4 needs bitsandbytes and accelerate: pip install "lorascope[4bit]"'
+        raise UnsupportedError(message, "bitsandbytes_missing")
+
+
+def _load(folder: Path, raw: dict[str, Any], target: _Target, is_classifier: bool) -> tuple[Any, list[str]]:
     """(the model in eval mode on its device, names of the parameters that its file lacks)."""
     import torch
     import transformers
+    from transformers.models.auto import modeling_auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+    mapping, kind = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING, "causal language model"
+    if is_classifier:
+        mapping, kind = modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, "sequence classifier"
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise UnsupportedError(f"base architecture {str(model_type)[:60]!r} is unknown", "base_architecture")
@@ -143,23 +186,16 @@ def _load(folder: Path, device: str, raw: dict[str, Any], mapping: Any, kind: st
         raise MalformedFileError(f"config.json is no {model_type} config: {first_line(error)}") from error
     if type(config) not in mapping:
         raise UnsupportedError(f"base architecture {model_type!r} is no {kind}", "base_architecture")
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    if where == "cpu":
-        dtype = torch.float32
-    else:
-        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    footprint = measure_base(folder, target.dtype, with_language_head=not is_classifier)
+    refuse_too_large(footprint, target.dtype, target.device, target.memory_bytes)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    model, missing = _loaded(mapping[type(config)], folder, config, dtype)
-    model.to(where).eval().requires_grad_(False)
-    if where == "cpu" and sum(p.numel() for p in model.parameters()) < SMALL_MODEL_PARAMETERS:
+    model, missing = _loaded(mapping[type(config)], folder, config, target)
+    model.to(target.device).eval().requires_grad_(False)
+    if target.device == "cpu" and sum(p.numel() for p in model.parameters()) < SMALL_MODEL_PARAMETERS:
         # Its matrices are too small to share out: on two busy cores a second thread made a battery nine times slower.
         torch.set_num_threads(1)
     return model, missing
-
-
-def _dtype(model: Any) -> str:
-    return str(next(model.parameters()).dtype).removeprefix("torch.")
 
 
 def _refuse_missing(missing: list[str]) -> None:
@@ -247,19 +283,27 @@ def _chooses_code(name: str) -> bool:
     return name.startswith("_") or name in _NEVER or any(part in name.lower() for part in _NEVER_WITH)
 
 
-def _loaded(model_class: Any, folder: Path, config: Any, dtype: Any) -> tuple[Any, list[str]]:
+def _loaded(model_class: Any, folder: Path, config: Any, target: _Target) -> tuple[Any, list[str]]:
     """The model with the first of `ATTENTIONS` that its architecture accepts, and the parameters that it lacks."""
+    import torch
+
+    is_nf4 = target.dtype == "nf4"
     for attention in ATTENTIONS:
         try:
+            options: dict[str, Any] = {"dtype": torch.bfloat16 if is_nf4 else getattr(torch, target.dtype)}
+            if is_nf4:
+                # Quantised where it will stay, tensor by tensor: it need not fit in full precision.
+                options["quantization_config"] = _nf4(model_class, config, target.device)
+                options["device_map"] = {"": target.device}
             model, info = model_class.from_pretrained(
                 folder,
                 output_loading_info=True,
                 config=config,
-                dtype=dtype,
                 attn_implementation=attention,
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,
+                **options,
             )
             return model, sorted(info["missing_keys"])
         except ImportError as error:
@@ -271,6 +315,33 @@ def _loaded(model_class: Any, folder: Path, config: Any, dtype: Any) -> tuple[An
                 continue
             raise MalformedFileError(f"the base's weights cannot be loaded: {first_line(error)}") from error
     raise AssertionError("ATTENTIONS is empty")
+
+
+def _nf4(model_class: Any, config: Any, device: str) -> Any:
+    """The usual setup of QLoRA (arXiv:2305.14314), without the head: adapters bring its weights in full.
+
+    On the CPU, layers whose rows are not whole blocks stay in bfloat16 too: bitsandbytes 0.50.2 gives such rows the
+    scales of other blocks there (relative error 0.2 to 0.4 instead of 0.09), and the base would be another model.
+    """
+    import torch
+    from transformers import BitsAndBytesConfig
+    from transformers.pytorch_utils import Conv1D
+
+    with torch.device("meta"):  # names and shapes, no memory
+        skeleton = model_class(copy.deepcopy(config))
+    kept = []
+    for name, module in skeleton.named_modules():
+        if isinstance(module, torch.nn.Linear | Conv1D):
+            columns = module.weight.shape[0 if isinstance(module, Conv1D) else 1]
+            if is_head(skeleton, f"{name}.weight") or (device == "cpu" and columns % NF4_BLOCK):
+                kept.append(name)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=kept,
+    )
 
 
 def first_line(error: Exception) -> str:
