@@ -119,7 +119,7 @@ class Settings:
     probe_timeout_s: float = 900.0
     """Wall clock for one adapter's battery."""
     probe_memory_bytes: int = 16 * GIB
-    """Resident memory of the probe's child process."""
+    """Memory of the probe's child process, without pages of mapped files."""
     probe_adapters_per_child: int = 100
     """Adapters after which the probe's child process is replaced."""
     base_timeout_s: float = 600.0
@@ -144,7 +144,9 @@ class Settings:
             value = getattr(self, name)
             if value not in words:
                 *most, last = words
-                raise UsageError(f"{_PREFIX}{name.upper()} must be {', '.join(most)} or {last}, not {str(value)[:100]!r}")
+                raise UsageError(
+                    f"{_PREFIX}{name.upper()} must be {', '.join(most)} or {last}, not {str(value)[:100]!r}"
+                )
         if self.label_words and len(set(self.given_words)) != 2:
             raise UsageError(f"LORASCOPE_LABEL_WORDS must be two words with a comma, not {self.label_words[:100]!r}")
 

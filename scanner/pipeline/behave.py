@@ -22,6 +22,7 @@ def probe_limits(settings: Settings) -> ProbeLimits:
     """The supervisor's share of the settings."""
     return ProbeLimits(
         device=settings.device,
+        dtype=settings.dtype,
         base_timeout_s=settings.base_timeout_s,
         adapter_timeout_s=settings.probe_timeout_s,
         memory_bytes=settings.probe_memory_bytes,

@@ -186,8 +186,8 @@ def _load(folder: Path, raw: dict[str, Any], target: _Target, is_classifier: boo
         raise MalformedFileError(f"config.json is no {model_type} config: {first_line(error)}") from error
     if type(config) not in mapping:
         raise UnsupportedError(f"base architecture {model_type!r} is no {kind}", "base_architecture")
-    footprint = measure_base(folder, target.dtype, with_language_head=not is_classifier)
-    refuse_too_large(footprint, target.dtype, target.device, target.memory_bytes)
+    weight_bytes = measure_base(folder, target.dtype, with_language_head=not is_classifier)
+    refuse_too_large(weight_bytes, target.dtype, target.device, target.memory_bytes)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     model, missing = _loaded(mapping[type(config)], folder, config, target)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from scanner.adapter import TensorEntry, open_safetensors, read_json_object
 from scanner.errors import BaseTooLargeError, LimitExceededError, MalformedFileError, UnsupportedError
 
-__all__ = ["BATCH_SHARE", "WEIGHT_BYTES", "Footprint", "measure_base", "refuse_too_large"]
+__all__ = ["BATCH_SHARE", "WEIGHT_BYTES", "measure_base", "own_bytes", "refuse_too_large"]
 
 WEIGHT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "nf4": 0.5 + (8 / 64 + 32 / (64 * 256)) / 8}
 """Bytes of one weight by dtype. NF4 with double quantisation: 4 bits, a scale of 8 bits for each 64 weights, and a
@@ -21,26 +20,14 @@ BATCH_SHARE = 0.1
 too large for the rest is halved by the engine."""
 MAX_INDEX_BYTES = 16 * 1024**2
 MAX_SHARDS = 1_000
-_CODES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-_FLOATS = {"F64", "F8_E4M3", "F8_E5M2", *_CODES}
+_FLOATS = ("F64", "F32", "BF16", "F16", "F8_E4M3", "F8_E5M2")
 _EMBEDDING = re.compile(r"emb|wte|wpe|(^|\.)shared\.weight$")
 _EXPERTS = re.compile(r"(^|\.)experts\.")
 """transformers stacks a layer's experts into one parameter, which is no linear layer: bitsandbytes leaves it alone."""
 
 
-@dataclass(frozen=True)
-class Footprint:
-    """Bytes that a base will take."""
-
-    weights: int
-    """On the device, in the dtype asked for."""
-    converted: int
-    """Of its files: tensors in another dtype. Their pages stay mapped, and count as this process's memory, until all
-    are converted; those that need no conversion are the weights themselves on the CPU."""
-
-
-def measure_base(folder: Path, dtype: str, with_language_head: bool = True) -> Footprint:
-    """What loading a base will take. No tensor is read.
+def measure_base(folder: Path, dtype: str, with_language_head: bool = True) -> int:
+    """Bytes that a base will take on its device. No tensor is read.
 
     Language heads that are tied to the embeddings count where the file has them: they are loaded and compared. What
     transformers leaves out counts as well where a shape does not show it, and its buffers do not: a few per cent.
@@ -58,44 +45,40 @@ def measure_base(folder: Path, dtype: str, with_language_head: bool = True) -> F
     tensors = {entry.name: entry for path in _weight_files(folder) for entry in open_safetensors(path)}
     rows = {t.shape[0] for t in tensors.values() if len(t.shape) == 2 and _EMBEDDING.search(t.name)}
     rest = "bfloat16" if dtype == "nf4" else dtype
-    weights, converted = 0.0, 0
+    weights = 0.0
     for tensor in tensors.values():
         is_head = _is_language_head(tensor, rows)
         if tensor.dtype not in _FLOATS or _is_mask(tensor) or (is_head and not with_language_head):
             continue
         kept_in = dtype if not is_head and _is_linear(tensor) else rest
         weights += math.prod(tensor.shape) * WEIGHT_BYTES[kept_in]
-        if _CODES.get(tensor.dtype) != kept_in:
-            converted += tensor.size_bytes
-    return Footprint(round(weights), converted)
+    return round(weights)
 
 
-def refuse_too_large(footprint: Footprint, dtype: str, device: str, memory_bytes: int | None) -> None:
+def refuse_too_large(weight_bytes: int, dtype: str, device: str, memory_bytes: int | None) -> None:
     """Compare with the memory that is free now.
 
     Args:
-        footprint: of the base in `dtype`.
+        weight_bytes: of the base in `dtype`.
         dtype: for the message.
         device: `cpu`, `cuda` or `cuda:N`.
-        memory_bytes: what this process may have resident in all (`Settings.probe_memory_bytes`); None for no limit.
-            It counts on the CPU only.
+        memory_bytes: what this process may have of its own (`Settings.probe_memory_bytes`); None for no limit. It
+            counts on the CPU only.
 
     Raises:
         BaseTooLargeError: the base and a small batch do not fit; the message has both figures.
     """
-    lasting = footprint.weights + round(footprint.weights * BATCH_SHARE)
+    needed = weight_bytes + round(weight_bytes * BATCH_SHARE)
     if device != "cpu":
         import torch
 
-        _compare(lasting, dtype, torch.cuda.mem_get_info(device)[0], f"{device} has {{}} free")
+        _compare(needed, dtype, torch.cuda.mem_get_info(device)[0], f"{device} has {{}} free")
         return
     available = _available_bytes()
     if available is not None:
-        # Pages of files that are mapped meanwhile are no obstacle: the kernel takes them back when it needs them.
-        _compare(lasting, dtype, available, "cpu has {} free")
+        _compare(needed, dtype, available, "cpu has {} free")
     if memory_bytes is not None:
-        peak = max(lasting, footprint.weights + footprint.converted)
-        _compare(peak, dtype, memory_bytes - _resident_bytes(), "the probe's memory limit leaves {}")
+        _compare(needed, dtype, memory_bytes - own_bytes(os.getpid()), "the probe's memory limit leaves {}")
 
 
 def _compare(needed: int, dtype: str, free: int, rest: str) -> None:
@@ -151,10 +134,11 @@ def _available_bytes() -> int | None:
     return int(found[1]) * 1024 if found else None
 
 
-def _resident_bytes() -> int:
-    """What the interpreter, torch and all else in this process have now: 0.4 GB after the imports, on a CPU build."""
+def own_bytes(pid: int) -> int:
+    """Memory that a process has for itself alone: resident, without the pages of mapped files, which the kernel takes
+    back when it needs them. 0 where nobody can tell."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
+        resident, shared = Path(f"/proc/{pid}/statm").read_text().split()[1:3]
+    except (OSError, ValueError):
         return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")

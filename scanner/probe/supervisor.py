@@ -32,6 +32,7 @@ from scanner.model import (
     worst_class,
 )
 from scanner.probe.battery import Probe
+from scanner.probe.footprint import own_bytes
 
 __all__ = ["ProbeItem", "ProbeLimits", "run_probe"]
 
@@ -54,6 +55,7 @@ class ProbeLimits:
     """What the parent enforces on the child."""
 
     device: str = "auto"
+    dtype: str = "auto"
     base_timeout_s: float = 600.0
     adapter_timeout_s: float = 900.0
     memory_bytes: int = 16 * 1024**3
@@ -267,6 +269,7 @@ def _start(base_dir: Path, probe: Probe, items: Sequence[ProbeItem], limits: Pro
         "parent_pid": os.getpid(),
         "base_dir": str(base_dir),
         "device": limits.device,
+        "dtype": limits.dtype,
         "probe": asdict(probe),
         "adapters": [asdict(item) for item in items],
         "max_config_bytes": limits.max_config_bytes,
@@ -315,7 +318,7 @@ def _next_event(child: _Child, deadline: float, limits: ProbeLimits) -> tuple[di
             if time.monotonic() > deadline:
                 child.kill()
                 return None, "timeout"
-            if _resident_bytes(child.process.pid) > limits.memory_bytes:
+            if own_bytes(child.process.pid) > limits.memory_bytes:
                 child.kill()
                 return None, "memory"
             continue
@@ -326,11 +329,3 @@ def _next_event(child: _Child, deadline: float, limits: ProbeLimits) -> tuple[di
             return json.loads(line), ""
         except ValueError:
             continue  # half a line: it was killed while it wrote, and the end of the stream follows
-
-
-def _resident_bytes(pid: int) -> int:
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, IndexError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -43,12 +43,12 @@ def _probe(job: dict[str, Any]) -> Probe:
 
 def _load(profile: str, job: dict[str, Any], probe: Probe) -> tuple[Any, Callable[[AdapterView], dict[str, Any]]]:
     """(the resident base, what probes one adapter on it and gives the fields of a result)."""
-    folder, device = Path(job["base_dir"]), job["device"]
+    where = (Path(job["base_dir"]), job["device"], job["dtype"], job["memory_bytes"])
     if profile == SEQUENCE_CLASSIFICATION:
         from scanner.probe.base import load_classifier
         from scanner.probe.classifier import ClassifierProbe
 
-        classifier = load_classifier(folder, device)
+        classifier = load_classifier(*where)
         classify = ClassifierProbe(classifier, probe)
 
         def of_classifier(view: AdapterView) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def _load(profile: str, job: dict[str, Any], probe: Probe) -> tuple[Any, Callabl
     from scanner.probe.base import load_base
     from scanner.probe.causal import CausalProbe
 
-    base = load_base(folder, device)
+    base = load_base(*where)
     ask = CausalProbe(base, probe)
 
     def of_causal(view: AdapterView) -> dict[str, Any]:

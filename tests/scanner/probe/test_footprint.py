@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from classifiers import ARCHITECTURES, write_base
 
 from scanner.errors import BaseTooLargeError, LimitExceededError, MalformedFileError, UnsupportedError
 from scanner.probe import footprint
-from scanner.probe.footprint import WEIGHT_BYTES, Footprint, measure_base, refuse_too_large
+from scanner.probe.footprint import WEIGHT_BYTES, measure_base, own_bytes, refuse_too_large
 
 torch = pytest.importorskip("torch", reason="the behaviour stage needs the probe extra")
 pytest.importorskip("transformers")
@@ -58,11 +59,11 @@ def test_headers_say_what_is_loaded(tmp_path: Path, model_type: str, changes: di
     if model_type == "bert":
         base: Any = load_classifier(folder, "cpu", dtype)
         head = weights_of(base.model.classifier)  # not in the file: adapters bring it
-        assert measure_base(folder, dtype, with_language_head=False).weights == weights_of(base.model) - head
+        assert measure_base(folder, dtype, with_language_head=False) == weights_of(base.model) - head
     else:
         (folder / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
         base = load_base(folder, "cpu", dtype)
-        assert measure_base(folder, dtype).weights == weights_of(base.model)
+        assert measure_base(folder, dtype) == weights_of(base.model)
     assert base.dtype == dtype
     assert {parameter.dtype for parameter in base.model.parameters()} == {getattr(torch, dtype)}
 
@@ -74,9 +75,7 @@ def test_classifiers_do_not_count_another_head(tmp_path: Path, model_type: str) 
 
     folder = write_base(tmp_path, model_type, vocab_size=1_000, tie_word_embeddings=False)
     base = load_classifier(folder, "cpu")
-    assert measure_base(folder, "float32", with_language_head=False).weights == pytest.approx(
-        weights_of(base.model), rel=0.03
-    )
+    assert measure_base(folder, "float32", with_language_head=False) == pytest.approx(weights_of(base.model), rel=0.03)
 
 
 def test_shards_are_one_base(tmp_path: Path) -> None:
@@ -144,10 +143,8 @@ def test_only_what_becomes_weights_counts(tmp_path: Path, encode: Callable[..., 
         "lm_head.weight": np.zeros((40, 8), np.float16),
     }
     (tmp_path / "model.safetensors").write_bytes(encode(tensors))
-    assert measure_base(tmp_path, "float32") == Footprint(
-        weights=4 * (40 * 8 * 2 + 8 * 24), converted=2 * (40 * 8 + 8 * 24)
-    )
-    assert measure_base(tmp_path, "bfloat16", with_language_head=False) == Footprint(2 * (40 * 8 + 8 * 24), 4 * 40 * 8)
+    assert measure_base(tmp_path, "float32") == 4 * (40 * 8 * 2 + 8 * 24)
+    assert measure_base(tmp_path, "bfloat16", with_language_head=False) == 2 * (40 * 8 + 8 * 24)
 
 
 def test_four_bits_are_for_linear_layers(tmp_path: Path) -> None:
@@ -159,10 +156,9 @@ def test_four_bits_are_for_linear_layers(tmp_path: Path) -> None:
         "model.norm.weight": (1_024,),
         "lm_head.weight": (32_000, 1_024),
     }
-    footprint = measure_base(write_sparse(tmp_path, shapes), "nf4")
+    weight_bytes = measure_base(write_sparse(tmp_path, shapes), "nf4")
     kept = sum(math.prod(shape) for name, shape in shapes.items() if "q_proj" not in name)
-    assert footprint.weights == pytest.approx(2 * kept + 1024**2 * 4.127 / 8, rel=1e-6)
-    assert footprint.converted == 2 * 1024**2
+    assert weight_bytes == pytest.approx(2 * kept + 1024**2 * 4.127 / 8, rel=1e-6)
     assert WEIGHT_BYTES["nf4"] * 8 == pytest.approx(4.127, abs=5e-4)
 
 
@@ -189,24 +185,29 @@ def test_a_base_that_does_not_fit_is_refused_before_it_is_read(base_dir: Path, t
 
 def test_the_devices_free_memory_is_named() -> None:
     with pytest.raises(BaseTooLargeError, match=r"^the base needs 1100\.0 GB in bfloat16, cpu has \d+\.\d GB free$"):
-        refuse_too_large(Footprint(10**12, 0), "bfloat16", "cpu", None)
+        refuse_too_large(10**12, "bfloat16", "cpu", None)
 
 
-def test_the_memory_limit_counts_what_is_there_and_what_conversion_takes(tmp_path: Path) -> None:
-    """A file of 1 GiB in bfloat16 is mapped while 2 GiB of float32 are made of it; as it is, it is only mapped."""
-    folder = write_sparse(tmp_path, {"model.layers.0.mlp.up_proj.weight": (32_768, 16_384)})
-    as_it_is, widened = measure_base(folder, "bfloat16"), measure_base(folder, "float32")
-    assert (as_it_is, widened) == (Footprint(GIB, 0), Footprint(2 * GIB, GIB))
-    own = resident_bytes()
-    refuse_too_large(as_it_is, "bfloat16", "cpu", own + 2 * GIB)
-    refuse_too_large(widened, "float32", "cpu", own + 4 * GIB)
-    for footprint_, dtype, limit in ((as_it_is, "bfloat16", own + GIB), (widened, "float32", own + 2 * GIB + GIB // 2)):
-        with pytest.raises(BaseTooLargeError, match=f"in {dtype}, the probe's memory limit leaves "):
-            refuse_too_large(footprint_, dtype, "cpu", limit)
+def test_the_memory_limit_counts_what_is_there_already() -> None:
+    own = own_bytes(os.getpid())
+    assert own > 64 * 1024**2  # an interpreter with torch
+    refuse_too_large(GIB, "bfloat16", "cpu", own + 2 * GIB)
+    with pytest.raises(BaseTooLargeError, match=r"needs 1\.2 GB in bfloat16, the probe's memory limit leaves 1\.\d GB"):
+        refuse_too_large(GIB, "bfloat16", "cpu", own + GIB)
     with pytest.raises(BaseTooLargeError, match=r"the base needs 1\.2 GB in bfloat16, .* leaves 0\.0 GB$"):
-        refuse_too_large(as_it_is, "bfloat16", "cpu", 1)
+        refuse_too_large(GIB, "bfloat16", "cpu", 1)
+
+
+def test_mapped_pages_are_nobodys_own(tmp_path: Path) -> None:
+    path = tmp_path / "mapped"
+    path.write_bytes(b"x" * 64 * 1024**2)
+    before = own_bytes(os.getpid())
+    pages = np.memmap(path, mode="r")
+    assert int(pages[::4096].sum()) > 0
+    assert own_bytes(os.getpid()) - before < 16 * 1024**2
+    assert own_bytes(2**31 - 1) == 0  # no such process
 
 
 def test_a_system_that_does_not_tell_its_memory_refuses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(footprint, "_available_bytes", lambda: None)
-    refuse_too_large(Footprint(2**60, 0), "float32", "cpu", None)
+    refuse_too_large(2**60, "float32", "cpu", None)
