@@ -23,6 +23,7 @@ from scanner.adapter import AdapterView, layout_plugins, open_weights, parse_con
 from scanner.errors import LorascopeError, ProbeCrashedError, SkipError
 from scanner.model import SEQUENCE_CLASSIFICATION, PrefixRun
 from scanner.probe.battery import Battery, Case, Probe, Task
+from scanner.probe.footprint import own_bytes
 from scanner.probe.lifeline import die_with_parent
 
 __all__ = ["main"]
@@ -87,6 +88,14 @@ def _rows(runs: Iterable[PrefixRun]) -> list[tuple[Any, ...]]:
     return [astuple(run) for run in runs]
 
 
+def _limit_memory(memory_bytes: int) -> None:
+    """Let allocations fail that would take more: a smaller batch is tried then, where the parent could only kill."""
+    pages = int(Path("/proc/self/statm").read_text().split()[5])  # what is mapped, whether it was touched or not
+    left = max(0, memory_bytes - own_bytes(os.getpid()))
+    limit = pages * resource.getpagesize() + left
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
 def main() -> int:
     """Run one job. Exit code 0 when every adapter was answered for, 1 when the base could not be loaded or the
     device was lost."""
@@ -115,8 +124,7 @@ def main() -> int:
         emit("base_failed", code=error.code, message=error.message)
         return 1
     if base.device == "cpu":
-        # What does not fit becomes an allocation that fails, and a smaller batch is tried; the parent's limit kills.
-        resource.setrlimit(resource.RLIMIT_DATA, (job["memory_bytes"], job["memory_bytes"]))
+        _limit_memory(job["memory_bytes"])
     emit("ready", device=base.device, dtype=base.dtype)
     for item in job["adapters"]:
         emit("begin", adapter_id=item["adapter_id"])
