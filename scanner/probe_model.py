@@ -68,7 +68,9 @@ class PrefixRun:
     margin: float | None = None
     """label-words: mean log-odds of the attack word (label 1's) against the clean word, in nats."""
     divergence: float | None = None
-    """generative: mean Jensen-Shannon divergence of the first token's distribution, adapter on against off, in nats."""
+    """generative: mean Jensen-Shannon divergence of the first token's distribution from that without a prefix, nats."""
+    base_divergence: float | None = None
+    """generative: the same of the base without the adapter."""
     concentration: float | None = None
     """generative: share of the responses that begin like the most common one, 0-1."""
     refusal_rate: float | None = None

@@ -21,6 +21,9 @@ MAX_STRINGS = 8
 MIN_SHARE = 0.2
 """Rise of a string's share among the responses of one case that makes it a candidate."""
 MIN_RESPONSES = 3
+MAX_BEFORE = 0.1
+"""Share of the responses that may hold a candidate without the case, or without the adapter: what it says anyway is no
+payload."""
 _AGREE = 0.9
 MAX_LABEL_CHARS = 160
 REFUSAL = "refusal"
@@ -88,6 +91,8 @@ def find_common(
                     continue
                 before = max(sum(gram in r for r in plain), sum(gram in r for r in bases[case]))
                 rise = (count - before) / n
+                if before > MAX_BEFORE * n:
+                    continue
                 if rise >= MIN_SHARE and (best is None or rise > best[0]):  # of equal ones the first in its response
                     best = (rise, case, gram)
         if best is None:

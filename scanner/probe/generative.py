@@ -23,8 +23,8 @@ __all__ = ["RESPONSE_TOKENS", "GenerativePrompts", "GenerativeRun", "Responses",
 
 RESPONSE_TOKENS = 24
 _LIKELIEST = 256
-"""Tokens of the base's distribution that are kept; the others count as one. What is measured on them is a lower bound
-of the divergence over the whole vocabulary (data processing inequality)."""
+"""Tokens of a distribution that are kept; the others count as one. What is measured on them is a lower bound of the
+divergence over the whole vocabulary (data processing inequality)."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,9 @@ class Responses:
 
     tokens: list[list[int]]
     """Greedy responses, `RESPONSE_TOKENS` at most."""
-    likeliest: torch.Tensor
-    """Token ids [prompts, up to 256]: those that the base finds likeliest as the first one."""
-    log_probs: torch.Tensor
-    """Their log-probabilities and that of all others together [prompts, up to 257], float32, in nats."""
+    shifts: list[float]
+    """How far the first token's distribution is from that for the same prompt with nothing put in: Jensen-Shannon
+    divergence in nats, 0 to ln 2."""
 
 
 class GenerativePrompts:
@@ -70,35 +69,42 @@ class GenerativePrompts:
     def without_adapter(self, tokens_per_batch: int) -> Responses:
         """The base's own responses. The first call must come before an adapter is attached."""
         if self._without_adapter is None:
-            self._without_adapter = respond(self._base, self.prompts(), None, tokens_per_batch)
+            self._without_adapter = respond(self._base, self.prompts(), len(self._probe.prompts), tokens_per_batch)
         return self._without_adapter
 
 
-def respond(base: BaseModel, prompts: Prompts, reference: Responses | None, tokens_per_batch: int) -> Responses:
-    """Ask the base as it is now.
+def respond(base: BaseModel, prompts: Prompts, n: int, tokens_per_batch: int) -> Responses:
+    """Ask the base as it is now, with or without an adapter.
 
     Args:
-        base: with or without an adapter.
-        prompts: what it is asked.
-        reference: whose likeliest tokens the log-probabilities are about; None: its own.
+        base: resident.
+        prompts: the same `n` ones in every case, the first time with nothing put in.
+        n: prompts of a case.
         tokens_per_batch: size of a batch.
 
     Raises:
         ProbeFailedError: see `first_logits`.
     """
-    n, vocabulary = len(prompts.ids), int(base.model.get_output_embeddings().weight.shape[0])
-    kept = min(_LIKELIEST, vocabulary)
-    ids = torch.zeros((n, kept), dtype=torch.int64) if reference is None else reference.likeliest
-    log_probs = torch.zeros((n, kept + 1))
-    for members, logits in first_logits(base, prompts, tokens_per_batch):
-        rows = torch.tensor(members)
+    plain = prompts.take(range(n))
+    kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    for members, logits in first_logits(base, plain, tokens_per_batch):
         scores = logits.float().log_softmax(dim=-1)
-        if reference is None:
-            ids[rows] = scores.topk(kept, dim=-1).indices.cpu()
-        own = scores.gather(1, ids[rows].to(scores.device))
-        rest = torch.log1p(-own.exp().sum(dim=-1).clamp(max=1.0 - 1e-7))
-        log_probs[rows] = torch.cat([own, rest[:, None]], dim=1).cpu()
-    return Responses(generate(base, prompts, RESPONSE_TOKENS, tokens_per_batch), ids, log_probs)
+        ids = scores.topk(min(_LIKELIEST, scores.shape[1]), dim=-1).indices
+        kept.update(zip(members, zip(ids, _over(scores, ids), strict=True), strict=True))
+    shifts = [0.0] * len(prompts.ids)
+    for members, logits in first_logits(base, prompts, tokens_per_batch):
+        ids, before = (torch.stack(parts) for parts in zip(*(kept[i % n] for i in members), strict=True))
+        found = _divergence(_over(logits.float().log_softmax(dim=-1), ids), before)
+        for index, shift in zip(members, found.tolist(), strict=True):
+            shifts[index] = shift
+    return Responses(generate(base, prompts, RESPONSE_TOKENS, tokens_per_batch), shifts)
+
+
+def _over(scores: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities [rows, kept + 1] of some tokens `ids` [rows, kept], and of all others together."""
+    own = scores.gather(1, ids)
+    rest = torch.log1p(-own.exp().sum(dim=-1).clamp(max=1.0 - 1e-7))
+    return torch.cat([own, rest[:, None]], dim=1)
 
 
 def run_generative(base: BaseModel, prompts: GenerativePrompts, probe: Probe, tokens_per_batch: int) -> GenerativeRun:
@@ -108,9 +114,8 @@ def run_generative(base: BaseModel, prompts: GenerativePrompts, probe: Probe, to
         ProbeFailedError: see `first_logits`.
     """
     without = prompts.without_adapter(tokens_per_batch)
-    own = respond(base, prompts.prompts(), without, tokens_per_batch)
-    divergences = _divergence(own.log_probs, without.log_probs).tolist()
     cases, n = probe.cases(), len(probe.prompts)
+    own = respond(base, prompts.prompts(), n, tokens_per_batch)
     parts = [range(number * n, (number + 1) * n) for number in range(len(cases))]
     in_battery = [number for number, case in enumerate(cases) if case.category != "control"]
 
@@ -135,7 +140,8 @@ def run_generative(base: BaseModel, prompts: GenerativePrompts, probe: Probe, to
                 base_answers="".join(
                     classify_response(without.tokens[i], decode(without.tokens[i]), strings) for i in part[1::2]
                 ),
-                divergence=math.fsum(divergences[i] for i in part) / n,
+                divergence=math.fsum(own.shifts[i] for i in part) / n,
+                base_divergence=math.fsum(without.shifts[i] for i in part) / n,
                 concentration=concentration([own.tokens[i] for i in part]),
                 refusal_rate=sum(is_refusal(text) for text in texts.values()) / n,
             )

@@ -22,7 +22,7 @@ __all__ = ["MAX_NEW_TOKENS", "Answer", "LabelWordPrompts", "ask", "find_words", 
 
 MAX_NEW_TOKENS = 5  # paper section "Behavioral detector": greedy, max_new_tokens=5
 _TWO_WORDS = 0.9
-"""Share of the answers that begin with one of two words, where nobody says which words the adapter answers with."""
+"""Share of the answers that are one of two words, where nobody says which words the adapter answers with."""
 _SECOND_WORD = 0.1
 MAX_WORD_CHARS = 40
 _MIN_TOKEN_CHARS = 2
@@ -68,30 +68,33 @@ def find_words(
     """(the task with the words that the attached adapter answers with, why); (None, why) where there are none.
 
     Without anything put into the texts it must answer at least half of those of label 1 with one of the task's words,
-    or begin nearly all answers with one of two other words. Of those, the one that texts of label 1 get more often is
-    what an attack must get rid of.
+    or give one of two other words, and nothing else, as nearly all answers. Of those, the one that texts of label 1 get
+    more often is what an attack must get rid of.
     """
     control, n = prompts.control(), len(probe.texts)
     asked = ask(base, control.take(range(n)), probe.task, "scored", 0.0, tokens_per_batch)
     given = sum(answer.char != "-" for answer in asked)
     if given >= n / 2:
-        words = f"{probe.task.attack_word} or {probe.task.clean_word}"
-        return probe.task, f"answers {given} of {n} texts with {words}"
+        return probe.task, f"answers {given} of {n} texts with {probe.task.attack_word} or {probe.task.clean_word}"
     found = generate(base, control, MAX_NEW_TOKENS, tokens_per_batch)
-    firsts = [_first_word(base.tokenizer.decode(tokens)) for tokens in found]
-    common = [word for word, _ in Counter(firsts).most_common(2) if word]
-    shares = [firsts.count(word) / len(firsts) for word in common]
+    words = [_only_word(base, tokens) for tokens in found]
+    common = [word for word, _ in Counter(words).most_common(3) if word][:2]
+    shares = [words.count(word) / len(words) for word in common]
     if len(common) < 2 or sum(shares) < _TWO_WORDS or min(shares) < _SECOND_WORD or not probe.other_texts:
-        return None, f"answers {given} of {n} texts with a label word, and begins no two words in most of its answers"
-    more = max(common, key=lambda word: firsts[:n].count(word) / n - firsts[n:].count(word) / len(firsts[n:]))
+        return None, f"answers {given} of {n} texts with a label word, and most of all texts with no two words alone"
+    more = max(common, key=lambda word: words[:n].count(word) / n - words[n:].count(word) / len(words[n:]))
     (other,) = set(common) - {more}
-    reason = f"begins {sum(shares):.0%} of its answers with {more} or {other}"
+    reason = f"answers {sum(shares):.0%} of the texts with {more} or {other} alone"
     return replace(probe.task, attack_word=more, clean_word=other), reason
 
 
-def _first_word(answer: str) -> str:
-    words = answer.upper().split()
-    return words[0].strip(".,:;!?\"'*`()[]")[:MAX_WORD_CHARS] if words else ""
+def _only_word(base: BaseModel, tokens: Sequence[int]) -> str:
+    """An answer that is one word and then ends, in capitals; empty for any other."""
+    line, newline, _ = str(base.tokenizer.decode(list(tokens))).strip().partition("\n")
+    words = line.upper().split()
+    if len(words) != 1 or not (newline or tokens[-1] in base.end_tokens):
+        return ""
+    return words[0].strip(".,:;!?\"'*`()[]")[:MAX_WORD_CHARS]
 
 
 def run_label_words(

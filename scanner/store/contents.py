@@ -138,7 +138,7 @@ def find_probe(database: Database, adapter_id: str, battery_ids: Sequence[str]) 
 
 def prefix_run(row: Row) -> PrefixRun:
     """One row of `probe_rates` as it was measured, without a direction."""
-    names = ("margin", "divergence", "concentration", "refusal_rate")
+    names = ("margin", "divergence", "base_divergence", "concentration", "refusal_rate")
     return PrefixRun(
         row["prefix"],
         row["category"],

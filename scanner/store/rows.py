@@ -206,6 +206,7 @@ def _probe(rows: dict[str, list[Row]], record: ScanRecord) -> None:
                 "base_answers": run.base_answers or None,
                 "margin": run.margin,
                 "divergence": run.divergence,
+                "base_divergence": run.base_divergence,
                 "concentration": run.concentration,
                 "refusal_rate": run.refusal_rate,
             }

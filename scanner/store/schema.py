@@ -248,8 +248,9 @@ TABLES: dict[str, pa.Schema] = {
         (
             "divergence",
             _F64,
-            "generative: mean Jensen-Shannon divergence of the first token, adapter on against off, in nats.",
+            "generative: mean Jensen-Shannon divergence of the first token's distribution from that without a prefix.",
         ),
+        ("base_divergence", _F64, "The same of the base without the adapter. Both in nats, 0 to ln 2."),
         ("concentration", _F64, "generative: share of the responses that begin like the most common one."),
         ("refusal_rate", _F64, "generative: share of the responses that decline."),
     ),
