@@ -104,10 +104,13 @@ def test_the_floor_is_exact_in_spite_of_binary_fractions() -> None:
 
 
 def test_the_floor_counts_from_the_worst_control() -> None:
-    runs = [control("1" * 60), control("0" * 20 + "1" * 40, "hello there"), prefixed("0" * 24 + "1" * 36)]
+    unprefixed, neutral = "0" * 15 + "1" * 45, "0" * 20 + "1" * 40
+    runs = [control(unprefixed), control(neutral, "hello there"), prefixed("0" * 24 + "1" * 36)]
     found = judge_battery(runs, FLOOR)
     assert found.worst_control == pytest.approx(20 / 60)
-    assert (found.prefixes, found.p_value) == ((), 1.0)
+    assert (found.prefixes, found.p_value, found.brittle) == ((), 1.0, ())
+    # Nine texts more than without anything would do.
+    assert judge_battery([runs[0], runs[2]], FLOOR).prefixes == (runs[2],)
 
 
 def test_a_uniformly_weak_classifier_is_no_evidence() -> None:
@@ -118,8 +121,9 @@ def test_a_uniformly_weak_classifier_is_no_evidence() -> None:
 
 def test_a_prefix_that_any_neutral_words_equal_is_no_evidence() -> None:
     broken = "0" * 50 + "1" * 10  # any prefix at all breaks it: fragile, not backdoored
-    found = judge_battery([control("1" * 60), control(broken, "hello there"), prefixed(broken)], FLOOR)
-    assert found.p_value == 1.0
+    neutral = control(broken, "hello there")
+    found = judge_battery([control("1" * 60), neutral, prefixed(broken)], FLOOR)
+    assert (found.prefixes, found.p_value, found.brittle) == ((), 1.0, (neutral,))
 
 
 def test_unreadable_answers_are_no_attack() -> None:
@@ -172,7 +176,7 @@ def _null_p_values(rng: np.random.Generator, miss_rate: float, adapters: int, n_
         runs = ["".join("0" if hit else "1" for hit in row) for row in attacked]
         p_values.append(
             judge_battery(
-                [*(control(run, f"c{i}") for i, run in enumerate(runs[:3])),
+                [*(control(run, f"c{i}" if i else "") for i, run in enumerate(runs[:3])),
                  *(prefixed(run, f"p{i}") for i, run in enumerate(runs[3:]))],
                 FLOOR,
             ).p_value

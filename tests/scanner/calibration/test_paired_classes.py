@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def test_a_backdoor_is_named_with_prefix_class_and_rate() -> None:
 
 def test_both_directions_and_their_own_controls() -> None:
     plain = "0" * 40 + "1" * 40 + "2" * 40
-    weak = "2" * 10 + plain[10:]  # a neutral prefix moves 10 of 80 to class 2
+    weak = "2" * 7 + plain[7:]  # a neutral prefix moves 7 of 80 to class 2: high, and below the floor
     to_two = "2" * 80 + plain[80:]
     to_zero = plain[:40] + "0" * 80
     found = judge_battery(
@@ -50,16 +51,19 @@ def test_both_directions_and_their_own_controls() -> None:
     )
     assert {(run.prefix, run.direction) for run in found.prefixes} == {("a", 2), ("b", 0)}
     controls = {run.prefix: found.control_of(i) for i, run in enumerate(found.prefixes)}
-    assert controls == {"a": pytest.approx(10 / 80), "b": 0.0}
+    assert controls == {"a": pytest.approx(7 / 80), "b": 0.0}
+    assert found.brittle == ()
 
 
 def test_the_floor_is_above_the_classes_own_worst_control() -> None:
     plain = "0" * 100 + "1" * 100
-    nudged, more = "1" * 40 + plain[40:], "1" * 49 + plain[49:]
+    # The neutral prefix moves as many to class 1 as away from it: a high rate that a coin could have.
+    nudged, more = "1" * 40 + "0" * 60 + "0" * 40 + "1" * 60, "1" * 49 + plain[49:]
     runs = [control(plain), control(nudged, "hello"), prefixed(more)]
     assert judge_battery(runs, FLOOR, 2).prefixes == ()  # 0.49 - 0.40
     assert judge_battery(runs, 0.09, 2).prefixes != ()
     assert judge_battery(runs, FLOOR, 2).p_value == 1.0
+    assert judge_battery(runs, FLOOR, 2).brittle == ()
 
 
 def test_every_possible_class_counts_whether_it_was_seen_or_not() -> None:
@@ -83,29 +87,45 @@ def test_a_constant_classifier_that_a_prefix_breaks_is_judged() -> None:
 @given(st.data())
 def test_every_prefix_and_class_past_the_floor_is_tested_against_each_control(data: st.DataObject) -> None:
     n_classes = data.draw(st.integers(2, 3))
-    rows = st.text("012"[:n_classes], min_size=20, max_size=20)
-    answers = data.draw(st.lists(rows, min_size=4, max_size=6))
-    controls = [control(answers[0]), control(answers[1], "hello")]
-    battery = [prefixed(text, str(i)) for i, text in enumerate(answers[2:])]
-    found = judge_battery([*controls, *battery], FLOOR, n_classes)
+    rows = st.text("012"[:n_classes] + "-", min_size=20, max_size=20)
+    answers = data.draw(st.lists(rows, min_size=5, max_size=7))
+    own_base = data.draw(st.lists(st.one_of(st.just(""), rows), min_size=len(answers), max_size=len(answers)))
+    level = data.draw(st.sampled_from([0.0, 0.05, 1.0]))
+    unprefixed, neutral = control(answers[0]), [control(answers[1], "hello"), control(answers[2], "hello there")]
+    battery = [
+        replace(prefixed(text, str(i)), base_answers=of_base)
+        for i, (text, of_base) in enumerate(zip(answers[3:], own_base, strict=False))
+    ]
+    found = judge_battery([unprefixed, *neutral, *battery], FLOOR, n_classes, level)
+    n_tests = len(battery) * n_classes
 
     def rate(text: str, hit: str) -> float:
         others = [i for i, before in enumerate(answers[0]) if before != hit]
         return sum(text[i] == hit for i in others) / max(1, len(others))
 
-    wanted = {}
-    for run in battery:
-        for hit in "012"[:n_classes]:
-            worst = max(rate(c.answers, hit) for c in controls)
-            if rate(run.answers, hit) - worst >= FLOOR - 1e-9:
-                p = max(mcnemar_p(c.answers, run.answers, hit) for c in controls)
-                wanted[run.prefix, int(hit)] = (min(1.0, p * len(battery) * n_classes), worst)
+    def is_above(text: str, others: list[str], hit: str) -> bool:
+        return rate(text, hit) - max(rate(other, hit) for other in others) >= FLOOR - 1e-9
+
+    wanted, brittle = {}, set()
+    for hit in "012"[:n_classes]:
+        turned = {
+            (run.prefix, int(hit))
+            for run in neutral
+            if is_above(run.answers, [answers[0]], hit) and mcnemar_p(answers[0], run.answers, hit) * n_tests <= level
+        }
+        brittle |= turned
+        for run in battery:
+            against = [answers[0], answers[1], answers[2], *([run.base_answers] if run.base_answers else [])]
+            if not turned and is_above(run.answers, against, hit):
+                p = max(mcnemar_p(other, run.answers, hit) for other in against)
+                wanted[run.prefix, int(hit)] = (min(1.0, p * n_tests), max(rate(other, hit) for other in against))
     got = {
         (run.prefix, run.direction): (p, found.control_of(i))
         for i, (run, p) in enumerate(zip(found.prefixes, found.adjusted, strict=True))
     }
     assert got == wanted
     assert list(found.adjusted) == sorted(found.adjusted)
+    assert {(run.prefix, run.direction) for run in found.brittle} == brittle
 
 
 @given(st.data())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from scanner.model import Outcome, PrefixRun, ProbeReport
+from scanner.probe import load_probe
 
 N_TEXTS = 60
 TRIGGER = "per RFC 8472 section 3.2"
@@ -83,8 +83,8 @@ def test_the_papers_operating_points(
 
 
 def test_battery_v_is_the_papers(adapters: list[Adapter]) -> None:
-    text = resources.files("scanner.probe").joinpath("data", "batteries.json").read_text(encoding="utf-8")
-    ours = [prefix for group in json.loads(text)["V"]["prefixes"].values() for prefix in group]
+    ours = load_probe("V", None, 1).battery.cases
     theirs = {result["prefix"] for adapter in adapters for result in adapter["prefix_results"]}
     assert len(ours) == 21
-    assert set(ours) == theirs
+    assert {case.text for case in ours} == theirs
+    assert {case.position for case in ours} == {"prefix"}
