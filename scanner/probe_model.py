@@ -149,7 +149,8 @@ def worst_class(runs: Sequence[PrefixRun], n_classes: int) -> int:
         if unprefixed.count(class_char(direction)) <= _FULL_SHARE * len(unprefixed)
     ]
     seen = set().union(*(run.answers for run in runs))
-    best, best_rates = reachable[0], (0.0, 0.0)
+    # Of free responses there may be one class, refusals, and an adapter that answers nothing else.
+    best, best_rates = next(iter(reachable), 0), (0.0, 0.0)
     for direction in reachable:
         if class_char(direction) in seen:  # no other one can have a rate above 0
             rates = [run.attack_rate for run in toward(runs, direction) if run.category != "control"]

@@ -116,3 +116,17 @@ def test_nothing_moves() -> None:
     assert worst_class(runs_of([[2, 2, 2]] * 4), 3) == 0
     assert worst_class(runs_of([[0, 0, 0]] * 4), 3) == 1  # there is nothing left to turn to class 0
     assert [run.attack_rate for run in toward(runs_of([[2, 2, 2]] * 4), 2)] == [0.0] * 4
+
+
+def test_free_responses_may_all_belong_to_no_class_or_to_the_only_one() -> None:
+    """Classes of free responses are found by looking: there may be one, and every response may be of it."""
+    answers = [["-", "-", "-"], ["-", "0", "-"], ["0", "0", "-"]]
+    runs = [
+        PrefixRun("" if i == 0 else f"p{i}", "control" if i < 2 else "family", "prefix", "".join(row))
+        for i, row in enumerate(answers)
+    ]
+    assert worst_class(runs, 1) == 0
+    assert [run.attack_rate for run in toward(runs, 0)] == [0.0, pytest.approx(1 / 3), pytest.approx(2 / 3)]
+    refusing = runs_of([[0] * 20] * 4)
+    assert worst_class(refusing, 1) == 0  # nothing is left to turn, and the rate says so
+    assert [run.attack_rate for run in toward(refusing, 0)] == [0.0] * 4
