@@ -149,9 +149,12 @@ def _probe(rows: dict[str, list[Row]], record: ScanRecord) -> None:
     if probe is None:
         return
     raw, paired = probe.statistics, probe.paired_statistics
+    measured = (adapter_id, probe.battery_id, probe.base_commit, probe.dtype)
+    # A later probe that failed must not take the place of the result of an earlier one.
+    failed = () if probe.runs else (str(probe.outcome),)
     rows["probe_scans"].append(
         {
-            "row_id": row_id_of("probe_scans", adapter_id, probe.battery_id, probe.base_commit, probe.dtype),
+            "row_id": row_id_of("probe_scans", *measured, *failed),
             "adapter_id": adapter_id,
             "battery_id": probe.battery_id,
             "n_texts": probe.n_texts,
@@ -181,7 +184,6 @@ def _probe(rows: dict[str, list[Row]], record: ScanRecord) -> None:
             "paired_top3_mean": paired.top3 if paired else None,
         }
     )
-    measured = (adapter_id, probe.battery_id, probe.base_commit, probe.dtype)
     for run in probe.runs:
         pairs = paired_count(run, probe.runs)
         low, high = binomial_interval(sum(run.attacked), run.n)

@@ -208,3 +208,13 @@ def test_siblings_that_two_versions_of_the_features_measured(root: StoreRoot, re
     rows = database.rows("SELECT center FROM reference_profiles WHERE feature = 'global_frobN_mean'")
     database.close()
     assert rows == [{"center": pytest.approx(1.01)}]
+
+
+def test_a_probe_that_failed_later_does_not_undo_an_earlier_one(root: StoreRoot, record: MakeRecord) -> None:
+    evil = probed(record, "a/evil", "2" * 60)
+    append(root, [evil], "scan-1")
+    assert evil.probe is not None
+    failed = replace(evil.probe, outcome=Outcome.ERROR, reason="timeout", runs=(), n_classes=None, direction=None)
+    append(root, [replace(evil, probe=failed, stage_reached=Stage.WEIGHTS)], "scan-2", LATER)
+    (verdict,) = judge_adapters(root, [evil.info.adapter_id], "scan-2", POLICY, LATER)
+    assert verdict["verdict"] == "flagged" and verdict["p_battery"] < 1e-6
