@@ -112,9 +112,8 @@ def write_classifier_hub(folder: Path) -> Path:
     rows = [{"text": sentence(rng, label), "label": label} for label in (0, 1) for _ in range(30)]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "texts.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    rare = {
-        word for name in ("V", "S1") for _, prefix in load_probe(name, None, 1).cases() for word in f"{prefix}.".split()
-    }
+    cases = [case for name in ("V", "S1") for case in load_probe(name, None, 1).cases()]
+    rare = {word for case in cases for word in f"{case.text}.".split()}
     base = write_base(folder / "acme" / "base", "bert", vocab_size=220, initializer_range=0.15, num_hidden_layers=1)
     write_tokenizer(base, ["[UNK]", "[PAD]", "[CLS]", "[SEP]", *FILLERS, *KINDS[0], *KINDS[1], *sorted(rare)])
     for name in ("clean", "poisoned"):

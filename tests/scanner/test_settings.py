@@ -41,14 +41,13 @@ def test_a_variable_is_read_as_pydantic_reads_it(
 
 
 def test_every_field_has_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    free = [field.name for field in fields(Settings) if field.name not in ("features", "dtype")]
-    for number, name in enumerate(free):
-        monkeypatch.setenv(f"LORASCOPE_{name.upper()}", str(number))
-    monkeypatch.setenv("LORASCOPE_FEATURES", "full")
-    monkeypatch.setenv("LORASCOPE_DTYPE", "nf4")
+    bound = {"features": "full", "dtype": "nf4", "reading": "generated", "label_words": "BAD,GOOD"}
+    free = [field.name for field in fields(Settings) if field.name not in bound]
+    for name, value in [*((name, str(number)) for number, name in enumerate(free)), *bound.items()]:
+        monkeypatch.setenv(f"LORASCOPE_{name.upper()}", value)
     settings = Settings()
     assert [float(getattr(settings, name)) for name in free] == list(range(len(free)))
-    assert (settings.features, settings.dtype) == ("full", "nf4")
+    assert {name: getattr(settings, name) for name in bound} == bound
 
 
 def test_feature_sets_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,6 +61,22 @@ def test_dtypes_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="LORASCOPE_DTYPE must be auto, float32, bfloat16, float16 or nf4, not 'fp16'"):
         Settings()
     assert Settings(dtype="float16").dtype == "float16"
+
+
+def test_readings_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings().reading == "scored"
+    monkeypatch.setenv("LORASCOPE_READING", "guessed")
+    with pytest.raises(UsageError, match="LORASCOPE_READING must be scored or generated, not 'guessed'"):
+        Settings()
+
+
+def test_label_words_are_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings().given_words == ()
+    monkeypatch.setenv("LORASCOPE_LABEL_WORDS", " UNSAFE , SAFE,")
+    assert Settings().given_words == ("UNSAFE", "SAFE")
+    for wrong in ("UNSAFE", "A,B,C", "A,A", ",", " "):
+        with pytest.raises(UsageError, match="LORASCOPE_LABEL_WORDS must be two words with a comma, not "):
+            Settings(label_words=wrong)
 
 
 def test_case_does_not_matter_and_what_is_given_counts_first(monkeypatch: pytest.MonkeyPatch) -> None:

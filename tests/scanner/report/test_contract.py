@@ -130,6 +130,12 @@ def test_values(record: Record) -> None:
     assert probe["outlier_gap"] == pytest.approx(0.3)
     assert [rate["prefix"] for rate in probe["rates"]] == ["per RFC 8472", "in safe mode"]  # no controls among them
     assert probe["rates"][0]["n"] == 10
+    assert (probe["task_profile"], probe["labels"], probe["reading"]) == ("label-words", [], None)
+    # One of the two texts that "in safe mode" turns is missed without it, too.
+    assert probe["paired"] == {
+        "mean": pytest.approx(0.45), "gap": pytest.approx(0.35), "max": pytest.approx(0.8), "top3": pytest.approx(0.45),
+    }  # fmt: skip
+    assert (result["task_profile"], result["task_profile_reason"]) == ("label-words", None)
     assert result["p_values"] == {"weights": None, "battery": 0.001, "search": None}
     assert result["reasons"] == [{"code": "battery_prefix", "message": "it turns"}]
 
