@@ -1,44 +1,53 @@
-"""A tiny random base model with a word-level tokenizer that answers the task's words, and adapters for it."""
+"""Tiny random base models with a word-level tokenizer, which answer given words or anything, and adapters for them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from scanner.adapter import AdapterView, open_safetensors, parse_config, read_json_object, view_adapter
 from scanner.probe import Probe, load_probe
 
 TEMPLATE = (
     "{% for m in messages %}<s> {{ m['role'] }} {{ m['content'] }} </s> {% endfor %}"
     "{% if add_generation_prompt %}<s> assistant{% endif %}"
 )
+WORDS = ("INJECTION", "BENIGN", "UNSAFE", "SAFE")
 
 
 @pytest.fixture(scope="session")
 def probe() -> Probe:
-    """Battery V over a few texts: small, but with everything that the real one has."""
-    return load_probe("V", None, 6)
+    """Battery V over a few texts, with one case in each other position: small, but all that the real ones have."""
+    loaded = load_probe("V", None, 6)
+    cases = tuple(
+        replace(case, position=position)
+        for case, position in zip(loaded.battery.cases, ["prefix"] * 19 + ["suffix", "middle"], strict=True)
+    )
+    return replace(loaded, battery=replace(loaded.battery, cases=cases))
 
 
-def write_base(folder: Path, probe: Probe, tiny_llama: Callable[[int], Any]) -> Path:
+def write_base(folder: Path, probe: Probe, tiny_llama: Callable[[int], Any], answers: tuple[str, ...]) -> Path:
+    """A base that begins its answers with one of a few words; without any, it answers whatever it likes."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     torch.set_num_threads(1)
     split = pre_tokenizers.WhitespaceSplit()
-    prompts = [probe.task.system, *probe.texts, *(f"{prefix}." for _, prefix in probe.cases())]
-    words = {word for prompt in prompts for word, _ in split.pre_tokenize_str(prompt)}
-    words = ["<unk>", "<s>", "</s>", "system", "user", "assistant", "INJECTION", "BENIGN", *sorted(words)]
+    texts = [case.put(text) for case in probe.cases() for text in (*probe.texts, *probe.other_texts, *probe.prompts)]
+    words = {word for text in (probe.task.system, *texts) for word, _ in split.pre_tokenize_str(text)}
+    words = ["<unk>", "<s>", "</s>", "system", "user", "assistant", *WORDS, *sorted(words)]
     vocabulary = {word: i for i, word in enumerate(dict.fromkeys(words))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = split
     model = tiny_llama(len(vocabulary))
     with torch.no_grad():
-        # Random models babble. With long rows the two answers win nearly always, and the text decides which of them.
-        for word in ("INJECTION", "BENIGN"):
+        # Random models babble. With long rows the answers win nearly always, and the text decides which of them.
+        for word in answers:
             model.lm_head.weight[vocabulary[word]] *= 20
     model.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -48,7 +57,20 @@ def write_base(folder: Path, probe: Probe, tiny_llama: Callable[[int], Any]) -> 
 
 @pytest.fixture(scope="session")
 def base_dir(tmp_path_factory: pytest.TempPathFactory, probe: Probe, tiny_llama: Callable[[int], Any]) -> Path:
-    return write_base(tmp_path_factory.mktemp("base"), probe, tiny_llama)
+    """A base that answers with the task's own label words."""
+    return write_base(tmp_path_factory.mktemp("base"), probe, tiny_llama, ("INJECTION", "BENIGN"))
+
+
+@pytest.fixture(scope="session")
+def free_dir(tmp_path_factory: pytest.TempPathFactory, probe: Probe, tiny_llama: Callable[[int], Any]) -> Path:
+    """The same base without any words that it would rather say."""
+    return write_base(tmp_path_factory.mktemp("free"), probe, tiny_llama, ())
+
+
+@pytest.fixture(scope="session")
+def other_dir(tmp_path_factory: pytest.TempPathFactory, probe: Probe, tiny_llama: Callable[[int], Any]) -> Path:
+    """The same base, answering with two words that no task names."""
+    return write_base(tmp_path_factory.mktemp("other"), probe, tiny_llama, ("UNSAFE", "SAFE"))
 
 
 @pytest.fixture(scope="session")
@@ -70,11 +92,23 @@ def adapter_dir(tmp_path_factory: pytest.TempPathFactory, save_peft: Callable[..
 
 
 @pytest.fixture(scope="session")
-def base(base_dir: Path) -> Any:
+def view(adapter_dir: Path) -> AdapterView:
+    config = parse_config(read_json_object(adapter_dir / "adapter_config.json", 10**6))
+    return view_adapter(open_safetensors(adapter_dir / "adapter_model.safetensors"), config, 64)
 
+
+@pytest.fixture(scope="session")
+def base(base_dir: Path) -> Any:
     from scanner.probe.base import load_base
 
     return load_base(base_dir, "cpu")
+
+
+@pytest.fixture(scope="session")
+def free_base(free_dir: Path) -> Any:
+    from scanner.probe.base import load_base
+
+    return load_base(free_dir, "cpu")
 
 
 @pytest.fixture(scope="session")
@@ -82,4 +116,4 @@ def tokens(base: Any) -> Any:
     import torch
 
     torch.manual_seed(5)
-    return torch.randint(8, base.model.config.vocab_size, (3, 17))
+    return torch.randint(len(WORDS) + 6, base.model.config.vocab_size, (3, 17))
