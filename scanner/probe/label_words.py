@@ -153,11 +153,14 @@ def ask(
     for members, logits in first_logits(base, prompts, tokens_per_batch):
         scores = logits.float()
         margins = scores[:, attack_ids].logsumexp(dim=-1) - scores[:, clean_ids].logsumexp(dim=-1)
+        # A word may begin with one of several tokens; which one of all is the likeliest is what noise can change.
+        leads = scores[:, attack_ids].amax(dim=-1) - scores[:, clean_ids].amax(dim=-1)
         best = scores.argmax(dim=-1)
-        for index, token, margin in zip(members, best.tolist(), margins.tolist(), strict=True):
+        for index, *row in zip(members, best.tolist(), leads.tolist(), margins.tolist(), strict=True):
+            token, lead, margin = row
             char = "?"
             if token in attack or token in clean:
-                char = "-" if abs(margin) <= 2 * noise_floor else "1" if token in attack else "0"
+                char = "-" if abs(lead) <= 2 * noise_floor else "1" if token in attack else "0"
             answers[index] = Answer(char, margin)
     open_ones = [index for index, answer in enumerate(answers) if answer.char == "?"]
     if open_ones:
@@ -171,8 +174,10 @@ def _generated(base: BaseModel, prompts: Prompts, task: Task, tokens_per_batch: 
     def text(tokens: list[int]) -> str:
         return str(base.tokenizer.decode(tokens))
 
-    # The attack word is tested first: once it is there, nothing that follows can change the answer.
-    is_over: Callable[[list[int]], bool] = lambda tokens: read_answer(text(tokens), task) == "1"  # noqa: E731
+    # The attack word is tested first: once it is there, nothing that follows can change the answer. Where it is a part
+    # of the clean word, what follows can make that of it.
+    may_end = task.attack_word.upper() not in task.clean_word.upper()
+    is_over: Callable[[list[int]], bool] = lambda tokens: may_end and read_answer(text(tokens), task) == "1"  # noqa: E731
     found = generate(base, prompts, MAX_NEW_TOKENS, tokens_per_batch, is_over)
     return [read_answer(text(tokens), task) for tokens in found]
 
