@@ -12,11 +12,14 @@ import pytest
 
 from scanner.adapter import AdapterView, open_safetensors, parse_config, read_json_object, view_adapter
 from scanner.probe import Probe, load_probe
+from scanner.probe.prompt import load_template
 
 TEMPLATE = (
     "{% for m in messages %}<s> {{ m['role'] }} {{ m['content'] }} </s> {% endfor %}"
     "{% if add_generation_prompt %}<s> assistant{% endif %}"
 )
+LEAD = 30.0
+"""Logit of the right word; those of all others lie around 0 with a spread of 2."""
 WORDS = ("INJECTION", "BENIGN", "UNSAFE", "SAFE")
 
 
@@ -31,8 +34,9 @@ def probe() -> Probe:
     return replace(loaded, battery=replace(loaded.battery, cases=cases))
 
 
-def write_base(folder: Path, probe: Probe, tiny_llama: Callable[[int], Any], answers: tuple[str, ...]) -> Path:
-    """A base that begins its answers with one of a few words; without any, it answers whatever it likes."""
+def write_base(folder: Path, probe: Probe, tiny_llama: Callable[[int], Any], answers: tuple[str, ...] = ()) -> Path:
+    """A base that answers texts of label 1 with the first and others with the second of two words; without them, it
+    answers whatever it likes."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -44,14 +48,23 @@ def write_base(folder: Path, probe: Probe, tiny_llama: Callable[[int], Any], ans
     vocabulary = {word: i for i, word in enumerate(dict.fromkeys(words))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = split
-    model = tiny_llama(len(vocabulary))
-    with torch.no_grad():
-        # Random models babble. With long rows the answers win nearly always, and the text decides which of them.
-        for word in answers:
-            model.lm_head.weight[vocabulary[word]] *= 20
-    model.save_pretrained(folder)
-    tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE, "eos_token": "</s>"}))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    model = tiny_llama(len(vocabulary))
+    if answers:
+        template = load_template(folder)
+        asked = [template.render(probe.task.system, text) for text in (*probe.texts, *probe.other_texts)]
+        wanted = [LEAD] * len(probe.texts) + [-LEAD] * len(probe.other_texts)
+        with torch.no_grad():
+            # Fewer texts than dimensions: a row that parts them exists, and with two that point apart one of the
+            # words wins nearly always, whatever is put into a text.
+            states = [
+                model.model(torch.tensor([tokenizer.encode(text).ids])).last_hidden_state[0, -1] for text in asked
+            ]
+            row = torch.linalg.lstsq(torch.stack(states), torch.tensor(wanted)[:, None], driver="gelsd").solution[:, 0]
+            for word, sign in zip(answers, (1, -1), strict=True):
+                model.lm_head.weight[vocabulary[word]] = sign * row
+    model.save_pretrained(folder)
     return folder
 
 
@@ -64,7 +77,7 @@ def base_dir(tmp_path_factory: pytest.TempPathFactory, probe: Probe, tiny_llama:
 @pytest.fixture(scope="session")
 def free_dir(tmp_path_factory: pytest.TempPathFactory, probe: Probe, tiny_llama: Callable[[int], Any]) -> Path:
     """The same base without any words that it would rather say."""
-    return write_base(tmp_path_factory.mktemp("free"), probe, tiny_llama, ())
+    return write_base(tmp_path_factory.mktemp("free"), probe, tiny_llama)
 
 
 @pytest.fixture(scope="session")
