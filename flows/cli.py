@@ -34,6 +34,11 @@ probe_options = (
         type=click.Path(dir_okay=False),
         help='JSON lines {"text", "label"}; label 1 is what an attack must flip.',
     ),
+    click.option(
+        "--reading",
+        type=click.Choice(["scored", "generated"]),
+        help="Label words by their scores, or 5 greedy tokens.  [default: LORASCOPE_READING, else scored]",
+    ),
 )
 
 
@@ -45,7 +50,7 @@ features_option = click.option(
 
 
 def with_probe_options(command: Any) -> Any:
-    """Add --probe, --battery and --texts."""
+    """Add --probe, --battery, --texts and --reading."""
     for option in reversed(probe_options):
         command = option(command)
     return command

@@ -73,6 +73,7 @@ def run_scan(
     battery: str,
     texts: str | None,
     features: str | None,
+    reading: str | None,
     explain: bool,
     store: str | None,
     output: str,
@@ -83,7 +84,7 @@ def run_scan(
     from scanner.probe import probe_for
     from scanner.report import result_object, sarif_document, scan_document, strict_json
 
-    settings = Settings(features=features)
+    settings = Settings(features=features, reading=reading)
     loaded = probe_for(settings, battery, texts)
     with _status("scanning") as show:
         results = scan_targets(
@@ -153,7 +154,9 @@ def crawl_summary(**options: Any) -> dict[str, Any]:
     # What the user got wrong shows in a moment, not after the server has started.
     if options.get("since"):
         parse_time(options["since"])
-    probe_for(Settings(), options.get("battery") or DEFAULT_BATTERY, options.get("texts"), 1)
+    probe_for(
+        Settings(reading=options.get("reading")), options.get("battery") or DEFAULT_BATTERY, options.get("texts"), 1
+    )
     HubClient(Settings()).ping()
     configure_prefect()
     if threading.current_thread() is threading.main_thread():

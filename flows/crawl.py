@@ -45,6 +45,7 @@ def crawl(
     store: str | None = None,
     endpoint: str | None = None,
     features: str | None = None,
+    reading: str | None = None,
 ) -> dict[str, Any]:
     """Crawl one Hub from the stored watermark.
 
@@ -59,6 +60,7 @@ def crawl(
         store: store URI; default `LORASCOPE_STORE`.
         endpoint: Hub endpoint; default `HF_ENDPOINT`.
         features: weight features, `default` or `full`; default `LORASCOPE_FEATURES`.
+        reading: of label words, `scored` or `generated`; default `LORASCOPE_READING`.
 
     Returns:
         Counts: n_new, n_listed, n_left, n_adapters, n_failed_shards, verdicts, relations (None: they failed).
@@ -66,7 +68,7 @@ def crawl(
     Raises:
         StopError: the Hub or the store cannot be reached.
     """
-    settings = Settings(features=features)
+    settings = Settings(features=features, reading=reading)
     store, endpoint = store or default_store_uri(), (endpoint or hub_endpoint()).rstrip("/")
     started = utc_now()
     crawl_id = f"crawl-{started:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
@@ -89,6 +91,7 @@ def crawl(
                 texts=texts,
                 texts_limit=texts_limit,
                 features=settings.features,
+                reading=settings.reading,
                 scanned_at=started.isoformat(),
                 return_state=True,
             )
@@ -159,6 +162,7 @@ def scan_shard(
     texts: str | None,
     texts_limit: int | None,
     features: str,
+    reading: str,
     scanned_at: str,
 ) -> dict[str, Any]:
     """One base model's repos: collect in batches, probe on one base load, append with a commit marker."""
@@ -191,6 +195,7 @@ def scan_shard(
             battery=battery,
             texts=texts,
             texts_limit=texts_limit,
+            reading=reading,
         )
         written = append_batch(
             probed["records"],

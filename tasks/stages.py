@@ -176,12 +176,13 @@ def probe_base_group(
     battery: str,
     texts: str | None,
     texts_limit: int | None,
+    reading: str,
 ) -> dict[str, Any]:
     """Stages 4 and 5: one base load for each base model of the shard. A retry probes only what crashed.
 
     A shard is grouped by what the listing says; an adapter's own config may know better.
     """
-    settings = Settings()
+    settings = Settings(reading=reading)
     workspace = Workspace.at(work)
     group = [record for path in records for record in workspace.read_records(path)]
     probe = probe_for(settings, battery, texts, texts_limit)

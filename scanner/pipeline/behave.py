@@ -116,6 +116,7 @@ def _item(record: ScanRecord, files: FilesOf, chosen: Mapping[str, str], setting
         chosen[adapter_id],
         _profile(record),
         record.info.profile_reason,
+        (record.info.task_type or "").upper() == "TOKEN_CLS",
         record.info.adapter_path,
         record.more_local_paths,
     )

@@ -68,6 +68,8 @@ class ClassifierBase:
     """The linear module that gives one number for each class."""
     context: int | None
     """Tokens that the base takes; None where its architecture has no limit."""
+    per_token: bool = False
+    """Whether every token gets a class, and not the text as a whole."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def load_base(folder: Path, device: str, dtype: str = "auto", memory_bytes: int 
     """
     raw = _rewritten(read_json_object(folder / "config.json", 4 * 1024**2))
     target = _target(device, dtype, memory_bytes)
-    model, missing = _load(folder, raw, target, is_classifier=False)
+    model, missing = _load(folder, raw, target, "CAUSAL_LM")
     _refuse_missing(missing)
     return BaseModel(
         model=model,
@@ -110,8 +112,10 @@ def load_base(folder: Path, device: str, dtype: str = "auto", memory_bytes: int 
     )
 
 
-def load_classifier(folder: Path, device: str, dtype: str = "auto", memory_bytes: int | None = None) -> ClassifierBase:
-    """Load a base as its architecture's sequence classifier. Arguments and errors as of `load_base`.
+def load_classifier(
+    folder: Path, device: str, dtype: str = "auto", memory_bytes: int | None = None, *, per_token: bool = False
+) -> ClassifierBase:
+    """Load a base as its architecture's classifier of whole texts, or of tokens. Else as of `load_base`.
 
     Raises:
         UnsupportedError: also for a number of classes out of 2 to 1,000, or a head that is not linear.
@@ -120,7 +124,7 @@ def load_classifier(folder: Path, device: str, dtype: str = "auto", memory_bytes
     raw = _rewritten(read_json_object(folder / "config.json", 4 * 1024**2))
     raw["num_labels"] = _number_of_labels(raw)
     target = _target(device, dtype, memory_bytes)
-    model, missing = _load(folder, raw, target, is_classifier=True)
+    model, missing = _load(folder, raw, target, "TOKEN_CLASSIFICATION" if per_token else "SEQUENCE_CLASSIFICATION")
     _refuse_missing([name for name in missing if not is_head(model, name)])
     tokenizer = _tokenizer(folder)
     context = _context(model)
@@ -136,6 +140,7 @@ def load_classifier(folder: Path, device: str, dtype: str = "auto", memory_bytes
         missing=frozenset(missing),
         class_layer=_class_layer(model, tokenizer.encode("a").ids or [0]),
         context=context,
+        per_token=per_token,
     )
 
 
@@ -167,16 +172,14 @@ def _require_bitsandbytes() -> None:
         raise UnsupportedError(message, "bitsandbytes_missing")
 
 
-def _load(folder: Path, raw: dict[str, Any], target: _Target, is_classifier: bool) -> tuple[Any, list[str]]:
+def _load(folder: Path, raw: dict[str, Any], target: _Target, task: str) -> tuple[Any, list[str]]:
     """(the model in eval mode on its device, names of the parameters that its file lacks)."""
     import torch
     import transformers
     from transformers.models.auto import modeling_auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    mapping, kind = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING, "causal language model"
-    if is_classifier:
-        mapping, kind = modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, "sequence classifier"
+    mapping = getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING")
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise UnsupportedError(f"base architecture {str(model_type)[:60]!r} is unknown", "base_architecture")
@@ -185,8 +188,8 @@ def _load(folder: Path, raw: dict[str, Any], target: _Target, is_classifier: boo
     except CONFIG_FAULTS as error:
         raise MalformedFileError(f"config.json is no {model_type} config: {first_line(error)}") from error
     if type(config) not in mapping:
-        raise UnsupportedError(f"base architecture {model_type!r} is no {kind}", "base_architecture")
-    weight_bytes = measure_base(folder, target.dtype, with_language_head=not is_classifier)
+        raise UnsupportedError(f"base architecture {model_type!r} is not made for {task}", "base_architecture")
+    weight_bytes = measure_base(folder, target.dtype, with_language_head=task == "CAUSAL_LM")
     refuse_too_large(weight_bytes, target.dtype, target.device, target.memory_bytes)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -56,6 +56,18 @@ class Case:
         half = max(1, len(words) // 2)
         return " ".join([*words[:half], self.text, *words[half:]])
 
+    def spans(self, text: str) -> tuple[tuple[int, int], ...]:
+        """Where the text's own characters are in what `put` makes of it: (first, behind the last) of each part."""
+        whole = self.put(text)
+        if not self.text or self.position == "suffix":
+            return ((0, len(text)),)
+        if self.position == "prefix":
+            return ((len(whole) - len(text), len(whole)),)
+        words = text.split(" ")
+        first = len(" ".join(words[: max(1, len(words) // 2)]))
+        second = first + len(self.text) + 2
+        return ((0, first), (second, len(whole))) if second < len(whole) else ((0, first),)
+
 
 @dataclass(frozen=True)
 class Battery:

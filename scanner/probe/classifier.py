@@ -1,4 +1,4 @@
-"""Sequence classifiers: an adapter's own head swapped into a resident base, and one class for every text.
+"""Classifiers with a head: an adapter's own one swapped into a resident base, and one class for every text.
 
 Imported only inside the probe worker. PEFT saves no names of classes and no class count: the head's tensors say how
 many there are, and nothing says what they mean.
@@ -20,8 +20,9 @@ from scanner.errors import ProbeFailedError, UnsupportedError
 from scanner.model import MAX_CLASSES, PrefixRun, class_char
 from scanner.probe.attach import MERGED, best_way, hooked, merged
 from scanner.probe.base import CONFIG_FAULTS, ClassifierBase, first_line, is_head
-from scanner.probe.battery import Probe
+from scanner.probe.battery import Case, Probe
 from scanner.probe.memory import BatchSize, first_batch
+from scanner.probe.token_labels import own_tokens, text_classes
 
 __all__ = ["ClassifierProbe", "ClassifierRun", "classify", "with_head"]
 
@@ -147,21 +148,36 @@ class Encoded:
     """Texts as the base's tokenizer has them, with its special tokens. They are the same for every adapter."""
 
     ids: tuple[tuple[int, ...], ...]
-    n_cut: int
+    n_cut: int = 0
     """Texts that were cut to the base's context."""
+    own: tuple[tuple[int, ...], ...] | None = None
+    """Where every token gets a class: the tokens of each text that come from the text itself."""
+
+    def take(self, index: int) -> Encoded:
+        """One of them."""
+        return Encoded((self.ids[index],), own=(self.own[index],) if self.own is not None else None)
 
 
-def encode_texts(base: ClassifierBase, texts: Sequence[str]) -> Encoded:
-    """Raises UnsupportedError where nothing is left of a text."""
-    encoded = base.tokenizer.encode_batch(list(texts), add_special_tokens=True)
+def encode_texts(base: ClassifierBase, texts: Sequence[str], cases: Sequence[Case] = (Case("control", ""),)) -> Encoded:
+    """Every text in the first case, then in the next one.
+
+    Raises:
+        UnsupportedError: nothing is left of a text.
+    """
+    put = [(case, text) for case in cases for text in texts]
+    encoded = base.tokenizer.encode_batch([case.put(text) for case, text in put], add_special_tokens=True)
     ids = tuple(tuple(encoding.ids) for encoding in encoded)
     if not all(ids):
         raise UnsupportedError("the tokenizer leaves nothing of a text", "empty_prompt")
-    return Encoded(ids, sum(bool(encoding.overflowing) for encoding in encoded))
+    own = None
+    if base.per_token:
+        spans = (case.spans(text) for case, text in put)
+        own = tuple(own_tokens(encoding.offsets, parts) for encoding, parts in zip(encoded, spans, strict=True))
+    return Encoded(ids, sum(bool(encoding.overflowing) for encoding in encoded), own)
 
 
-def classify(base: ClassifierBase, texts: Encoded, tokens_per_batch: int) -> np.ndarray[Any, Any]:
-    """Logits [texts, classes], float32.
+def classify(base: ClassifierBase, texts: Encoded, tokens_per_batch: int) -> list[np.ndarray[Any, Any]]:
+    """Logits of each text, float32: [1, classes], or [its own tokens, classes] where every token gets a class.
 
     Texts of equal token count share a batch: encoders look both ways, so padding could change their logits.
 
@@ -181,11 +197,13 @@ def classify(base: ClassifierBase, texts: Encoded, tokens_per_batch: int) -> np.
                 batch = members[start : start + step]
                 logits = _logits(base.model, torch.tensor([texts.ids[i] for i in batch], device=base.device))
                 found.update(zip(batch, logits.float().cpu().numpy(), strict=True))
-    return np.stack([found[index] for index in range(len(texts.ids))])
+    if texts.own is None:
+        return [found[index][None] for index in range(len(texts.ids))]
+    return [found[index][list(own)] for index, own in enumerate(texts.own)]
 
 
 def _logits(model: Any, tokens: Any) -> Any:
-    """[rows, classes] for `tokens` [rows, length]. Errors as of `classify`."""
+    """[rows, classes] or [rows, length, classes] for `tokens` [rows, length]. Errors as of `classify`."""
     import torch
 
     accepted = inspect.signature(model.forward).parameters
@@ -242,8 +260,7 @@ class ClassifierProbe:
             ProbeFailedError, ProbeCrashedError: see `BatchSize.fit` and `classify`.
         """
         if self._encoded is None:
-            inputs = [case.put(text) for case in self._cases for text in self._texts]
-            self._encoded = encode_texts(self._base, inputs)
+            self._encoded = encode_texts(self._base, self._texts, self._cases)
         encoded = self._encoded
         return self._size.fit(lambda tokens_per_batch: self._run(view, encoded, tokens_per_batch))
 
@@ -251,16 +268,23 @@ class ClassifierProbe:
         with with_head(self._base, view) as n_classes:
             logits = classify(self._base, encoded, tokens_per_batch)
             some = range(0, len(encoded.ids), max(1, len(encoded.ids) // NOISE_TEXTS))[:NOISE_TEXTS]
-            alone = [classify(self._base, Encoded((encoded.ids[i],), 0), tokens_per_batch)[0] for i in some]
-        noise = float(np.abs(np.stack(alone) - logits[list(some)]).max())
-        ranked = np.sort(logits, axis=1)
-        is_tie = ranked[:, -1] - ranked[:, -2] <= 2 * noise
-        answers = "".join(
-            "-" if tie else class_char(int(winner)) for winner, tie in zip(logits.argmax(axis=1), is_tie, strict=True)
-        )
+            alone = [classify(self._base, encoded.take(i), tokens_per_batch)[0] for i in some]
+        noise = max(_largest(one - logits[i]) for i, one in zip(some, alone, strict=True))
+        chars = ["".join(_char(row, noise) for row in rows) for rows in logits]
         n = len(self._texts)
+        answers = text_classes(chars, n) if self._base.per_token else "".join(chars)
         runs = tuple(
             PrefixRun(case.text, case.category, case.position, answers[i * n : (i + 1) * n])
             for i, case in enumerate(self._cases)
         )
         return ClassifierRun(runs, n_classes, encoded.n_cut, noise)
+
+
+def _largest(differences: np.ndarray[Any, Any]) -> float:
+    return float(np.abs(differences).max()) if differences.size else 0.0
+
+
+def _char(logits: np.ndarray[Any, Any], noise: float) -> str:
+    """How one row of logits [classes] is answered: `-` where the two largest are too near to each other."""
+    second, first = np.sort(logits)[-2:]
+    return "-" if first - second <= 2 * noise else class_char(int(logits.argmax()))

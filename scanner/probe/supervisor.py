@@ -77,6 +77,8 @@ class ProbeItem:
     """How it is asked (`scanner.probe.profile`). Whether a causal model answers with label words or freely is found out
     by asking it."""
     profile_reason: str = ""
+    per_token: bool = False
+    """Of a classifier with a head: whether it classifies tokens (TOKEN_CLS)."""
     weights_name: str = ""
     """What the file is called in its repo; empty: as on this machine."""
     more_weights_paths: tuple[str, ...] = ()
@@ -115,8 +117,8 @@ def run_probe(
         base_dir: the base model's files.
         base_commit: stored with the result.
         probe: battery, texts, task.
-        items: the adapters. Classifiers with a head and language models have their own children, one after the other:
-            they need the base as different models, and two would not fit where one does.
+        items: the adapters. Language models, and classifiers of texts and of tokens, have their own children, one
+            after the other: they need the base as different models, and two would not fit where one does.
         limits: time, memory and device.
         on_report: called as each report comes in (progress, staging).
 
@@ -125,14 +127,15 @@ def run_probe(
         (callers may try those again), `base_` and one of them when the base never got ready, or `GAVE_UP`.
     """
     reports: dict[str, ProbeReport] = {}
-    for with_head in (False, True):
-        of_kind = [item for item in items if (item.profile == SEQUENCE_CLASSIFICATION) is with_head]
-        if of_kind:
-            reports |= _run_kind(base_dir, base_commit, probe, of_kind, limits, on_report)
+    by_model: dict[tuple[bool, bool], list[ProbeItem]] = {}
+    for item in items:
+        by_model.setdefault((item.profile == SEQUENCE_CLASSIFICATION, item.per_token), []).append(item)
+    for of_model in by_model.values():
+        reports |= _run_model(base_dir, base_commit, probe, of_model, limits, on_report)
     return {item.adapter_id: reports[item.adapter_id] for item in items}
 
 
-def _run_kind(
+def _run_model(
     base_dir: Path,
     base_commit: str,
     probe: Probe,

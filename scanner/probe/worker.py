@@ -42,21 +42,21 @@ def _probe(job: dict[str, Any]) -> Probe:
     )
 
 
-def _load(profile: str, job: dict[str, Any], probe: Probe) -> tuple[Any, Callable[[AdapterView], dict[str, Any]]]:
+def _load(job: dict[str, Any], probe: Probe) -> tuple[Any, Callable[[AdapterView], dict[str, Any]]]:
     """(the resident base, what probes one adapter on it and gives the fields of a result)."""
     where = (Path(job["base_dir"]), job["device"], job["dtype"], job["memory_bytes"])
-    if profile == SEQUENCE_CLASSIFICATION:
+    if job["adapters"][0]["profile"] == SEQUENCE_CLASSIFICATION:
         from scanner.probe.base import load_classifier
         from scanner.probe.classifier import ClassifierProbe
 
-        classifier = load_classifier(*where)
+        classifier = load_classifier(*where, per_token=job["adapters"][0]["per_token"])
         classify = ClassifierProbe(classifier, probe)
 
         def of_classifier(view: AdapterView) -> dict[str, Any]:
             seen = classify.run(view)
             cut = f"truncated: {seen.n_cut} inputs cut to {classifier.context} tokens" if seen.n_cut else ""
             return {
-                "profile": profile,
+                "profile": SEQUENCE_CLASSIFICATION,
                 "runs": _rows(seen.runs),
                 "n_classes": seen.n_classes,
                 "note": cut,
@@ -117,9 +117,8 @@ def main() -> int:
     except ImportError as error:
         emit("base_failed", code="torch_missing", message=f"the probe needs lorascope[probe]: {error}")
         return 1
-    (profile,) = {item["profile"] for item in job["adapters"]}
     try:
-        base, probe_one = _load(profile, job, probe)
+        base, probe_one = _load(job, probe)
     except LorascopeError as error:
         emit("base_failed", code=error.code, message=error.message)
         return 1

@@ -135,7 +135,7 @@ def plain_crawl(store: str, tmp_path: Path) -> Callable[..., int]:
             )
             probed = stages.probe_base_group.fn(
                 str(work), endpoint, store, name, shard, [batch["records"]],
-                mode=probe, battery="V", texts=None, texts_limit=4,
+                mode=probe, battery="V", texts=None, texts_limit=4, reading="scored",
             )  # fmt: skip
             stages.append_batch.fn(
                 probed["records"], store, crawl_id=name, base_model=base, probe_id=probed["probe_id"],
