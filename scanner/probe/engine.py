@@ -47,11 +47,14 @@ def encode_prompts(base: BaseModel, texts: Sequence[str], new_tokens: int) -> Pr
     """Encode texts that a template has rendered, with room for `new_tokens` behind each.
 
     Raises:
-        UnsupportedError: a prompt is empty, or longer than the base's context.
+        UnsupportedError: a prompt is empty, longer than the base's context, or has a token that the base has not.
     """
     encoded = [tuple(e.ids) for e in base.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
     if not all(encoded):
         raise UnsupportedError("the chat template and the tokenizer leave nothing of a prompt", "empty_prompt")
+    largest, rows = max(map(max, encoded)), base.model.get_input_embeddings().weight.shape[0]
+    if largest >= rows:  # the lookup would fail, and on CUDA take the device along
+        raise UnsupportedError(f"the tokenizer gives token {largest}, the base has {rows}", "base_tokenizer")
     longest = max(map(len, encoded))
     context = getattr(base.model.config, "max_position_embeddings", None)
     if context and longest + new_tokens > context:
