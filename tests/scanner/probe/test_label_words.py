@@ -324,13 +324,14 @@ def test_such_words_are_read_alike_both_ways(other_base: Any, probe: Probe, view
     from scanner.probe.attach import attached
 
     task = replace(probe.task, attack_word="SAFE", clean_word="UNSAFE")
-    prompts = encoded(other_base, texts_of(other_base, probe)[:40])
+    prompts = encoded(other_base, texts_of(other_base, probe))
     with attached(other_base.model, view):
         firsts = first_words(other_base, prompts)
         scored = chars(other_base, prompts, task, "scored")
         generated = chars(other_base, prompts, task, "generated")
         _, new = as_transformers(other_base, prompts, task)
     assert {"SAFE", "UNSAFE"} <= set(firsts)
+    assert "0" in generated
     for first, one, other, tokens in zip(firsts, scored, generated, new, strict=True):
         words = other_base.tokenizer.decode(tokens).split()
         assert other == ("1" if "SAFE" in words else "0" if "UNSAFE" in words else "-")
