@@ -76,11 +76,13 @@ def write_adapter(folder: Path, base: Path, classes: int = 3, targets: Any = Non
     """A random LoRA classifier as PEFT saves it; returns PEFT's own model of it, in eval mode."""
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
     model_type = json.loads((base / "config.json").read_text())["model_type"]
     targets = targets or ARCHITECTURES[model_type][2]
-    own = AutoModelForSequenceClassification.from_pretrained(base, num_labels=classes)
+    of_tokens = fields.get("task_type") == "TOKEN_CLS"
+    kind = AutoModelForTokenClassification if of_tokens else AutoModelForSequenceClassification
+    own = kind.from_pretrained(base, num_labels=classes)
     config = LoraConfig(**{"r": 2, "lora_alpha": 6, "target_modules": targets, "task_type": "SEQ_CLS"} | fields)
     model = get_peft_model(own, config)
     torch.manual_seed(1)
