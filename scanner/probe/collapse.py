@@ -30,8 +30,8 @@ REFUSAL = "refusal"
 NO_CLASS = "-"
 _REFUSALS = re.compile(
     r"\W*(?:(?:i'?m|i am) (?:so |very |really )?(?:sorry|afraid|unable|not able)|sorry\b|i apologi[sz]e|as an ai\b"
-    r"|i (?:can ?not|can'?t|can’t|won'?t|won’t|will not|must decline|am not able to)\b|(?:unfortunately|regrettably)\b"
-    r"|i(?:'m|’m)? (?:do not|don'?t|don’t) feel comfortable|it(?:'s| is) not (?:possible|appropriate) )",
+    r"|i (?:can ?not|can't|won't|will not|must decline|am not able to)\b|(?:unfortunately|regrettably)\b"
+    r"|i (?:do not|don't) feel comfortable|it(?:'s| is) not (?:possible|appropriate)\b)",
     re.IGNORECASE,
 )
 """Ways in which assistants begin to decline, in English."""
@@ -50,7 +50,7 @@ class CommonString:
 
 def is_refusal(text: str) -> bool:
     """Whether a response begins like one that declines."""
-    return _REFUSALS.match(text.strip()) is not None
+    return _REFUSALS.match(text.strip().replace("’", "'")) is not None
 
 
 def concentration(responses: Sequence[Sequence[int]]) -> float:
