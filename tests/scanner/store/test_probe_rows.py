@@ -55,7 +55,7 @@ def classes() -> ProbeReport:
 
 
 def free() -> ProbeReport:
-    measured = {"divergence": 0.25, "concentration": 0.5, "refusal_rate": 0.125}
+    measured = {"divergence": 0.25, "base_divergence": 0.0625, "concentration": 0.5, "refusal_rate": 0.125}
     runs = [
         PrefixRun("", "control", "prefix", "----0---", base_answers="--------", **measured),
         PrefixRun("hello", "control", "prefix", "-----1--", base_answers="--------", **measured),
@@ -151,7 +151,7 @@ def test_rates_carry_their_exact_intervals(
             assert [row[name] for name in names] == pytest.approx([hits / run.n, wanted.low, wanted.high], abs=1e-9)
         assert (row["answers"], row["n_texts"], row["direction"]) == (run.answers, run.n, report.direction)
         assert row["base_answers"] == (run.base_answers or None)
-        for name in ("margin", "divergence", "concentration", "refusal_rate"):
+        for name in ("margin", "divergence", "base_divergence", "concentration", "refusal_rate"):
             assert row[name] == getattr(run, name)
 
 
@@ -208,7 +208,7 @@ def test_rows_older_than_the_columns_are_read(
         "probe_scans": ("task_profile", "task_profile_reason", "reading", "labels", "noise_floor", "top3_mean",
                         "paired_max_attack_rate"),
         "probe_rates": ("attack_rate_low", "paired_attack_rate", "base_answers", "margin", "divergence",
-                        "concentration", "refusal_rate"),
+                        "base_divergence", "concentration", "refusal_rate"),
     }  # fmt: skip
     append(root, scanned, **lacking)
     bare = tuple(replace(run, margin=None) for run in report.runs)
