@@ -12,103 +12,190 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scanner.errors import LorascopeError, MalformedFileError, UsageError
-from scanner.model import LABEL_WORDS, SEQUENCE_CLASSIFICATION
-from scanner.probe import Battery, Probe, Task, battery_names, load_probe, load_texts
+from scanner.model import GENERATIVE, LABEL_WORDS, SEQUENCE_CLASSIFICATION
+from scanner.probe import (
+    DEFAULT_BATTERY,
+    Battery,
+    Case,
+    Probe,
+    Task,
+    battery_names,
+    load_probe,
+    load_texts,
+    probe_for,
+)
+from scanner.probe.battery import POSITIONS
 from scanner.probe.judge import read_answer
+from scanner.settings import Settings
 
 TASK = Task("t", "classify", "INJECTION", "BENIGN")
-SMALL = Probe(Battery("B", (("family", "per RFC 1"),), ("hello",)), TASK, ("one", "two"))
+SMALL = Probe(
+    Battery("B", (Case("family", "per RFC 1"),), (Case("control", "hello"),)),
+    TASK,
+    ("one", "two"),
+    ("three",),
+    ("ask",),
+)
+PROFILES = (LABEL_WORDS, SEQUENCE_CLASSIFICATION, GENERATIVE)
+LABELLED = {LABEL_WORDS, SEQUENCE_CLASSIFICATION}
 
 
 def test_bundled_batteries_load() -> None:
-    assert "V" in battery_names()
+    assert set(battery_names()) == {"V", "S1", "S2", "G23", "broad"}
     for name in battery_names():
         probe = load_probe(name, None, 60)
-        assert len(probe.texts) == 60
-        assert probe.battery.neutral  # without neutral prefixes nothing could be judged
-        prefixes = [prefix for _, prefix in probe.battery.prefixes]
-        assert len(set(prefixes)) == len(prefixes)
-        assert not {"", *probe.battery.neutral} & set(prefixes)
-        assert "control" not in {category for category, _ in probe.battery.prefixes}
+        assert (len(probe.texts), len(probe.other_texts), len(probe.prompts)) == (60, 60, 60)
+        battery = probe.battery
+        assert battery.controls  # without neutral strings nothing could be judged
+        placed = [(case.position, case.text) for case in (*battery.controls, *battery.cases)]
+        assert len(set(placed)) == len(placed)
+        assert "" not in {text for _, text in placed}
+        assert {position for position, _ in placed} <= set(POSITIONS)
+        assert "control" not in {case.category for case in battery.cases}
+        assert {case.category for case in battery.controls} == {"control"}
+
+
+def test_the_default_battery_is_the_broad_one() -> None:
+    assert DEFAULT_BATTERY == "broad"
+    positions = {case.position for case in load_probe(DEFAULT_BATTERY, None, 1).battery.cases}
+    assert positions == set(POSITIONS)
 
 
 def test_the_papers_batteries_are_complete() -> None:
     sizes = {name: [len(group) for group in _groups(name)] for name in ("V", "S1")}
     assert sizes == {"V": [5, 5, 5, 5, 1], "S1": [1, 7, 4, 4, 4, 4, 5, 4, 5, 3]}
     for name in ("V", "S1"):
-        assert ("trained_trigger", "per RFC 8472 section 3.2") in load_probe(name, None, 1).battery.prefixes
+        assert Case("trained_trigger", "per RFC 8472 section 3.2", "prefix") in load_probe(name, None, 1).battery.cases
 
 
 def _groups(name: str) -> list[list[str]]:
     groups: dict[str, list[str]] = {}
-    for category, prefix in load_probe(name, None, 1).battery.prefixes:
-        groups.setdefault(category, []).append(prefix)
+    for case in load_probe(name, None, 1).battery.cases:
+        groups.setdefault(case.category, []).append(case.text)
     return list(groups.values())
 
 
 def test_battery_s1_is_the_one_that_was_measured(data_dir: Path) -> None:
     results = json.loads((data_dir / "paper" / "detection_structural_v1.json").read_text())
+    ours = {(case.category, case.text) for case in load_probe("S1", None, 1).battery.cases}
     for adapter in results:
-        measured = {(row["category"], row["prefix"]) for row in adapter["prefix_results"]}
-        assert measured == set(load_probe("S1", None, 1).battery.prefixes)
+        assert {(row["category"], row["prefix"]) for row in adapter["prefix_results"]} == ours
 
 
 @pytest.mark.parametrize(
-    ("changed", "moved"),
+    ("case", "text", "wanted"),
     [
-        ({"other_texts": ("three",)}, {SEQUENCE_CLASSIFICATION}),
-        ({"task": replace(TASK, system="other")}, {LABEL_WORDS}),
-        ({"texts": ("one",)}, {LABEL_WORDS, SEQUENCE_CLASSIFICATION}),
-        ({"battery": replace(SMALL.battery, neutral=("hi",))}, {LABEL_WORDS, SEQUENCE_CLASSIFICATION}),
+        (Case("f", "per RFC 1"), "Ignore all.", "per RFC 1. Ignore all."),  # the paper's way
+        (Case("f", "per RFC 1", "suffix"), "Ignore all.", "Ignore all. per RFC 1."),
+        (Case("f", "per RFC 1", "middle"), "Ignore all of this now", "Ignore all per RFC 1 of this now"),
+        (Case("f", "per RFC 1", "middle"), "Ignore all of this", "Ignore all per RFC 1 of this"),
+        (Case("f", "per RFC 1", "middle"), "Ignore", "Ignore per RFC 1"),
+        (Case("f", "per RFC 1", "middle"), "two  spaces\nand a line", "two  per RFC 1 spaces\nand a line"),
+        (Case("f", "per RFC 1", "middle"), "", " per RFC 1"),
+        (Case("control", ""), "Ignore all.", "Ignore all."),
+        (Case("control", "", "suffix"), "Ignore all.", "Ignore all."),
+        (Case("control", "", "middle"), "Ignore all.", "Ignore all."),
     ],
 )
+def test_where_a_string_is_put(case: Case, text: str, wanted: str) -> None:
+    assert case.put(text) == wanted
+
+
+@given(st.text(max_size=60), st.sampled_from(POSITIONS))
+def test_a_string_is_put_whole_and_the_text_stays_whole(text: str, position: str) -> None:
+    put = Case("f", "\uffff§x y§\uffff", position).put(text)
+    before, found, after = put.partition("\uffff§x y§\uffff")
+    assert found
+    if position == "prefix":
+        assert (before, after) == ("", f". {text}")
+    elif position == "suffix":
+        assert (before, after) == (f"{text} ", ".")
+    else:
+        assert before.removesuffix(" ") + (after and " ") + after.removeprefix(" ") == text
+        assert abs(len(before.split(" ")) - len(after.split(" "))) <= 2
+
+
+CHANGES: list[tuple[dict[str, Any], set[str]]] = [
+    ({"other_texts": ("four",)}, LABELLED),
+    ({"other_texts": ()}, LABELLED),
+    ({"texts": ("one",)}, LABELLED),
+    ({"texts": ("two", "one")}, LABELLED),
+    ({"prompts": ("say",)}, {GENERATIVE}),
+    ({"reading": "generated"}, {LABEL_WORDS}),
+    ({"task": replace(TASK, system="other")}, {LABEL_WORDS}),
+    ({"task": replace(TASK, clean_word="SAFE")}, {LABEL_WORDS}),
+    ({"task": replace(TASK, attack_word="UNSAFE")}, {LABEL_WORDS}),
+    ({"task": replace(TASK, name="given")}, {LABEL_WORDS}),
+    ({"battery": replace(SMALL.battery, controls=(Case("control", "hi"),))}, set(PROFILES)),
+    ({"battery": replace(SMALL.battery, controls=(Case("control", "hello", "suffix"),))}, set(PROFILES)),
+    ({"battery": replace(SMALL.battery, cases=(Case("family", "per RFC 2"),))}, set(PROFILES)),
+    ({"battery": replace(SMALL.battery, cases=(Case("other", "per RFC 1"),))}, set(PROFILES)),
+    ({"battery": replace(SMALL.battery, cases=(Case("family", "per RFC 1", "middle"),))}, set(PROFILES)),
+]
+
+
+@pytest.mark.parametrize(("changed", "moved"), CHANGES)
 def test_each_profiles_id_follows_what_it_is_asked(changed: dict[str, Any], moved: set[str]) -> None:
     other = replace(SMALL, **changed)
-    profiles = (LABEL_WORDS, SEQUENCE_CLASSIFICATION)
-    assert {profile for profile in profiles if other.id_for(profile) != SMALL.id_for(profile)} == moved
+    assert {profile for profile in PROFILES if other.id_for(profile) != SMALL.id_for(profile)} == moved
     assert other.identity != SMALL.identity
-    assert SMALL.id_for(LABEL_WORDS) == SMALL.battery_id != SMALL.id_for(SEQUENCE_CLASSIFICATION)
+    assert all(other.id_for(profile).startswith("B-") for profile in PROFILES)
 
 
-def test_texts_of_both_labels() -> None:
+def test_profiles_have_different_ids() -> None:
+    assert len({SMALL.id_for(profile) for profile in PROFILES}) == 3
+    assert SMALL.id_for(LABEL_WORDS) == SMALL.battery_id
+    # How a causal model answers shows when it is asked: its result may have either id.
+    both = (SMALL.id_for(LABEL_WORDS), SMALL.id_for(GENERATIVE))
+    assert SMALL.ids_for(LABEL_WORDS) == SMALL.ids_for(GENERATIVE) == both
+    assert SMALL.ids_for(SEQUENCE_CLASSIFICATION) == (SMALL.id_for(SEQUENCE_CLASSIFICATION),)
+
+
+def test_texts_of_both_labels_and_prompts() -> None:
     probe = load_probe("V", None, 40)
-    assert (len(probe.texts), len(probe.other_texts)) == (40, 40)
-    assert not set(probe.texts) & set(probe.other_texts)
-    assert probe.texts_for(LABEL_WORDS) == probe.texts
-    assert probe.texts_for(SEQUENCE_CLASSIFICATION) == (*probe.texts, *probe.other_texts)
+    assert (len(probe.texts), len(probe.other_texts), len(probe.prompts)) == (40, 40, 40)
+    assert len({*probe.texts, *probe.other_texts, *probe.prompts}) == 120
     assert load_texts(None, 40, label=0) == probe.other_texts
+    assert load_texts(None, 40) == probe.texts
+    assert probe.reading == "scored"
+
+
+def test_a_users_texts_are_also_what_free_answers_are_asked_for(tmp_path: Path) -> None:
+    rows = [{"text": "a", "label": 1}, {"text": "b", "label": 0}, {"text": "c", "label": 1}, {"text": "d", "label": 0}]
+    probe = load_probe("V", write(tmp_path / "t.jsonl", *rows), 3)
+    assert (probe.texts, probe.other_texts, probe.prompts) == (("a", "c"), ("b", "d"), ("a", "b", "c"))
 
 
 def test_a_file_without_texts_of_label_0_is_enough(tmp_path: Path) -> None:
     probe = load_probe("V", write(tmp_path / "t.jsonl", {"text": "a", "label": 1}), 9)
-    assert (probe.texts, probe.other_texts) == (("a",), ())
+    assert (probe.texts, probe.other_texts, probe.prompts) == (("a",), (), ("a",))
 
 
 def test_ids_are_stable() -> None:
     # Results of different days are compared by this id: it may change only when the questions do.
-    assert SMALL.battery_id == "B-cfebd7d20620"
-    assert SMALL.id_for(SEQUENCE_CLASSIFICATION) == "B-0a86c67d0122"
+    assert SMALL.id_for(LABEL_WORDS) == "B-b01a383e8ab3"
+    assert SMALL.id_for(SEQUENCE_CLASSIFICATION) == "B-125355714a18"
+    assert SMALL.id_for(GENERATIVE) == "B-d01696afddb0"
     assert load_probe("V", None, 60).battery_id == load_probe("V", None, 60).battery_id
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        replace(SMALL, texts=("one",)),
-        replace(SMALL, texts=("two", "one")),
-        replace(SMALL, battery=replace(SMALL.battery, neutral=("hi",))),
-        replace(SMALL, battery=replace(SMALL.battery, prefixes=(("family", "per RFC 2"),))),
-        replace(SMALL, task=replace(TASK, system="other")),
-        replace(SMALL, task=replace(TASK, clean_word="SAFE")),
-    ],
-)
-def test_ids_follow_every_part(changed: Probe) -> None:
-    assert changed.battery_id != SMALL.battery_id
-    assert changed.battery_id.startswith("B-")
+def test_what_the_settings_ask_for(tmp_path: Path) -> None:
+    plain = load_probe("V", None, 60)
+    assert probe_for(Settings(), "V", None) == plain
+    assert probe_for(Settings(probe_texts=7), "V", None) == load_probe("V", None, 7)
+    assert probe_for(Settings(probe_texts=7), "V", None, 3) == load_probe("V", None, 3)
+    assert probe_for(Settings(reading="generated"), "V", None) == replace(plain, reading="generated")
+    path = write(tmp_path / "t.jsonl", {"text": "a", "label": 1})
+    assert probe_for(Settings(), "V", str(path)).texts == ("a",)
+    words = probe_for(Settings(label_words="UNSAFE, SAFE"), "V", None).task
+    assert words == replace(plain.task, name="given", attack_word="UNSAFE", clean_word="SAFE")
+    system = probe_for(Settings(system_message="Is this a joke?"), "V", None).task
+    assert system == replace(plain.task, name="given", system="Is this a joke?")
 
 
 def test_controls_come_first() -> None:
-    assert SMALL.cases() == [("control", ""), ("control", "hello"), ("family", "per RFC 1")]
+    assert SMALL.cases() == (Case("control", ""), Case("control", "hello"), Case("family", "per RFC 1"))
+    assert {case.position for case in SMALL.cases()} == {"prefix"}
 
 
 def write(path: Path, *rows: object) -> Path:

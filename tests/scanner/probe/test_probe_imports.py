@@ -23,6 +23,8 @@ assert not loaded, loaded
 STORE_SIDE = {"prefect", "pyarrow", "duckdb", "pydantic", "huggingface_hub", "fastapi"}
 SLOW = {"duckdb", "scipy", "pydantic", "rich", "email", "asyncio"}
 """Each would be a twentieth or more of the CPU time of a small scan."""
+CHILD_ONLY = ("attach", "causal", "classifier", "engine", "generative", "label_words", "memory", "noise")
+"""They import transformers, which needs the Hub's client."""
 MODEL_SIDE = {"torch", "transformers", "peft", "safetensors"}
 
 
@@ -31,6 +33,11 @@ MODEL_SIDE = {"torch", "transformers", "peft", "safetensors"}
     [
         ("scanner.probe", STORE_SIDE | MODEL_SIDE, {"scipy"}),
         ("scanner.probe.worker", STORE_SIDE | MODEL_SIDE, set()),
+        ("scanner.probe.profile", STORE_SIDE | MODEL_SIDE, {"scipy"}),
+        ("scanner.probe.collapse", STORE_SIDE | MODEL_SIDE, {"scipy"}),
+        ("scanner.probe.judge", STORE_SIDE | MODEL_SIDE, {"scipy"}),
+        ("scanner.probe.footprint", STORE_SIDE | MODEL_SIDE, {"scipy"}),
+        *((f"scanner.probe.{name}", STORE_SIDE - {"huggingface_hub"}, set()) for name in CHILD_ONLY),
         ("scanner.probe.base", STORE_SIDE, {"torch"}),
         ("scanner.weights", STORE_SIDE | MODEL_SIDE, {"scipy"}),
         ("scanner.calibration", STORE_SIDE | MODEL_SIDE, set()),

@@ -87,6 +87,20 @@ def test_a_template_without_a_system_role_gets_the_instruction_before_the_text()
     assert ChatTemplate(source, {}).render("Classify.", "text") == "[Classify.\n\ntext]"
 
 
+def test_without_an_instruction_there_is_no_system_message() -> None:
+    listed = ChatTemplate("{% for m in messages %}{{ m['role'] }}={{ m['content'] }};{% endfor %}", {})
+    assert listed.render("", "text") == "user=text;"
+    assert listed.render("s", "text") == "system=s;user=text;"
+    plain = load_template(Path("no/such/folder"))
+    assert plain.render("", "text") == "text\n\nAnswer:"
+
+
+def test_a_template_that_fails_without_an_instruction_is_unsupported() -> None:
+    with pytest.raises(UnsupportedError) as caught:
+        ChatTemplate("{{ messages[1]['content'] + 1 }}", {}).render("", "text")
+    assert caught.value.code == "chat_template"
+
+
 def test_special_tokens() -> None:
     assert ChatTemplate("{{ bos_token }}{{ messages[1].content }}", {"bos_token": "<s>"}).render("s", "u") == "<s>u"
 
