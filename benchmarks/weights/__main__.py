@@ -14,10 +14,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import machine
 from benchmarks.weights.case import Options, measure_case
 from benchmarks.weights.plot import to_svg
 from benchmarks.weights.processes import run_measured
-from benchmarks.weights.report import machine, ratios, targets, to_markdown, versions
+from benchmarks.weights.report import ratios, targets, to_markdown, versions
 from benchmarks.weights.sentry import find_sentry
 from benchmarks.weights.shapes import DEFAULT, DTYPES, MAX_FILE_BYTES, RANKS, SHAPES, SMALL, TARGET, Case, Shape, select
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -13,21 +12,10 @@ import numpy as np
 from benchmarks.weights.sentry import Sentry
 from benchmarks.weights.shapes import TARGET
 
-__all__ = ["machine", "ratios", "targets", "to_markdown", "versions"]
+__all__ = ["ratios", "targets", "to_markdown", "versions"]
 
 LARGE = ("llama-3-70b", "bf16")
 DENSE = ("numpy", "peft")
-
-
-def machine() -> dict[str, Any]:
-    """What kind of computer this is; nothing that tells which."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "class": f"{os.cpu_count()} x {platform.machine()} cores",
-        "cores": os.cpu_count(),
-        "memory_gib": round(memory / 2**30),
-        "system": platform.system(),
-    }
 
 
 def versions(sentry: Sentry | None) -> dict[str, str]:
