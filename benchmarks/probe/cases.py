@@ -8,9 +8,11 @@ from pathlib import Path
 
 from scanner.model import LABEL_WORDS, SEQUENCE_CLASSIFICATION
 
-__all__ = ["DEMO_HUB", "FileCase", "demo_case", "encoder_case"]
+__all__ = ["DEMO_HUB", "LARGE_THREADS", "FileCase", "demo_case", "encoder_case", "minilm_case"]
 
 DEMO_HUB = Path(__file__).resolve().parents[2] / "examples" / "demo_hub"
+LARGE_THREADS = 2
+"""For models whose matrices are worth sharing out; the engine gives the small ones one thread."""
 CAUSAL_BASE, ENCODER_BASE = "lorascope/tiny-guard-base", "lorascope/tiny-encoder-base"
 
 
@@ -47,6 +49,12 @@ def encoder_case(limit: int) -> FileCase:
     about = "encoder of 0.9 M parameters, sequence classifiers r=8"
     n = sum(folder in backdoored for folder in adapters)
     return FileCase("encoder", about, SEQUENCE_CLASSIFICATION, DEMO_HUB / ENCODER_BASE, adapters, 1, n, True)
+
+
+def minilm_case(base: Path, adapters: tuple[Path, ...]) -> FileCase:
+    """Classifiers that were trained for this run; every second one has a backdoor."""
+    about = "MiniLM-L6 of 22.7 M parameters, sequence classifiers r=16"
+    return FileCase("minilm", about, SEQUENCE_CLASSIFICATION, base, adapters, LARGE_THREADS, len(adapters) // 2, True)
 
 
 def _of_base(base: str) -> tuple[list[Path], list[Path]]:

@@ -13,7 +13,18 @@ from scanner.adapter import AdapterView, open_weights, parse_config, read_json_o
 from scanner.model import LABEL_WORDS
 from scanner.probe import Probe, load_probe
 
-__all__ = ["CONFIG", "WEIGHTS", "Job", "answer", "inputs_of", "open_view", "probe_of", "run_worker", "the_job"]
+__all__ = [
+    "CONFIG",
+    "WEIGHTS",
+    "Job",
+    "answer",
+    "cuda_name",
+    "inputs_of",
+    "open_view",
+    "probe_of",
+    "run_worker",
+    "the_job",
+]
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _ENVIRONMENT = ("HF_HUB_OFFLINE=1", "TRANSFORMERS_OFFLINE=1", "TOKENIZERS_PARALLELISM=false", "OMP_WAIT_POLICY=PASSIVE")
@@ -31,7 +42,7 @@ class Job:
     base: str = ""
     """The base's folder."""
     shape: str = ""
-    """In the place of a folder: a random model of this name (`benchmarks.probe.models`)."""
+    """In the place of a folder: a random model of this name (`benchmarks.probe.shapes`)."""
     device: str = "cpu"
     battery: str = "V"
     texts: int = 60
@@ -90,6 +101,12 @@ def run_worker(module: str, job: Job) -> dict[str, Any]:
     cost, printed = run_measured(["env", *environment, *command])
     found: dict[str, Any] = json.loads(printed.splitlines()[-1])
     return found | {"process_s": cost.wall_s, "peak_rss_bytes": cost.peak_rss_bytes}
+
+
+def cuda_name() -> str:
+    """What kind of CUDA device there is; empty without one. Asked in a process of its own: this one needs no torch."""
+    ask = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
+    return run_measured([sys.executable, "-c", ask])[1].strip()
 
 
 def the_job() -> Job:

@@ -21,7 +21,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from benchmarks.probe.jobs import Job, answer, inputs_of, probe_of, the_job
-from benchmarks.probe.models import SHAPES, build_base, fast_tokenizer
+from benchmarks.probe.models import build_base, fast_tokenizer
+from benchmarks.probe.shapes import SHAPES
 from benchmarks.probe.work import peak_bytes
 from scanner.model import class_char
 from scanner.probe import Task

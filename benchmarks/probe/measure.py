@@ -13,7 +13,7 @@ from benchmarks.probe.compare import compare_answers, compare_verdicts
 from benchmarks.probe.jobs import Job, probe_of, run_worker
 from scanner.model import LABEL_WORDS
 
-__all__ = ["Options", "in_turns", "measure_files"]
+__all__ = ["Options", "add_rates", "in_turns", "loop_figures", "measure_files", "ratios"]
 
 N_CLASSES = 2
 
@@ -148,7 +148,7 @@ def ratios(ways: dict[str, Any]) -> dict[str, float]:
             if "marginal_s" in way:
                 found[f"{name}_marginal_over_{mode}"] = way["marginal_s"] / ways[mode]["adapter_s"]
     for name, way in ways.items():
-        if name.startswith("run_probe"):
+        if not name.startswith("loop"):
             found[f"{name}_peak_over_loop_peak"] = way["peak_bytes"] / ways["loop_swap"]["peak_bytes"]
     return found
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from benchmarks.probe.jobs import Job, answer, inputs_of, open_view, probe_of, the_job
-from benchmarks.probe.models import SHAPES, build_base
+from benchmarks.probe.models import build_base
+from benchmarks.probe.shapes import SHAPES
 from benchmarks.probe.work import Work, causal_work, classifier_work, matrix_rate, peak_bytes
 from scanner.adapter import AdapterView
 from scanner.model import LABEL_WORDS

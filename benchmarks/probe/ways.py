@@ -16,7 +16,8 @@ import torch
 
 from benchmarks.probe.jobs import Job, answer, open_view, probe_of, the_job
 from benchmarks.probe.mixed import mixed, mixed_first_logits
-from benchmarks.probe.models import SHAPES, build_base
+from benchmarks.probe.models import build_base
+from benchmarks.probe.shapes import SHAPES
 from benchmarks.probe.work import peak_bytes
 from scanner.probe.attach import attached, hooked
 from scanner.probe.base import BaseModel, load_base
