@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -88,7 +89,7 @@ def _left_out(name: str, small: bool, cuda: str) -> str:
 
 def _measured(name: str, args: argparse.Namespace, cuda: str) -> Iterator[dict[str, Any]]:
     """The cases that one of CASES stands for."""
-    options = Options(args.texts, args.repeats, args.loop_seconds)
+    options = Options(args.texts, args.repeats, args.loop_seconds, at_once=2 if args.small else 1)
     n = SMALL_GROUP if args.small else GROUP
     if name == "demo":
         yield measure_files(demo_case(n), options)
@@ -110,8 +111,7 @@ def _measured(name: str, args: argparse.Namespace, cuda: str) -> Iterator[dict[s
             yield shape_ways(shape, "cuda", options, n)
     else:
         yield file_ways(demo_case(n), options)
-        short = Options(min(SHORT_TEXTS, args.texts), args.repeats, args.loop_seconds)
-        yield shape_ways("llama-100m", "cpu", short, n)
+        yield shape_ways("llama-100m", "cpu", replace(options, texts=min(SHORT_TEXTS, args.texts)), n)
 
 
 def _is_right(case: dict[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
@@ -25,14 +26,19 @@ class Options:
     texts: int
     repeats: int
     loop_seconds: float
+    at_once: int = 1
+    """Processes side by side. More than one spoils every time: only for seeing whether everything works."""
 
 
-def in_turns(runs: dict[str, Callable[[int], dict[str, Any]]], repeats: int) -> dict[str, list[dict[str, Any]]]:
+def in_turns(runs: dict[str, Callable[[int], dict[str, Any]]], options: Options) -> dict[str, list[dict[str, Any]]]:
     """Each run once a turn, every second turn backwards: drift of the machine meets all of them alike."""
+    calls = [(name, turn) for turn in range(options.repeats) for name in list(runs)[:: -1 if turn % 2 else 1]]
+    with ThreadPoolExecutor(options.at_once) as pool:
+        run = map if options.at_once == 1 else pool.map
+        results = list(run(lambda call: runs[call[0]](call[1]), calls))
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in runs}
-    for turn in range(repeats):
-        for name in list(runs)[:: -1 if turn % 2 else 1]:
-            found[name].append(runs[name](turn))
+    for (name, _), result in zip(calls, results, strict=True):
+        found[name].append(result)
     return found
 
 
@@ -47,7 +53,7 @@ def measure_files(case: FileCase, options: Options) -> dict[str, Any]:
         "run_probe": lambda _: run_worker("supervised", ours),
         "engine": lambda _: run_worker("resident", ours),
     }
-    found = in_turns(runs, options.repeats)
+    found = in_turns(runs, options)
     engine = found["engine"]
     n = found["loop"][0]["prompts"]
     rate = median(max(one["matrix_flops_per_s"].values()) for one in engine)

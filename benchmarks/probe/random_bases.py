@@ -51,7 +51,7 @@ def measure_shape(shape: str, device: str, options: Options, n: int) -> dict[str
             new_tokens=ANSWER_TOKENS,
         )
         runs = {"loop": lambda _: run_worker("loop", loop_job), "engine": lambda _: run_worker("resident", engine_job)}
-        found = in_turns(runs, options.repeats)
+        found = in_turns(runs, options)
     engine = found["engine"]
     rate = median(max(one["matrix_flops_per_s"].values()) for one in engine)
     scored = [one["readings"]["scored"] for one in engine]
@@ -103,7 +103,7 @@ def _measure_ways(name: str, about: str, job: Job, options: Options) -> dict[str
     def run(way: str) -> Any:
         return lambda _: run_worker("ways", replace(job, way=way))
 
-    found = in_turns({way: run(way) for way in WAYS}, options.repeats)
+    found = in_turns({way: run(way) for way in WAYS}, options)
     hooked = found[HOOKED][0]
     ways: dict[str, Any] = {}
     for way, turns in found.items():
