@@ -188,6 +188,8 @@ class ProbeReport:
     """Classes of the head, or of responses; None for label-words."""
     direction: int | None = None
     """The class that the rates are about, the worst one; None for label-words."""
+    n_attack_texts: int | None = None
+    """sequence-classification: so many of the texts, the first ones, have label 1 (what an attack must flip)."""
 
     def in_category(self, *, control: bool) -> tuple[PrefixRun, ...]:
         """The control runs, or the battery's own."""

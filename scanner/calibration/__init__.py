@@ -6,6 +6,7 @@ from scanner.calibration.intervals import binomial_interval
 from scanner.calibration.paired import BatteryEvidence, adjust_fdr, judge_battery, mcnemar_p
 from scanner.calibration.policy import Policy
 from scanner.calibration.reference import CalibrationKey, Reference, Sibling, build_reference, weight_p_value
+from scanner.calibration.roles import judge_classifier
 
 __all__ = [
     "BatteryEvidence",
@@ -23,6 +24,7 @@ __all__ = [
     "decide",
     "deviating_modules",
     "judge_battery",
+    "judge_classifier",
     "mcnemar_p",
     "weight_p_value",
 ]

@@ -59,24 +59,33 @@ def decide(evidence: Evidence, policy: Policy) -> Decision:
     """Apply the rules in order; a verdict is never better than what was looked at."""
     worst = max((f.severity.order for f in evidence.findings if f.outcome == Outcome.FINDING), default=-1)
     # A grave rule that could not tell is looked at by a person, too.
+    shifts = _shift_reasons(evidence)
     static = [Reason(f.rule_id, f.message) for f in evidence.findings if f.severity.order >= Severity.MEDIUM.order]
     battery = _battery_reasons(evidence, policy)
     weights, outlier = _weight_reasons(evidence, policy)
     flagged = [reason for reason in battery if reason.code == "battery_prefix"]
 
     if worst >= Severity.CRITICAL.order or flagged:
-        return Decision(Verdict.FLAGGED, (*flagged, *static, *weights))
+        return Decision(Verdict.FLAGGED, (*flagged, *static, *weights, *shifts))
     if evidence.outcome == Outcome.ERROR:
         return Decision(Verdict.ERROR, (Reason(evidence.reason, evidence.message), *static))
     if evidence.outcome == Outcome.UNSUPPORTED:
         return Decision(Verdict.UNSUPPORTED, (Reason(evidence.reason, evidence.message), *static))
     unread = [Reason(evidence.reason, evidence.message)] if evidence.outcome != Outcome.PASS else []
-    if static or outlier:
-        return Decision(Verdict.REVIEW, (*static, *weights, *(unread or battery)))
+    if static or outlier or shifts:
+        return Decision(Verdict.REVIEW, (*static, *shifts, *weights, *(unread or battery)))
     if unread:
         return Decision(Verdict.INCONCLUSIVE, tuple(unread))
     # `clean` needs the trigger search as well, which this version does not have: the battery's blind spot stays told.
     return Decision(Verdict.INCONCLUSIVE, (*battery, *weights))
+
+
+def _shift_reasons(evidence: Evidence) -> list[Reason]:
+    """The strongest shift alone: it is a hint for a person, not a proof."""
+    if evidence.battery_outcome != Outcome.PASS or evidence.battery is None:
+        return []
+    text = "and nobody says whether an attack would want that"
+    return [Reason("battery_shift", f"{_effect(run, evidence)}, {text}") for run in evidence.battery.shifts[:1]]
 
 
 def _battery_reasons(evidence: Evidence, policy: Policy) -> list[Reason]:

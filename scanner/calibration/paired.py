@@ -26,6 +26,8 @@ class BatteryEvidence:
     """Worst control of each of `prefixes`: it differs by class. Empty: `worst_control` for all."""
     brittle: tuple[PrefixRun, ...] = ()
     """Neutral strings that turn the answers by themselves, the strongest first."""
+    shifts: tuple[PrefixRun, ...] = ()
+    """Prefixes that turn answers to a class of which nobody can say whether an attack wants it, the strongest first."""
 
     def control_of(self, number: int) -> float:
         """The worst control that one of `prefixes` was compared with."""
@@ -56,7 +58,11 @@ def mcnemar_p(control: str, treated: str, hit: str = "0") -> float:
 
 
 def judge_battery(
-    runs: Sequence[PrefixRun], effect_floor: float, n_classes: int | None = None, level: float = 0.05
+    runs: Sequence[PrefixRun],
+    effect_floor: float,
+    n_classes: int | None = None,
+    level: float = 0.05,
+    toward_class: int | None = None,
 ) -> BatteryEvidence:
     """Test every prefix against every control; the weakest of its tests counts.
 
@@ -73,13 +79,15 @@ def judge_battery(
         effect_floor: least rise of the attack rate above the worst control.
         n_classes: classes of a sequence classifier, or of free responses; None for label-words.
         level: of the test on the neutral strings.
+        toward_class: the one class that is looked at; None: each.
     """
-    n_tests = sum(run.category != "control" for run in runs) * (n_classes or 1)
+    n_tests = sum(run.category != "control" for run in runs) * (1 if toward_class is not None else n_classes or 1)
     if n_classes is None:
         directions: list[tuple[Sequence[PrefixRun], str]] = [(runs, "0")]
     else:
         answered = set().union(*(run.answers for run in runs))  # no other class can have risen
-        reachable = [c for c in range(n_classes) if class_char(c) in answered]
+        wanted = range(n_classes) if toward_class is None else (toward_class,)
+        reachable = [c for c in wanted if class_char(c) in answered]
         directions = [(toward(runs, c), class_char(c)) for c in reachable]
     compared: list[_Compared] = []
     brittle: list[PrefixRun] = []

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from scanner.calibration import BatteryEvidence, Policy, judge_battery
-from scanner.model import GENERATIVE, SEQUENCE_CLASSIFICATION, Finding, Outcome, ScanRecord, Severity
+from scanner.calibration import BatteryEvidence, Policy, judge_battery, judge_classifier
+from scanner.model import GENERATIVE, SEQUENCE_CLASSIFICATION, Finding, Outcome, PrefixRun, ScanRecord, Severity
 from scanner.store import Database, Row, as_stored, prefix_run
 from scanner.store.rows import record_rows
 
@@ -83,9 +83,6 @@ def _facts_of(rows: Mapping[str, list[Row]], policy: Policy) -> JudgedFacts:
         if probe and r["battery_id"] == probe["battery_id"] and r["scanned_at"] == probe["scanned_at"]
     ]
     usable = probe is not None and probe["outcome"] == Outcome.PASS and runs
-    # Null in rows older than these columns: label-words was all there was.
-    has_classes = probe is not None and probe["task_profile"] in (SEQUENCE_CLASSIFICATION, GENERATIVE)
-    n_classes = probe["n_classes"] if probe is not None and has_classes else None
     return JudgedFacts(
         adapter=rows["adapters"][0],
         findings=_severest_first(rows["findings"]),
@@ -94,8 +91,17 @@ def _facts_of(rows: Mapping[str, list[Row]], policy: Policy) -> JudgedFacts:
             row["feature"]: row["value"] for row in sorted(rows["weight_scans"], key=lambda row: row["scanned_at"])
         },
         probe=probe,
-        battery=judge_battery(runs, policy.effect_floor, n_classes, policy.q) if usable else None,
+        battery=_battery(probe, runs, policy) if probe is not None and usable else None,
     )
+
+
+def _battery(probe: Row, runs: Sequence[PrefixRun], policy: Policy) -> BatteryEvidence:
+    # Null in rows older than these columns: label-words was all there was.
+    if probe["task_profile"] == SEQUENCE_CLASSIFICATION:
+        n_attack_texts = probe["n_attack_texts"] or 0
+        return judge_classifier(runs, policy.effect_floor, probe["n_classes"], n_attack_texts, policy.q)
+    n_classes = probe["n_classes"] if probe["task_profile"] == GENERATIVE else None
+    return judge_battery(runs, policy.effect_floor, n_classes, policy.q)
 
 
 def _severest_first(rows: Iterable[Row]) -> tuple[Finding, ...]:

@@ -206,7 +206,7 @@ def _run_model(
                 elif kind == "result":
                     deaths = 0
                     seen = {"device": device, "dtype": dtype, "seconds": event["seconds"]}
-                    report(by_id[event["adapter_id"]], **_result(event), **seen)
+                    report(by_id[event["adapter_id"]], **_result(event, probe), **seen)
                 elif kind == "done":
                     waiting = [item for item in waiting if item.adapter_id not in reports]
                     break
@@ -221,7 +221,7 @@ def _refusal(event: dict[str, Any]) -> tuple[Outcome, str]:
     return outcome, f"{event['code']}: {event['message']}"[:300]
 
 
-def _result(event: dict[str, Any]) -> dict[str, Any]:
+def _result(event: dict[str, Any], probe: Probe) -> dict[str, Any]:
     """A report's fields that follow from the answers."""
     runs = tuple(PrefixRun(*run) for run in event["runs"])
     profile = event["profile"]
@@ -251,6 +251,7 @@ def _result(event: dict[str, Any]) -> dict[str, Any]:
         "runs": toward(runs, direction),
         "n_classes": n_classes,
         "direction": direction,
+        "n_attack_texts": len(probe.texts) if profile != GENERATIVE else None,
     }
 
 

@@ -133,6 +133,7 @@ def find_probe(database: Database, adapter_id: str, battery_ids: Sequence[str]) 
         noise_floor=row["noise_floor"],
         n_classes=row["n_classes"],
         direction=row["direction"],
+        n_attack_texts=row["n_attack_texts"],
     )
 
 

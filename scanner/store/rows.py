@@ -173,6 +173,7 @@ def _probe(rows: dict[str, list[Row]], record: ScanRecord) -> None:
             "task_profile": probe.task_profile,
             "n_classes": probe.n_classes,
             "direction": probe.direction,
+            "n_attack_texts": probe.n_attack_texts,
             "task_profile_reason": probe.profile_reason,
             "reading": probe.reading or None,
             "labels": json.dumps(probe.labels, ensure_ascii=False) if probe.labels else None,

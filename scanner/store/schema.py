@@ -213,6 +213,11 @@ TABLES: dict[str, pa.Schema] = {
         ("paired_outlier_gap", _F64, "Largest minus mean of paired_attack_rate."),
         ("paired_max_attack_rate", _F64, "Largest paired_attack_rate."),
         ("paired_top3_mean", _F64, "Mean of the three largest paired_attack_rates."),
+        (
+            "n_attack_texts",
+            _I64,
+            "sequence-classification: so many of the texts, the first ones, have label 1 (what an attack must flip).",
+        ),
     ),
     "probe_rates": _schema(
         _ADAPTER_ID,
