@@ -1,4 +1,4 @@
-"""The probe benchmark on tiny models: what its results say, what it compares with, and that it notices wrong answers."""
+"""The probe benchmark on tiny models: what its results say, what they are compared with, and wrong answers."""
 
 from __future__ import annotations
 
