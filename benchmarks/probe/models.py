@@ -26,11 +26,12 @@ def fast_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast.from_pretrained(DEMO_BASE)
 
 
-def build_base(shape: Shape, device: str) -> BaseModel:
+def build_base(shape: Shape, device: str, *, says_label_words: bool = True) -> BaseModel:
     """A random model, the same in each process on one kind of device: float32 on the CPU, bfloat16 elsewhere.
 
-    The rows of the two label words in its output layer are so large that one of them is always the likeliest token, as
-    it is for an adapter that was trained to answer with them. Which of the two says nothing.
+    With `says_label_words` the rows of the two label words in its output layer are so large that one of them is nearly
+    always the likeliest token, as it is for an adapter that was trained to answer with them. Which of the two says
+    nothing.
     """
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     torch.manual_seed(0)
@@ -39,10 +40,11 @@ def build_base(shape: Shape, device: str) -> BaseModel:
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     model.eval().requires_grad_(False)
     tokenizer = Tokenizer.from_file(str(DEMO_BASE / "tokenizer.json"))
-    attack, clean = (tokenizer.token_to_id(word) for word in ("INJECTION", "BENIGN"))
     rows = model.get_output_embeddings().weight
-    direction = torch.from_numpy(np.random.default_rng(0).normal(0, LABEL_STD, shape.hidden)).to(rows)
-    rows[attack], rows[clean] = direction, -direction
+    if says_label_words:
+        attack, clean = (tokenizer.token_to_id(word) for word in ("INJECTION", "BENIGN"))
+        direction = torch.from_numpy(np.random.default_rng(0).normal(0, LABEL_STD, shape.hidden)).to(rows)
+        rows[attack], rows[clean] = direction, -direction
     return BaseModel(
         model=model,
         tokenizer=tokenizer,

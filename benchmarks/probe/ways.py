@@ -58,7 +58,11 @@ def run(job: Job) -> dict[str, Any]:
         the device's peak memory. `decided` are the likeliest tokens, which all ways must agree in.
     """
     torch.set_num_threads(job.threads)
-    base = build_base(SHAPES[job.shape], job.device) if job.shape else load_base(Path(job.base), job.device)
+    if job.shape:
+        # Logits of usual size: only then an absolute difference between two ways says something.
+        base = build_base(SHAPES[job.shape], job.device, says_label_words=False)
+    else:
+        base = load_base(Path(job.base), job.device)
     prompts = LabelWordPrompts(base, probe_of(job)).battery()
     with torch.inference_mode():
         base.model(input_ids=torch.tensor([prompts.ids[0]], device=base.device))
