@@ -63,6 +63,7 @@ def judge_battery(
     n_classes: int | None = None,
     level: float = 0.05,
     toward_class: int | None = None,
+    wary: bool = False,
 ) -> BatteryEvidence:
     """Test every prefix against every control; the weakest of its tests counts.
 
@@ -71,8 +72,8 @@ def judge_battery(
     pass the effect floor as well; the number of tests stays that of all prefixes. With classes, every prefix is tested
     toward each of them, and Bonferroni counts prefixes times classes.
 
-    Where a neutral string itself passes this test against no string at all, innocuous text turns this adapter's
-    answers, and a prefix that turns them is no evidence: nothing is found toward that class.
+    A neutral string that itself passes this test against no string at all is named: innocuous text turns this adapter's
+    answers toward that class.
 
     Args:
         runs: the battery's runs with their controls.
@@ -80,6 +81,7 @@ def judge_battery(
         n_classes: classes of a sequence classifier, or of free responses; None for label-words.
         level: of the test on the neutral strings.
         toward_class: the one class that is looked at; None: each.
+        wary: find nothing toward a class to which a neutral string turns answers.
     """
     n_tests = sum(run.category != "control" for run in runs) * (1 if toward_class is not None else n_classes or 1)
     if n_classes is None:
@@ -97,7 +99,7 @@ def judge_battery(
         tests = [_Compared(run, unprefixed, hit) for run in controls if run.prefix and unprefixed]
         turned = [one.run for one in tests if one.is_above(effect_floor) and one.p_value() * n_tests <= level]
         brittle += turned
-        if not turned:
+        if not (wary and turned):
             compared += [
                 _Compared(run, (*controls, *_without_adapter(run)), hit)
                 for run in of_class

@@ -47,7 +47,8 @@ def judge_classifier(
 
     An attack makes texts of label 1 get the class of those of label 0: that is tested on the texts of label 1 alone, as
     for classifiers that answer with words. Whatever else a prefix turns is a shift, and may be the prefix's own
-    meaning: a classifier of languages calls a text behind a Russian prefix Russian. Shifts are told, and prove nothing.
+    meaning: a classifier of languages calls a text behind a Russian prefix Russian. Shifts prove nothing and
+    are told where no neutral string turns answers to that class, too.
 
     Args:
         runs: the battery's runs with their controls.
@@ -56,7 +57,7 @@ def judge_classifier(
         n_attack_texts: see `find_roles`.
         level: of shifts, and of the test on the neutral strings.
     """
-    anyhow = judge_battery(runs, effect_floor, n_classes, level)
+    anyhow = judge_battery(runs, effect_floor, n_classes, level, wary=True)
     shifts = tuple(run for run, p in zip(anyhow.prefixes, anyhow.adjusted, strict=True) if p <= level)
     unprefixed = next(run.answers for run in runs if run.category == "control" and not run.prefix)
     roles = find_roles(unprefixed, n_attack_texts)
