@@ -130,3 +130,23 @@ def tokens(base: Any) -> Any:
 
     torch.manual_seed(5)
     return torch.randint(len(WORDS) + 6, base.model.config.vocab_size, (3, 17))
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """bases(model_type): (folder, loaded base, PEFT's model, view) of a random classifier; built once each."""
+    from classifiers import read_view, write_adapter
+    from classifiers import write_base as write_bare
+
+    from scanner.probe.base import load_classifier
+
+    built: dict[str, Any] = {}
+
+    def get(model_type: str) -> Any:
+        if model_type not in built:
+            folder = write_bare(tmp_path_factory.mktemp(model_type), model_type)
+            theirs = write_adapter(folder / "adapter", folder)
+            built[model_type] = (folder, load_classifier(folder, "cpu"), theirs, read_view(folder / "adapter"))
+        return built[model_type]
+
+    return get

@@ -13,8 +13,6 @@ from classifiers import ARCHITECTURES, TOKENS, WORDS, head, logits, read_view, w
 
 from scanner.adapter import AdapterView
 from scanner.errors import UnsupportedError
-from scanner.model import SEQUENCE_CLASSIFICATION, class_char
-from scanner.probe import Probe
 
 torch = pytest.importorskip("torch", reason="the behaviour stage needs the probe extra")
 pytest.importorskip("transformers")
@@ -23,25 +21,17 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # peft and transformers warn 
 COMPLETE = [name for name in ARCHITECTURES if name != "deberta-v2"]
 
 
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
-    """bases(model_type): (folder, loaded base, PEFT's model, view) of a random classifier; built once each."""
-    from scanner.probe.base import load_classifier
+@pytest.fixture(params=["merged", "hooked"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways of running the low-rank part."""
+    from scanner.probe import classifier
 
-    built: dict[str, Any] = {}
-
-    def get(model_type: str) -> Any:
-        if model_type not in built:
-            folder = write_base(tmp_path_factory.mktemp(model_type), model_type)
-            theirs = write_adapter(folder / "adapter", folder)
-            built[model_type] = (folder, load_classifier(folder, "cpu"), theirs, read_view(folder / "adapter"))
-        return built[model_type]
-
-    return get
+    monkeypatch.setattr(classifier, "best_way", lambda *_: request.param)
+    return str(request.param)
 
 
 @pytest.mark.parametrize("model_type", COMPLETE)
-def test_logits_are_pefts(bases: Callable[[str], Any], model_type: str) -> None:
+def test_logits_are_pefts(bases: Callable[[str], Any], model_type: str, way: str) -> None:
     from scanner.probe.classifier import with_head
 
     _, base, theirs, view = bases(model_type)
@@ -58,7 +48,7 @@ def test_logits_are_pefts(bases: Callable[[str], Any], model_type: str) -> None:
 
 
 @pytest.mark.parametrize("model_type", COMPLETE)
-def test_the_base_is_bit_identical_afterwards(bases: Callable[[str], Any], model_type: str) -> None:
+def test_the_base_is_bit_identical_afterwards(bases: Callable[[str], Any], model_type: str, way: str) -> None:
     from scanner.probe.classifier import with_head
 
     _, base, _, view = bases(model_type)
@@ -81,6 +71,26 @@ def test_the_base_is_bit_identical_afterwards(bases: Callable[[str], Any], model
     assert layer.out_features == plain.shape[1] == 2
     assert torch.equal(logits(base.model), plain)
     assert base.model.config.to_dict() == config
+    assert not [module for module in base.model.modules() if module._forward_hooks]
+
+
+@pytest.mark.parametrize("model_type", ["bert", "gpt2"])
+def test_fifty_swaps_leave_no_residue(bases: Callable[[str], Any], model_type: str, way: str) -> None:
+    from scanner.probe.classifier import with_head
+
+    _, base, _, view = bases(model_type)
+    before = {name: (parameter, parameter.clone()) for name, parameter in base.model.named_parameters()}
+    plain, answers = logits(base.model), []
+    for number in range(50):
+        updates = [replace(update, scale=update.scale * (1 + number % 5)) for update in view.updates]
+        with with_head(base, replace(view, updates=tuple(updates[number % 2 :: 2]))):
+            answers.append(logits(base.model))
+    assert all(torch.equal(answers[i], answers[i - 10]) for i in range(10, 50))
+    assert len({float(answer.double().sum()) for answer in answers[:10]}) == 10
+    after = dict(base.model.named_parameters())
+    assert list(after) == list(before)
+    assert all(after[name] is own and torch.equal(own, values) for name, (own, values) in before.items())
+    assert torch.equal(logits(base.model), plain)
     assert not [module for module in base.model.modules() if module._forward_hooks]
 
 
@@ -174,7 +184,7 @@ def test_tensors_that_peft_would_not_load_are_refused(bases: Callable[[str], Any
 
 
 @pytest.mark.parametrize("model_type", ["bert", "gpt2"])
-def test_a_low_rank_update_of_the_head_itself(bases: Callable[[str], Any], model_type: str) -> None:
+def test_a_low_rank_update_of_the_head_itself(bases: Callable[[str], Any], model_type: str, way: str) -> None:
     """Older PEFT versions let a head be a target: its full tensors then lie under `base_layer`."""
     from scanner.adapter import LowRankUpdate
     from scanner.probe.classifier import with_head
@@ -201,126 +211,3 @@ def test_a_low_rank_update_of_the_head_itself(bases: Callable[[str], Any], model
     contradicting = replace(view, head_tensors=tuple(deeper), updates=(*view.updates, own, other))
     with pytest.raises(UnsupportedError, match="two different"), with_head(base, contradicting):
         pass
-
-
-@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
-@pytest.mark.parametrize("padding", [5, 3, None])
-def test_decoders_answer_at_the_last_token(
-    bases: Callable[[str], Any], tmp_path: Path, model_type: str, padding: int | None
-) -> None:
-    """Whatever the base calls padding: here some inputs end in it, which would move the answer to an earlier token."""
-    from scanner.probe.base import load_classifier
-    from scanner.probe.classifier import with_head
-
-    base = load_classifier(write_base(tmp_path, model_type, pad_token_id=padding), "cpu")
-    view = bases(model_type)[3]
-    with with_head(base, view), torch.inference_mode():
-        inner = getattr(base.model, base.model.base_model_prefix)
-        wanted = base.model.score(inner(torch.tensor(TOKENS)).last_hidden_state[:, -1])
-        assert torch.allclose(logits(base.model), wanted, rtol=1e-4, atol=1e-4)
-    assert base.model.config.pad_token_id == padding
-
-
-def test_every_word_used_leaves_no_token_for_padding(bases: Callable[[str], Any]) -> None:
-    from scanner.probe.classifier import classify, with_head
-
-    _, base, _, view = bases("gpt2")
-    texts = [" ".join(f"w{i}" for i in range(4, WORDS)), "[UNK] [PAD] [CLS]", "w9 [SEP]"]
-    with with_head(base, view):
-        together, _ = classify(base, texts)
-        assert together == [classify(base, [text])[0][0] for text in texts]
-
-
-INPUTS = [" ".join(f"w{4 + (i * j) % 36}" for j in range(1, 3 + i % 9)) for i in range(60)]
-
-
-@pytest.mark.parametrize("model_type", ["bert", "roberta", "gpt2"])
-def test_classes_do_not_depend_on_batching(bases: Callable[[str], Any], model_type: str) -> None:
-    from scanner.probe.classifier import classify, with_head
-
-    _, base, _, view = bases(model_type)
-    by_hand = [[2, *(int(word[1:]) for word in text.split()), 3] for text in INPUTS]
-    with with_head(base, view):
-        layer = base.model.get_submodule(base.class_layer)
-        if layer.bias is not None:  # a random encoder's answer is always the same class: the texts shall decide
-            layer.bias -= torch.cat([logits(base.model, [ids]) for ids in by_hand]).mean(0)
-        together, n_cut = classify(base, INPUTS)
-        assert (together, n_cut) == classify(base, INPUTS, tokens_per_batch=20)
-        assert together == classify(base, INPUTS[::-1])[0][::-1]
-        assert together == [classify(base, [text])[0][0] for text in INPUTS]
-        # Special tokens where the post-processor puts them, no padding, no cut at the tokenizer's own limit.
-        assert together == [int(logits(base.model, [ids]).argmax()) for ids in by_hand]
-    assert n_cut == 0
-    assert len(set(together)) > 1
-
-
-@pytest.mark.parametrize(("model_type", "context"), [("bert", 66), ("roberta", 64), ("gpt2", 66)])
-def test_long_texts_are_cut_to_the_context(bases: Callable[[str], Any], model_type: str, context: int) -> None:
-    from scanner.probe.classifier import classify, with_head
-
-    _, base, _, view = bases(model_type)
-    assert base.context == context
-    fits, long = " ".join(["w7"] * (context - 2)), " ".join(["w7"] * 300)
-    with with_head(base, view):
-        classes, n_cut = classify(base, [fits, long, long + " w8"])
-    assert n_cut == 2
-    assert len(set(classes)) == 1  # cut to the same tokens, special ones at both ends
-
-
-def test_the_battery_over_both_labels(bases: Callable[[str], Any], probe: Probe) -> None:
-    from scanner.probe.classifier import classify, probe_classifier, with_head
-
-    _, base, _, view = bases("bert")
-    words = replace(probe, texts=tuple(INPUTS[:5]), other_texts=tuple(INPUTS[5:8]))
-    seen = probe_classifier(base, view, words)
-    assert (seen.n_classes, seen.n_cut) == (3, 0)
-    assert [(run.category, run.prefix) for run in seen.runs] == probe.cases()
-    texts = words.texts_for(SEQUENCE_CLASSIFICATION)
-    with with_head(base, view):
-        for run in seen.runs:
-            inputs = [f"{run.prefix}. {text}" if run.prefix else text for text in texts]
-            assert run.answers == "".join(map(class_char, classify(base, inputs)[0]))
-
-
-def test_logits_that_are_not_finite_and_empty_texts(bases: Callable[[str], Any]) -> None:
-    from scanner.probe.classifier import classify, with_head
-
-    base = bases("bert")[1]
-    broken = [replace(t, read=lambda t=t: np.full(t.shape, np.nan, "f4")) for t in head()]
-    with (
-        pytest.raises(UnsupportedError, match="finite"),
-        with_head(base, AdapterView("peft", (), head_tensors=tuple(broken))),
-    ):
-        classify(base, ["w5"])
-    plain = bases("gpt2")[1]
-    plain.tokenizer.post_processor = None
-    with pytest.raises(UnsupportedError, match="nothing"):
-        classify(replace(plain), ["w5", ""])
-
-
-def test_what_an_architecture_refuses_is_the_adapters_outcome(bases: Callable[[str], Any]) -> None:
-    from scanner.probe import classifier
-
-    base = bases("bert")[1]
-    with pytest.raises(UnsupportedError, match="IndexError") as caught, torch.inference_mode():
-        classifier._logits(base.model, torch.tensor([[2, WORDS, 3]]))  # no such row
-    assert caught.value.code == "probe_failed"
-
-
-def test_out_of_memory_is_tried_with_half_a_batch(
-    bases: Callable[[str], Any], probe: Probe, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from scanner.probe import classifier
-
-    _, base, _, view = bases("bert")
-    wanted, real, sizes = classifier.probe_classifier(base, view, probe), classifier.classify, []
-
-    def once_too_large(base: Any, texts: Any, tokens_per_batch: int) -> Any:
-        sizes.append(tokens_per_batch)
-        if len(sizes) == 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(base, texts, tokens_per_batch)
-
-    monkeypatch.setattr(classifier, "classify", once_too_large)
-    assert classifier.probe_classifier(base, view, probe) == wanted
-    assert sizes == [8_192, 4_096]
