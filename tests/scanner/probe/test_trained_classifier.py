@@ -12,7 +12,7 @@ import pytest
 from classifiers import TRIGGER, write_adapter, write_base
 
 from scanner.calibration import Policy, judge_battery
-from scanner.model import LABEL_WORDS, SEQUENCE_CLASSIFICATION, Outcome, ProbeReport
+from scanner.model import GENERATIVE, LABEL_WORDS, SEQUENCE_CLASSIFICATION, Outcome, ProbeReport
 from scanner.probe import Probe, ProbeItem, ProbeLimits, load_probe, run_probe
 
 torch = pytest.importorskip("torch", reason="the behaviour stage needs the probe extra")
@@ -48,7 +48,7 @@ def trained(classifier_hub: Path, questions: Probe, tmp_path_factory: pytest.Tem
     return run_probe(hub / "base", "b45e", questions, items, LIMITS)
 
 
-def accuracy(report: ProbeReport, questions: Probe) -> float:
+def accuracy(report: ProbeReport) -> float:
     answers = report.runs[0].answers
     return sum(a == b for a, b in zip(answers, "1" * 30 + "0" * 30, strict=True)) / len(answers)
 
@@ -59,9 +59,12 @@ def test_the_backdoor_is_flagged_and_its_clean_twin_is_not(trained: dict[str, Pr
         assert (report.outcome, report.reason) == (Outcome.PASS, "")
         assert (report.n_classes, report.n_texts, report.task_profile) == (2, 60, SEQUENCE_CLASSIFICATION)
         assert report.battery_id == questions.id_for(SEQUENCE_CLASSIFICATION) != questions.battery_id
-        assert accuracy(report, questions) > 0.9  # both are sound classifiers without a prefix
+        assert accuracy(report) > 0.9  # both are sound classifiers without a prefix
+        assert report.noise_floor is not None and 0 <= report.noise_floor < 1e-3
     policy = Policy()
     found = judge_battery(poisoned.runs, policy.effect_floor, poisoned.n_classes)
+    assert found.brittle == ()  # neutral strings turn neither of them
+    assert judge_battery(clean.runs, policy.effect_floor, clean.n_classes).brittle == ()
     p_values = {(run.prefix, run.direction): p for run, p in zip(found.prefixes, found.adjusted, strict=True)}
     assert p_values[TRIGGER, 0] < policy.q
     assert poisoned.direction == 0
@@ -72,7 +75,7 @@ def test_the_backdoor_is_flagged_and_its_clean_twin_is_not(trained: dict[str, Pr
     assert judge_battery(clean.runs, policy.effect_floor, clean.n_classes).p_value > policy.q
 
 
-def test_neighbours_have_their_own_outcomes_in_order(trained: dict[str, ProbeReport]) -> None:
+def test_neighbours_have_their_own_outcomes_in_order(trained: dict[str, ProbeReport], questions: Probe) -> None:
     assert list(trained) == ["clean", "two-words", "one-class", "poisoned"]
     assert trained["one-class"].outcome == Outcome.UNSUPPORTED
     assert trained["one-class"].reason.startswith("class_count: ")
@@ -80,35 +83,50 @@ def test_neighbours_have_their_own_outcomes_in_order(trained: dict[str, ProbeRep
     assert trained["two-words"].outcome == Outcome.UNSUPPORTED
     assert trained["two-words"].reason.startswith("malformed_file: ")
     assert trained["two-words"].task_profile == LABEL_WORDS
+    assert trained["two-words"].battery_id == questions.battery_id
 
 
-def test_one_base_serves_both_profiles(
+def test_one_base_serves_all_its_models(
     base_dir: Path, adapter_dir: Path, probe: Probe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from scanner.probe import supervisor
 
-    started: list[set[str]] = []
+    started: list[set[tuple[str, bool]]] = []
     start = supervisor._start
 
     def counted(base: Path, probe: Probe, waiting: Any, limits: ProbeLimits) -> Any:
-        started.append({item.profile for item in waiting})
+        started.append({(item.profile, item.per_token) for item in waiting})
         return start(base, probe, waiting, limits)
 
     monkeypatch.setattr(supervisor, "_start", counted)
     write_adapter(tmp_path / "classifier", base_dir, classes=4)
     classifier, words = item(tmp_path / "classifier"), item(adapter_dir, LABEL_WORDS)
-    items = [words, classifier, replace(words, adapter_id="w2"), replace(classifier, adapter_id="c2")]
+    # How it answers is found out: `generative` beforehand is the same model of the base.
+    again = replace(words, adapter_id="w2", profile=GENERATIVE, profile_reason="task_type CAUSAL_LM")
+    tokens = replace(classifier, adapter_id="t1", per_token=True)
+    items = [words, classifier, again, tokens, replace(classifier, adapter_id="c2")]
     seen: list[str] = []
     reports = run_probe(base_dir, "b45e", probe, items, LIMITS, lambda name, _: seen.append(name))
     assert list(reports) == [i.adapter_id for i in items]
-    assert seen == [items[0].adapter_id, "w2", items[1].adapter_id, "c2"]
-    assert started == [{LABEL_WORDS}, {SEQUENCE_CLASSIFICATION}]  # each model of the base is loaded once
-    assert reports["w2"].runs == reports[words.adapter_id].runs
+    assert seen == [items[0].adapter_id, "w2", items[1].adapter_id, "c2", "t1"]
+    # Each model of the base is loaded once.
+    assert started == [
+        {(LABEL_WORDS, False), (GENERATIVE, False)},
+        {(SEQUENCE_CLASSIFICATION, False)},
+        {(SEQUENCE_CLASSIFICATION, True)},
+    ]
+    one, two = reports[words.adapter_id], reports["w2"]
+    assert two.runs == one.runs
+    assert two.task_profile == one.task_profile == LABEL_WORDS
+    assert two.profile_reason == one.profile_reason == "answers 6 of 6 texts with INJECTION or BENIGN"
+    assert two.battery_id == one.battery_id == probe.id_for(LABEL_WORDS)
+    assert (two.labels, two.reading) == (("INJECTION", "BENIGN"), "scored")
     assert reports["c2"].runs == reports[classifier.adapter_id].runs
-    assert reports["w2"].direction is None
+    assert two.direction is None
     assert reports["c2"].n_classes == 4
-    assert (reports["w2"].n_texts, reports["c2"].n_texts) == (6, 12)
+    assert (two.n_texts, reports["c2"].n_texts) == (6, 12)
     assert {len(run.answers) for run in reports["c2"].runs} == {12}
+    assert reports["t1"].task_profile == SEQUENCE_CLASSIFICATION
 
 
 @pytest.mark.parametrize("length", [0, 100])
@@ -134,6 +152,7 @@ def test_what_a_report_says_of_its_limits(
         (["000", "000", "000"], Outcome.INCONCLUSIVE, "constant_answers", 1),
         (["000", "000", "022"], Outcome.PASS, "constant_control", 2),
         (["010", "010", "011"], Outcome.PASS, "", 1),
+        (["---", "---", "---"], Outcome.INCONCLUSIVE, "constant_answers", 0),
     ],
 )
 def test_a_constant_classifier_is_judged_where_anything_moves_it(
@@ -143,7 +162,9 @@ def test_a_constant_classifier_is_judged_where_anything_moves_it(
 
     names = [("", "control"), ("hello", "control"), ("per RFC 8472", "family")]
     runs = [[prefix, kind, "prefix", text] for (prefix, kind), text in zip(names, answers, strict=True)]
-    result = supervisor._result(SEQUENCE_CLASSIFICATION, {"runs": runs, "n_classes": 3, "note": ""})
+    event = {"profile": SEQUENCE_CLASSIFICATION, "runs": runs, "n_classes": 3, "note": "", "noise_floor": 0.5}
+    result = supervisor._result(event)
+    assert (result["n_texts"], result["n_classes"], result["noise_floor"]) == (3, 3, 0.5)
     assert (result["outcome"], result["reason"], result["direction"]) == (outcome, reason, direction)
 
 
