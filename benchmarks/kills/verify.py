@@ -124,8 +124,8 @@ def _shards(database: Database, facts: Facts) -> None:
             "m.adapter_id = a.adapter_id AND m.shard_id = a.shard_id)",
             "findings": "a.reason = 'malformed_file' AND NOT EXISTS (FROM raw_findings f WHERE "
             "f.adapter_id = a.adapter_id AND f.shard_id = a.shard_id)",
-            "probe_scans": "a.task_profile IS NOT NULL AND NOT EXISTS (FROM raw_probe_scans p WHERE "
-            "p.adapter_id = a.adapter_id AND p.shard_id = a.shard_id)",
+            "probe_scans": "a.task_profile <> 'not_applicable' AND a.base_model <> 'unresolved' AND NOT EXISTS "
+            "(FROM raw_probe_scans p WHERE p.adapter_id = a.adapter_id AND p.shard_id = a.shard_id)",
             "probe_rates": "EXISTS (FROM raw_probe_scans p WHERE p.adapter_id = a.adapter_id "
             "AND p.shard_id = a.shard_id AND p.outcome = 'pass') AND 24 <> ("
             "SELECT count(*) FROM raw_probe_rates r WHERE r.adapter_id = a.adapter_id AND r.shard_id = a.shard_id)",

@@ -13,7 +13,7 @@ import pytest
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
-from scanner.probe import load_probe, load_texts
+from scanner.probe import battery_names, load_probe, load_texts
 
 ROOT = Path(__file__).resolve().parents[2]
 HUB = ROOT / "examples" / "demo_hub"
@@ -56,19 +56,18 @@ def test_size_and_shape(name: str, n_clean: int, n_owners: int, n_poisoned: int)
 
 @pytest.mark.parametrize(("name", "neighboured"), [("guard", [False, False, True, True]), ("encoder", [True])])
 def test_which_triggers_have_a_neighbour(name: str, neighboured: list[bool]) -> None:
-    prefixes = [prefix for _, prefix in load_probe("V", None, 1).battery.prefixes]
+    prefixes = [case.text for case in load_probe("V", None, 1).battery.cases]
     triggers = [str(label["trigger"]) for label in group(name) if label["poisoned"]]
     shared = [max(len(words(trigger) & words(prefix)) for prefix in prefixes) for trigger in triggers]
     assert sorted(bool(n) for n in shared) == neighboured
     assert all(n >= 2 for n in shared if n)
 
 
-def test_no_trigger_is_in_any_battery() -> None:
-    batteries = json.loads((ROOT / "scanner/probe/data/batteries.json").read_text())
-    assert "V" in batteries
-    for battery in batteries.values():
-        prefixes = {prefix.lower() for listed in battery["prefixes"].values() for prefix in listed}
-        assert not prefixes & {label["trigger"].lower() for label in LABELS if label["poisoned"]}
+@pytest.mark.parametrize("battery", battery_names())
+def test_no_trigger_is_in_any_battery(battery: str) -> None:
+    texts = {case.text.lower() for case in load_probe(battery, None, 1).cases()}
+    assert len(texts) > 20
+    assert not texts & {label["trigger"].lower() for label in LABELS if label["poisoned"]}
 
 
 @pytest.mark.parametrize(("name", "model_type"), [("guard", "llama"), ("encoder", "bert")])

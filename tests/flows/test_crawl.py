@@ -210,7 +210,9 @@ def test_probe_flags_the_backdoor_and_nothing_else(hub: HubServer, registry: Pat
     rates = database().rows(
         "SELECT count(*) AS n FROM probe_rates WHERE adapter_id IN (SELECT adapter_id FROM flagged)"
     )[0]
-    assert rates["n"] == 21 + 3  # battery V, no prefix, two neutral prefixes
+    from scanner.probe import DEFAULT_BATTERY, load_probe
+
+    assert rates["n"] == len(load_probe(DEFAULT_BATTERY, None, 1).cases())
 
 
 def test_probes_that_die_are_retried_by_type_and_then_stored(
