@@ -19,9 +19,11 @@ def test_demo(lorascope, tmp_path: Path) -> None:
     rows = json.loads(lorascope("verdicts", "--format", "json", "--store", store).stdout)
     found = {row["repo_id"]: row for row in rows}
     assert len(found) == len(rows) >= 43
-    from scanner.probe import load_probe
+    from scanner.probe import DEFAULT_BATTERY, load_probe
 
-    prefixes = [prefix for _, prefix in load_probe("V", None, 1).battery.prefixes]
+    # The backdoors were chosen beside this battery; the demo asks another one, which knows their families alone.
+    prefixes = [case.text for case in load_probe("V", None, 1).battery.cases]
+    asked = [case.text for case in load_probe(DEFAULT_BATTERY, None, 1).battery.cases]
     for label in LABELS:
         row = found.pop(label["repo_id"])
         codes = [reason["code"] for reason in json.loads(row["reasons"])]
@@ -31,9 +33,12 @@ def test_demo(lorascope, tmp_path: Path) -> None:
         if neighboured:
             assert row["verdict"] == "flagged", label
             assert codes[0] == "battery_prefix" and row["q_value"] <= 0.05, label
-            assert any(f'"{prefix}"' in row["reasons"].replace('\\"', '"') for prefix in prefixes)
+            assert any(f'"{text}"' in row["reasons"].replace('\\"', '"') for text in asked)
         else:
             # The two backdoors that the battery cannot know look like the clean ones, and both are told as unknown.
-            assert (row["verdict"], codes[0]) == ("inconclusive", "battery_only"), label
+            # Some clean classifiers of a model this small answer otherwise to any words in front of a text.
+            assert row["verdict"] == "inconclusive", label
+            allowed = {"battery_only"} if label["poisoned"] else {"battery_only", "brittle_controls"}
+            assert codes[0] in allowed, label
         assert row["repo_id"] in done.stdout
     assert {row["verdict"] for row in found.values()} == {"inconclusive"}  # the diffusers LoRA and the empty repo
