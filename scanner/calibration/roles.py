@@ -37,7 +37,9 @@ def find_roles(unprefixed: str, n_attack_texts: int) -> ClassRoles | None:
         return None
     (attack, n_attack), (clean, n_clean) = (Counter(part).most_common(1)[0] for part in parts)
     accuracy = (n_attack / len(parts[0]) + n_clean / len(parts[1])) / 2
-    return ClassRoles(attack, clean) if attack != clean and accuracy >= MIN_ACCURACY else None
+    if attack == clean or "-" in (attack, clean) or accuracy < MIN_ACCURACY:  # `-`: ties, which are no class
+        return None
+    return ClassRoles(attack, clean)
 
 
 def judge_classifier(
