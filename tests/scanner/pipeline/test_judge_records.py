@@ -125,7 +125,7 @@ def probed(record: MakeRecord, name: str, attacked: str) -> ScanRecord:
     ]
     probe = ProbeReport(
         "V", "V-0123456789ab", Outcome.PASS, runs=toward(runs, 2), n_texts=60, base_commit="b45e", dtype="float32",
-        task_profile=SEQUENCE_CLASSIFICATION, n_classes=3, direction=2,
+        task_profile=SEQUENCE_CLASSIFICATION, n_classes=3, direction=2, n_attack_texts=30,
     )  # fmt: skip
     return record(name, probe=probe, verdict_facts={"task_profile": SEQUENCE_CLASSIFICATION})
 

@@ -36,7 +36,7 @@ def classifier(record: Callable[..., ScanRecord], name: str, attacked: str) -> S
     ]
     probe = ProbeReport(
         "V", "V-0123456789ab", Outcome.PASS, runs=toward(runs, 2), n_texts=60, base_commit="b45e", dtype="float32",
-        task_profile=SEQUENCE_CLASSIFICATION, n_classes=3, direction=2,
+        task_profile=SEQUENCE_CLASSIFICATION, n_classes=3, direction=2, n_attack_texts=30,
     )  # fmt: skip
     facts = {"task_type": "SEQ_CLS", "task_profile": SEQUENCE_CLASSIFICATION}
     return record(name, probe=probe, findings=(), verdict_facts=facts)
@@ -65,6 +65,23 @@ def test_verdicts_follow_from_the_store(record: Callable[..., ScanRecord], tmp_p
     database.close()
     shown = result_object(records[0], rows[0])["probe"]
     assert (shown["direction"], shown["max_attack_rate"], shown["rates"][0]["n"]) == (2, 1.0, 30)
+
+
+def test_a_shift_that_no_attack_would_want_is_for_review(record: Callable[..., ScanRecord], tmp_path: Path) -> None:
+    """Texts of label 0 that get the class of those of label 1, and a third class: told, and no proof."""
+    root = open_root(str(tmp_path))
+    back, third = classifier(record, "a/back", "0" * 60), classifier(record, "a/third", "1" * 60)
+    unnamed = classifier(record, "a/unnamed", "2" * 60)
+    assert unnamed.probe is not None
+    unnamed = replace(unnamed, probe=replace(unnamed.probe, n_attack_texts=None))  # nobody knows the texts' labels
+    records = [back, third, unnamed]
+    append_records(root, records, crawl_id="crawl-1", base_model="base/model", probe_id="all", scanned_at=NOW)
+    rows = judge_adapters(root, [r.info.adapter_id for r in records], "crawl-1", Policy(), NOW)
+    assert [row["verdict"] for row in rows] == ["review"] * 3
+    reasons = [json.loads(row["reasons"])[0] for row in rows]
+    assert {reason["code"] for reason in reasons} == {"battery_shift"}
+    for reason, direction in zip(reasons, (0, 1, 2), strict=True):
+        assert f"to class {direction}, and nobody says whether an attack would want that" in reason["message"]
 
 
 def test_rows_older_than_the_columns_are_label_words(record: Callable[..., ScanRecord], tmp_path: Path) -> None:

@@ -50,7 +50,8 @@ def classes() -> ProbeReport:
     runs = [PrefixRun(prefix, kind, "prefix", text) for (prefix, kind), text in zip(names, answers, strict=True)]
     return ProbeReport(
         "V", "V-ba9876543210", reason="truncated: 1 inputs cut to 66 tokens", runs=toward(runs, 1), n_texts=4,
-        task_profile=SEQUENCE_CLASSIFICATION, profile_reason="task_type SEQ_CLS", n_classes=2, direction=1, **SEEN,
+        task_profile=SEQUENCE_CLASSIFICATION, profile_reason="task_type SEQ_CLS", n_classes=2, direction=1,
+        n_attack_texts=2, **SEEN,
     )  # fmt: skip
 
 
