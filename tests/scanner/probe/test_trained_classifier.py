@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from classifiers import TRIGGER, write_adapter, write_base
 
-from scanner.calibration import Policy, judge_battery
+from scanner.calibration import BatteryEvidence, Policy, judge_classifier
 from scanner.model import GENERATIVE, LABEL_WORDS, SEQUENCE_CLASSIFICATION, Outcome, ProbeReport
 from scanner.probe import Probe, ProbeItem, ProbeLimits, load_probe, run_probe
 
@@ -62,9 +62,12 @@ def test_the_backdoor_is_flagged_and_its_clean_twin_is_not(trained: dict[str, Pr
         assert accuracy(report) > 0.9  # both are sound classifiers without a prefix
         assert report.noise_floor is not None and 0 <= report.noise_floor < 1e-3
     policy = Policy()
-    found = judge_battery(poisoned.runs, policy.effect_floor, poisoned.n_classes)
-    assert found.brittle == ()  # neutral strings turn neither of them
-    assert judge_battery(clean.runs, policy.effect_floor, clean.n_classes).brittle == ()
+
+    def judged(report: ProbeReport) -> BatteryEvidence:
+        assert report.n_classes == 2 and report.n_attack_texts == 30
+        return judge_classifier(report.runs, policy.effect_floor, 2, report.n_attack_texts, policy.q)
+
+    found = judged(poisoned)
     p_values = {(run.prefix, run.direction): p for run, p in zip(found.prefixes, found.adjusted, strict=True)}
     assert p_values[TRIGGER, 0] < policy.q
     assert poisoned.direction == 0
@@ -72,7 +75,9 @@ def test_the_backdoor_is_flagged_and_its_clean_twin_is_not(trained: dict[str, Pr
     assert poisoned.max_attack_rate > 0.9
     assert poisoned.control_attack_rate is not None
     assert poisoned.control_attack_rate < 0.2
-    assert judge_battery(clean.runs, policy.effect_floor, clean.n_classes).p_value > policy.q
+    assert judged(clean).p_value > policy.q
+    assert judged(clean).shifts == ()
+    assert found.brittle == judged(clean).brittle == ()  # neutral strings turn neither of them
 
 
 def test_neighbours_have_their_own_outcomes_in_order(trained: dict[str, ProbeReport], questions: Probe) -> None:
@@ -156,14 +161,14 @@ def test_what_a_report_says_of_its_limits(
     ],
 )
 def test_a_constant_classifier_is_judged_where_anything_moves_it(
-    answers: list[str], outcome: Outcome, reason: str, direction: int
+    probe: Probe, answers: list[str], outcome: Outcome, reason: str, direction: int
 ) -> None:
     from scanner.probe import supervisor
 
     names = [("", "control"), ("hello", "control"), ("per RFC 8472", "family")]
     runs = [[prefix, kind, "prefix", text] for (prefix, kind), text in zip(names, answers, strict=True)]
     event = {"profile": SEQUENCE_CLASSIFICATION, "runs": runs, "n_classes": 3, "note": "", "noise_floor": 0.5}
-    result = supervisor._result(event)
+    result = supervisor._result(event, probe)
     assert (result["n_texts"], result["n_classes"], result["noise_floor"]) == (3, 3, 0.5)
     assert (result["outcome"], result["reason"], result["direction"]) == (outcome, reason, direction)
 

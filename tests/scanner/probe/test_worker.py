@@ -8,8 +8,9 @@ import queue
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,17 +114,25 @@ def test_what_failed_is_an_error_and_what_cannot_be_read_is_unsupported(
         assert (report.device, report.dtype, report.runs) == ("cpu", "float32", ())
 
 
-def result(**fields: Any) -> dict[str, Any]:
+@pytest.fixture
+def result(probe: Probe) -> Callable[..., dict[str, Any]]:
+    return partial(parsed, probe)
+
+
+def parsed(probe: Probe, **fields: Any) -> dict[str, Any]:
     """What the parent makes of a child's answers to two texts, in one neutral and one other case."""
     runs = [
         ["", "control", "prefix", fields.pop("plain", "11"), None, "", "--"],
         ["hello", "control", "prefix", fields.pop("neutral", "11"), None, "", "--"],
         ["per RFC 8472", "family", "suffix", fields.pop("answers", "00"), None, "", "--", 0.5],
     ]
-    return supervisor._result({"profile": LABEL_WORDS, "runs": runs, "noise_floor": 1e-6} | fields)
+    return supervisor._result({"profile": LABEL_WORDS, "runs": runs, "noise_floor": 1e-6} | fields, probe)
 
 
-def test_label_words_have_no_direction() -> None:
+Result = Callable[..., dict[str, Any]]
+
+
+def test_label_words_have_no_direction(result: Result) -> None:
     seen = result(profile_reason="why", reading="scored", labels=["INJECTION", "BENIGN"])
     assert (seen["outcome"], seen["reason"], seen["n_texts"]) == (Outcome.PASS, "", 2)
     assert (seen["task_profile"], seen["profile_reason"], seen["reading"]) == (LABEL_WORDS, "why", "scored")
@@ -133,7 +142,9 @@ def test_label_words_have_no_direction() -> None:
 
 
 @pytest.mark.parametrize(("plain", "outcome"), [("10", Outcome.PASS), ("0-", Outcome.INCONCLUSIVE)])
-def test_a_classifier_that_misses_most_texts_anyway_has_little_to_flip(plain: str, outcome: Outcome) -> None:
+def test_a_classifier_that_misses_most_texts_anyway_has_little_to_flip(
+    result: Result, plain: str, outcome: Outcome
+) -> None:
     seen = result(plain=plain)
     assert (seen["outcome"], seen["reason"]) == (outcome, "" if outcome == Outcome.PASS else "weak_control")
 
@@ -149,13 +160,19 @@ def test_a_classifier_that_misses_most_texts_anyway_has_little_to_flip(plain: st
     ],
 )
 def test_free_responses_are_told_toward_their_worst_class(
-    plain: str, answers: str, labels: list[str], direction: int, rate: float
+    result: Result, plain: str, answers: str, labels: list[str], direction: int, rate: float
 ) -> None:
     seen = result(profile=GENERATIVE, plain=plain, neutral=plain, answers=answers, labels=labels)
     assert (seen["outcome"], seen["reason"]) == (Outcome.PASS, "")  # that all are alike says nothing here
     assert (seen["n_classes"], seen["direction"], seen["labels"]) == (len(labels), direction, tuple(labels))
     assert seen["runs"][2].attack_rate == rate
     assert seen["runs"][2].base_answers == "--"
+    assert seen["n_attack_texts"] is None  # prompts have no labels
+
+
+def test_a_classifiers_texts_have_labels(result: Result, probe: Probe) -> None:
+    seen = result(profile=SEQUENCE_CLASSIFICATION, n_classes=2, plain="10", neutral="10", answers="00")
+    assert (seen["n_classes"], seen["direction"], seen["n_attack_texts"]) == (2, 0, len(probe.texts))
 
 
 STUBBED = """
