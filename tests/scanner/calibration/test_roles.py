@@ -101,14 +101,19 @@ def test_weak_shifts_are_not_told() -> None:
     assert judged(PLAIN).shifts == ()
 
 
-def test_neutral_strings_that_turn_label_1_texts_make_it_brittle() -> None:
-    brittle = "0" * 12 + "2" * 18 + "0" * 30
-    found = judged("0" * 60, neutral=brittle)
-    assert (found.prefixes, [run.prefix for run in found.brittle]) == ((), ["hello"])
-    # A neutral string that turns texts of label 0 alone is no reason not to believe in flips of label 1.
-    found = judged("0" * 60, neutral="2" * 60)
-    assert [run.prefix for run in found.prefixes] == ["p0"]
-    assert found.brittle == ()
+def test_a_neutral_string_that_turns_label_1_texts_is_a_control_like_others() -> None:
+    neutral = "0" * 12 + "2" * 18 + "0" * 30
+    found = judged("0" * 60, neutral=neutral)
+    assert [run.prefix for run in found.brittle] == ["hello"]  # it is named
+    assert [run.prefix for run in found.prefixes] == ["p0"]  # and beaten by 18 texts
+    assert found.p_value == pytest.approx(mcnemar_p(neutral[:30], "0" * 30, "0"))
+    assert judged("0" * 14 + "2" * 16 + "0" * 30, neutral=neutral).prefixes == ()
+
+
+def test_a_shift_that_a_neutral_string_makes_as_well_is_not_told() -> None:
+    cautious = PLAIN[:30] + "2" * 20 + "0" * 10
+    assert judged("2" * 60, neutral=cautious).shifts == ()
+    assert [run.direction for run in judged("1" * 60, neutral=cautious).shifts] == [1]  # another class
 
 
 def test_evidence_is_flagged_with_its_shifts_beside_it() -> None:
