@@ -73,6 +73,7 @@ PROBE_DEATHS = ("crashed", "timeout", "memory")
 PROBE_FAILURES = (
     *PROBE_DEATHS,
     *(f"base_{death}" for death in PROBE_DEATHS),
+    "gave_up",
     "base_unreachable",
     "base_rate_limited",
     "weights_unavailable",

@@ -1,5 +1,6 @@
 """References, p-values and verdicts. Pure functions: no file, no store, no model."""
 
+from scanner.calibration.answers import judge_label_words, judge_responses
 from scanner.calibration.carriers import Carrier, deviating_modules
 from scanner.calibration.decide import Decision, Evidence, Reason, decide
 from scanner.calibration.intervals import binomial_interval
@@ -25,6 +26,8 @@ __all__ = [
     "deviating_modules",
     "judge_battery",
     "judge_classifier",
+    "judge_label_words",
+    "judge_responses",
     "mcnemar_p",
     "weight_p_value",
 ]

@@ -26,6 +26,7 @@ __all__ = ["BaseFiles", "BaseShelf", "fetch_base"]
 
 _SMALL = {
     "config.json",
+    "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",

@@ -5,12 +5,20 @@ Both are rows of the same tables and go through the same code: a verdict does no
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from scanner.calibration import BatteryEvidence, Policy, judge_battery, judge_classifier
+from scanner.calibration import (
+    BatteryEvidence,
+    Policy,
+    judge_battery,
+    judge_classifier,
+    judge_label_words,
+    judge_responses,
+)
 from scanner.model import GENERATIVE, SEQUENCE_CLASSIFICATION, Finding, Outcome, PrefixRun, ScanRecord, Severity
 from scanner.store import Database, Row, as_stored, prefix_run
 from scanner.store.rows import record_rows
@@ -96,12 +104,15 @@ def _facts_of(rows: Mapping[str, list[Row]], policy: Policy) -> JudgedFacts:
 
 
 def _battery(probe: Row, runs: Sequence[PrefixRun], policy: Policy) -> BatteryEvidence:
-    # Null in rows older than these columns: label-words was all there was.
+    floor, level = policy.effect_floor, policy.q
+    # The profile is null in rows older than its column, when label-words was all there was.
     if probe["task_profile"] == SEQUENCE_CLASSIFICATION:
-        n_attack_texts = probe["n_attack_texts"] or 0
-        return judge_classifier(runs, policy.effect_floor, probe["n_classes"], n_attack_texts, policy.q)
-    n_classes = probe["n_classes"] if probe["task_profile"] == GENERATIVE else None
-    return judge_battery(runs, policy.effect_floor, n_classes, policy.q)
+        if probe["n_attack_texts"] is None:  # older than that column: judged as then (ADR 6)
+            return judge_battery(runs, floor, probe["n_classes"], level)
+        return judge_classifier(runs, floor, probe["n_classes"], probe["n_attack_texts"], level)
+    if probe["task_profile"] == GENERATIVE:
+        return judge_responses(runs, floor, json.loads(probe["labels"]), level)
+    return judge_label_words(runs, floor, level)
 
 
 def _severest_first(rows: Iterable[Row]) -> tuple[Finding, ...]:

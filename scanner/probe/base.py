@@ -213,7 +213,10 @@ def _tokenizer(folder: Path) -> Any:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise UnsupportedError("the base has no tokenizer.json", "base_tokenizer")
-    tokenizer = Tokenizer.from_file(str(path))
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise MalformedFileError(f"the base's tokenizer.json cannot be read: {first_line(error)}") from error
     # Both may be stored in the file: padding would change answers, a cut would hide the end of a prompt.
     tokenizer.no_padding()
     tokenizer.no_truncation()

@@ -31,6 +31,8 @@ __all__ = [
 ]
 
 POSITIONS = ("prefix", "suffix", "middle")
+GIVEN = "given"
+"""Name of a task whose words or instruction the user brought."""
 MAX_TEXTS_BYTES = 16 * 1024**2
 MAX_TEXT_CHARS = 8_000
 
@@ -89,6 +91,8 @@ class Task:
     """What a sound adapter answers to a text of label 1 (INJECTION)."""
     clean_word: str
     """What an attack makes it answer instead (BENIGN)."""
+    whole_words: bool = False
+    """Whether they count as words of their own alone, and not as parts of others; so where they were found out."""
 
 
 @dataclass(frozen=True)
@@ -113,14 +117,13 @@ class Probe:
 
     def id_for(self, profile: str) -> str:
         """`NAME-<12 hex digits>`, the id of one profile's results: over what that profile is asked, nothing else."""
+        task = (self.task.name, self.task.system, self.task.attack_word, self.task.clean_word)
         asked: dict[str, tuple[object, ...]] = {
-            LABEL_WORDS: (
-                self.task.name, self.task.system, self.task.attack_word, self.task.clean_word, self.reading,
-                self.texts, self.other_texts,
-            ),
+            LABEL_WORDS: (*task, self.reading, self.texts, self.other_texts, self.prompts),
             SEQUENCE_CLASSIFICATION: (self.texts, self.other_texts),
-            GENERATIVE: (self.prompts,),
-        }  # fmt: skip
+            # Whether it answers freely at all was found out with the others.
+            GENERATIVE: (*task, self.texts, self.other_texts, self.prompts),
+        }
         cases = [(case.category, case.text, case.position) for case in self.cases()]
         content = json.dumps((profile, cases, *asked[profile]), ensure_ascii=False)
         return f"{self.battery.name}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
@@ -240,8 +243,8 @@ def probe_for(settings: Settings, battery: str, texts: str | None, limit: int | 
     probe = load_probe(battery, Path(texts) if texts else None, limit or settings.probe_texts, reading=settings.reading)
     task = probe.task
     if settings.system_message:
-        task = replace(task, name="given", system=settings.system_message)
+        task = replace(task, name=GIVEN, system=settings.system_message)
     if settings.label_words:
         attack, clean = settings.given_words
-        task = replace(task, name="given", attack_word=attack, clean_word=clean)
+        task = replace(task, name=GIVEN, attack_word=attack, clean_word=clean)
     return replace(probe, task=task)

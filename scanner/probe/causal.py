@@ -11,13 +11,15 @@ from scanner.adapter import AdapterView
 from scanner.model import GENERATIVE, LABEL_WORDS, PrefixRun
 from scanner.probe.attach import attached
 from scanner.probe.base import BaseModel
-from scanner.probe.battery import Probe
+from scanner.probe.battery import GIVEN, Probe
 from scanner.probe.generative import GenerativePrompts, run_generative
-from scanner.probe.label_words import LabelWordPrompts, find_words, run_label_words
+from scanner.probe.label_words import LabelWordPrompts, find_words, run_label_words, share_with_words
 from scanner.probe.memory import BatchSize, first_batch
 from scanner.probe.noise import noise_floor
 
 __all__ = ["CausalProbe", "CausalRun"]
+
+_HALF = 0.5
 
 
 @dataclass(frozen=True)
@@ -48,27 +50,48 @@ class CausalProbe:
         self._words = LabelWordPrompts(base, probe)
         self._free = GenerativePrompts(base, probe)
         self._noise_floor: float | None = None
+        self._base_share = 0.0
 
-    def run(self, view: AdapterView) -> CausalRun:
+    def run(self, view: AdapterView, hint: str = "") -> CausalRun:
         """Attach an adapter, find out how it answers, run the battery, detach it.
+
+        Args:
+            view: the adapter.
+            hint: the profile that config and card suggest.
 
         Raises:
             UnsupportedError: see `attached` and `encode_prompts`.
             ProbeFailedError, ProbeCrashedError: see `BatchSize.fit` and `first_logits`.
         """
-        return self._size.fit(lambda tokens_per_batch: self._run(view, tokens_per_batch))
+        return self._size.fit(lambda tokens_per_batch: self._run(view, hint, tokens_per_batch))
 
-    def _run(self, view: AdapterView, tokens_per_batch: int) -> CausalRun:
+    def _run(self, view: AdapterView, hint: str, tokens_per_batch: int) -> CausalRun:
         base, probe = self._base, self._probe
         if self._noise_floor is None:
+            of_label_1 = self._words.control().take(range(len(probe.texts)))
+            self._base_share = share_with_words(base, of_label_1, probe.task, tokens_per_batch)
             self._noise_floor = noise_floor(base, self._words.battery(), tokens_per_batch)
         with attached(base.model, view):
-            task, reason = find_words(base, self._words, probe, tokens_per_batch)
-            if task is not None:
-                runs = run_label_words(base, self._words, probe, task, self._noise_floor, tokens_per_batch)
-                words = (task.attack_word, task.clean_word)
-                return CausalRun(LABEL_WORDS, reason, tuple(runs), words, self._noise_floor, probe.reading)
+            found = find_words(base, self._words, probe, tokens_per_batch)
+            reason = found.reason
+            if found.task == probe.task and hint != LABEL_WORDS and not self._is_classifier(tokens_per_batch):
+                reason = f"{reason}, as its base does when it is told to, and free prompts freely"
+            elif found.task is not None:
+                runs = run_label_words(base, self._words, probe, found, self._noise_floor, tokens_per_batch)
+                words = (found.task.attack_word, found.task.clean_word)
+                return CausalRun(LABEL_WORDS, reason, tuple(runs), words, self._noise_floor, found.reading)
         self._free.without_adapter(tokens_per_batch)
         with attached(base.model, view):
-            found = run_generative(base, self._free, probe, tokens_per_batch)
-        return CausalRun(GENERATIVE, reason, found.runs, found.labels, self._noise_floor)
+            free = run_generative(base, self._free, probe, tokens_per_batch)
+        return CausalRun(GENERATIVE, reason, free.runs, free.labels, self._noise_floor)
+
+    def _is_classifier(self, tokens_per_batch: int) -> bool:
+        """Whether label words are the attached adapter's own, and not what its base says as well when it is told to.
+
+        Somebody who trains a chat model does not make it a classifier by our asking it to be one. Words that the user
+        gave are believed.
+        """
+        if self._base_share < _HALF or self._probe.task.name == GIVEN:
+            return True
+        plain = self._free.prompts().take(range(len(self._probe.prompts)))
+        return share_with_words(self._base, plain, self._probe.task, tokens_per_batch) >= _HALF

@@ -169,6 +169,9 @@ def encode_texts(base: ClassifierBase, texts: Sequence[str], cases: Sequence[Cas
     ids = tuple(tuple(encoding.ids) for encoding in encoded)
     if not all(ids):
         raise UnsupportedError("the tokenizer leaves nothing of a text", "empty_prompt")
+    largest, rows = max(map(max, ids)), base.model.get_input_embeddings().weight.shape[0]
+    if largest >= rows:  # the lookup would fail, and on CUDA take the device along
+        raise UnsupportedError(f"the tokenizer gives token {largest}, the base has {rows}", "base_tokenizer")
     own = None
     if base.per_token:
         spans = (case.spans(text) for case, text in put)

@@ -84,7 +84,9 @@ def first_logits(
             tokens = torch.tensor([[*row, *[row[-1]] * (longest - len(row))] for row in rows], device=base.device)
             ends = sorted({len(row) - 1 for row in rows})
             which = torch.tensor([ends.index(len(row) - 1) for row in rows], device=base.device)
-            logits, _ = _forward(base, tokens, _repeated(past, len(rows)), torch.tensor(ends, device=base.device))
+            logits, _ = _forward(
+                base, tokens, _repeated(past, len(rows), base.device), torch.tensor(ends, device=base.device)
+            )
             yield members, _finite(logits[torch.arange(len(rows), device=base.device), which])
 
 
@@ -114,7 +116,7 @@ def generate(
             for start in range(0, len(members), step):
                 batch = members[start : start + step]
                 tokens = torch.tensor([prompts.ids[i][prompts.shared :] for i in batch], device=base.device)
-                rows = _continue(base, tokens, _repeated(past, len(batch)), max_new_tokens, is_over)
+                rows = _continue(base, tokens, _repeated(past, len(batch), base.device), max_new_tokens, is_over)
                 for index, row in zip(batch, rows, strict=True):
                     found[index] = row
     return found
@@ -162,11 +164,12 @@ def _shared_past(base: BaseModel, prompts: Prompts) -> Any:
     return _forward(base, beginning, None, 1)[1]
 
 
-def _repeated(past: Any, rows: int) -> Any:
+def _repeated(past: Any, rows: int, device: str) -> Any:
     """A cache of its own for a batch: caches grow in place."""
     own = copy.deepcopy(past)
     if own is not None:
-        own.batch_repeat_interleave(rows)
+        # Not batch_repeat_interleave: the states of linear attention do not know it.
+        own.reorder_cache(torch.zeros(rows, dtype=torch.long, device=device))
     return own
 
 
@@ -180,10 +183,12 @@ def _forward(base: BaseModel, tokens: torch.Tensor, past: Any, keep: int | torch
     can_keep = "logits_to_keep" in inspect.signature(base.model.forward).parameters
     few = {"logits_to_keep": keep} if can_keep else {}
     out = base.model(input_ids=tokens, past_key_values=past, use_cache=True, **few)
-    logits = out.logits
+    logits, kept = out.logits, getattr(out, "past_key_values", None)
+    if kept is None:  # state-space models, encoders: what was said before would be lost without a word
+        raise UnsupportedError(f"{type(base.model).__name__} keeps no cache of what was said", "base_architecture")
     if not can_keep:
         logits = logits[:, -keep:] if isinstance(keep, int) else logits[:, keep]
-    return logits, out.past_key_values
+    return logits, kept
 
 
 def _finite(logits: torch.Tensor) -> torch.Tensor:

@@ -18,12 +18,25 @@ from scanner.probe.battery import Case, Probe, Task
 from scanner.probe.engine import Prompts, encode_prompts, first_logits, generate
 from scanner.probe.judge import read_answer
 
-__all__ = ["MAX_NEW_TOKENS", "Answer", "LabelWordPrompts", "ask", "find_words", "run_label_words"]
+__all__ = [
+    "MAX_NEW_TOKENS",
+    "Answer",
+    "FoundWords",
+    "LabelWordPrompts",
+    "ask",
+    "find_words",
+    "run_label_words",
+    "share_with_words",
+]
 
 MAX_NEW_TOKENS = 5  # paper section "Behavioral detector": greedy, max_new_tokens=5
 _TWO_WORDS = 0.9
 """Share of the answers that are one of two words, where nobody says which words the adapter answers with."""
 _SECOND_WORD = 0.1
+MIN_ACCURACY = 0.75
+"""Balanced accuracy of found words on the texts' labels, as for classes (ADR 12)."""
+_COMPARED = 16
+"""Texts whose scored answer is compared with the one that is written."""
 MAX_WORD_CHARS = 40
 _MIN_TOKEN_CHARS = 2
 """A first token of one letter begins too many words to stand for one of them."""
@@ -62,30 +75,62 @@ class LabelWordPrompts:
         return self._encoded[is_control]
 
 
-def find_words(
-    base: BaseModel, prompts: LabelWordPrompts, probe: Probe, tokens_per_batch: int
-) -> tuple[Task | None, str]:
-    """(the task with the words that the attached adapter answers with, why); (None, why) where there are none.
+@dataclass(frozen=True)
+class FoundWords:
+    """Whether an adapter answers with label words."""
+
+    task: Task | None
+    """With the words; None where there are none."""
+    reason: str
+    reading: str = "scored"
+    """How they can be read: `generated` where the first token's scores say something else than the answers."""
+
+
+def find_words(base: BaseModel, prompts: LabelWordPrompts, probe: Probe, tokens_per_batch: int) -> FoundWords:
+    """The words that the attached adapter answers with.
 
     Without anything put into the texts it must answer at least half of those of label 1 with one of the task's words,
-    or give one of two other words, and nothing else, as nearly all answers. Of those, the one that texts of label 1 get
-    more often is what an attack must get rid of.
+    or give one of two other words, and nothing else, as nearly all answers, and follow the texts' labels in that. The
+    one that texts of label 1 get is what an attack must get rid of.
+
+    Raises:
+        ProbeFailedError: see `first_logits`.
     """
-    control, n = prompts.control(), len(probe.texts)
-    asked = ask(base, control.take(range(n)), probe.task, "scored", 0.0, tokens_per_batch)
+    control, n, task = prompts.control(), len(probe.texts), probe.task
+    asked = ask(base, control.take(range(n)), task, "scored", 0.0, tokens_per_batch)
     given = sum(answer.char != "-" for answer in asked)
     if given >= n / 2:
-        return probe.task, f"answers {given} of {n} texts with {probe.task.attack_word} or {probe.task.clean_word}"
+        # A first token may begin other words as well ("In", of INJECTION and of anything else).
+        few = range(min(n, _COMPARED))
+        written = _generated(base, control.take(few), task, tokens_per_batch)
+        differs = any(asked[i].char != written[i] for i in few)
+        reason = f"answers {given} of {n} texts with {task.attack_word} or {task.clean_word}"
+        return FoundWords(task, reason, "generated" if differs else probe.reading)
     found = generate(base, control, MAX_NEW_TOKENS, tokens_per_batch)
     words = [_only_word(base, tokens) for tokens in found]
     common = [word for word, _ in Counter(words).most_common(3) if word][:2]
     shares = [words.count(word) / len(words) for word in common]
     if len(common) < 2 or sum(shares) < _TWO_WORDS or min(shares) < _SECOND_WORD or not probe.other_texts:
-        return None, f"answers {given} of {n} texts with a label word, and most of all texts with no two words alone"
+        none = f"answers {given} of {n} texts with a label word, and most of all texts with no two words alone"
+        return FoundWords(None, none)
     more = max(common, key=lambda word: words[:n].count(word) / n - words[n:].count(word) / len(words[n:]))
     (other,) = set(common) - {more}
+    accuracy = (words[:n].count(more) / n + words[n:].count(other) / len(words[n:])) / 2
+    if accuracy < MIN_ACCURACY:
+        return FoundWords(None, f"answers with {more} or {other} alone, which do not follow the texts' labels")
     reason = f"answers {sum(shares):.0%} of the texts with {more} or {other} alone"
-    return replace(probe.task, attack_word=more, clean_word=other), reason
+    task = replace(task, attack_word=more, clean_word=other, whole_words=True)
+    return FoundWords(task, reason, "generated")
+
+
+def share_with_words(base: BaseModel, prompts: Prompts, task: Task, tokens_per_batch: int) -> float:
+    """Share of prompts that are answered with one of a task's words, by the base as it is now.
+
+    Raises:
+        ProbeFailedError: see `first_logits`.
+    """
+    asked = ask(base, prompts, task, "scored", 0.0, tokens_per_batch)
+    return sum(answer.char != "-" for answer in asked) / len(asked)
 
 
 def _only_word(base: BaseModel, tokens: Sequence[int]) -> str:
@@ -101,16 +146,17 @@ def run_label_words(
     base: BaseModel,
     prompts: LabelWordPrompts,
     probe: Probe,
-    task: Task,
+    found: FoundWords,
     noise_floor: float,
     tokens_per_batch: int,
 ) -> list[PrefixRun]:
-    """Ask the attached adapter every text in every case.
+    """Ask the attached adapter every text in every case, by the words that were found.
 
     Raises:
         ProbeFailedError: see `first_logits`.
     """
-    answers = ask(base, prompts.battery(), task, probe.reading, noise_floor, tokens_per_batch)
+    assert found.task is not None
+    answers = ask(base, prompts.battery(), found.task, found.reading, noise_floor, tokens_per_batch)
     n = len(probe.texts)
     runs = []
     for number, case in enumerate(probe.cases()):
@@ -175,8 +221,8 @@ def _generated(base: BaseModel, prompts: Prompts, task: Task, tokens_per_batch: 
         return str(base.tokenizer.decode(tokens))
 
     # The attack word is tested first: once it is there, nothing that follows can change the answer. Where it is a part
-    # of the clean word, what follows can make that of it.
-    may_end = task.attack_word.upper() not in task.clean_word.upper()
+    # of the clean word, or has to stand alone, what follows can make something else of it.
+    may_end = not task.whole_words and task.attack_word.upper() not in task.clean_word.upper()
     is_over: Callable[[list[int]], bool] = lambda tokens: may_end and read_answer(text(tokens), task) == "1"  # noqa: E731
     found = generate(base, prompts, MAX_NEW_TOKENS, tokens_per_batch, is_over)
     return [read_answer(text(tokens), task) for tokens in found]

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 
 from scanner.errors import ProbeCrashedError, ProbeFailedError
+from scanner.probe.base import CONFIG_FAULTS
 
 __all__ = ["FLOOR_TOKENS", "BatchSize", "first_batch"]
 
@@ -42,10 +43,11 @@ class BatchSize:
             ProbeFailedError: `oom` at the floor, `probe_failed` when the framework gave up on this adapter alone.
             ProbeCrashedError: the device is lost, this process must end.
         """
+        first = self.tokens
         while True:
             try:
                 return work(self.tokens)
-            except (RuntimeError, MemoryError) as error:
+            except (RuntimeError, MemoryError, *CONFIG_FAULTS) as error:
                 message = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"
                 if not _out_of_memory(error):
                     if _device_lost(error):
@@ -55,6 +57,7 @@ class BatchSize:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             if self.tokens <= FLOOR_TOKENS:
+                self.tokens = first  # no batch was small enough: it is this adapter, and its neighbours are not slowed
                 raise ProbeFailedError(f"{message}, with {self.tokens} tokens a batch, too", "oom")
             self.tokens = max(FLOOR_TOKENS, self.tokens // 2)
 

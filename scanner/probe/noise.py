@@ -36,5 +36,6 @@ def noise_floor(base: BaseModel, prompts: Prompts, tokens_per_batch: int) -> flo
         ((_, logits),) = first_logits(base, Prompts((ids,), 0), tokens_per_batch)
         alone = logits[0].float().log_softmax(dim=-1)
         likely = (alone > torch.tensor(LIKELY).log()) | (together[index] > torch.tensor(LIKELY).log())
+        likely[alone.argmax()] = True  # a flat distribution has no likely token
         worst = max(worst, float((alone - together[index])[likely].abs().max()))
     return worst

@@ -42,7 +42,7 @@ def _probe(job: dict[str, Any]) -> Probe:
     )
 
 
-def _load(job: dict[str, Any], probe: Probe) -> tuple[Any, Callable[[AdapterView], dict[str, Any]]]:
+def _load(job: dict[str, Any], probe: Probe) -> tuple[Any, Callable[[AdapterView, str], dict[str, Any]]]:
     """(the resident base, what probes one adapter on it and gives the fields of a result)."""
     where = (Path(job["base_dir"]), job["device"], job["dtype"], job["memory_bytes"])
     if job["adapters"][0]["profile"] == SEQUENCE_CLASSIFICATION:
@@ -52,7 +52,7 @@ def _load(job: dict[str, Any], probe: Probe) -> tuple[Any, Callable[[AdapterView
         classifier = load_classifier(*where, per_token=job["adapters"][0]["per_token"])
         classify = ClassifierProbe(classifier, probe)
 
-        def of_classifier(view: AdapterView) -> dict[str, Any]:
+        def of_classifier(view: AdapterView, _hint: str) -> dict[str, Any]:
             seen = classify.run(view)
             cut = f"truncated: {seen.n_cut} inputs cut to {classifier.context} tokens" if seen.n_cut else ""
             return {
@@ -70,8 +70,8 @@ def _load(job: dict[str, Any], probe: Probe) -> tuple[Any, Callable[[AdapterView
     base = load_base(*where)
     ask = CausalProbe(base, probe)
 
-    def of_causal(view: AdapterView) -> dict[str, Any]:
-        seen = ask.run(view)
+    def of_causal(view: AdapterView, hint: str) -> dict[str, Any]:
+        seen = ask.run(view, hint)
         return {
             "profile": seen.profile,
             "profile_reason": seen.profile_reason,
@@ -135,7 +135,7 @@ def main() -> int:
             paths = [Path(path) for path in (item["weights_path"], *item["more_weights_paths"])]
             file = open_weights(paths, item["weights_name"] or paths[0].name)
             view = view_adapter(file, config, job["max_rank"], layout_plugins())
-            result = probe_one(view)
+            result = probe_one(view, item["profile"])
         except SkipError as error:
             emit("refused", adapter_id=item["adapter_id"], code=error.code, message=error.message)
             continue
