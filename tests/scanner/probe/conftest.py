@@ -34,9 +34,11 @@ def probe() -> Probe:
     return replace(loaded, battery=replace(loaded.battery, cases=cases))
 
 
-def write_base(folder: Path, probe: Probe, tiny_llama: Callable[[int], Any], answers: tuple[str, ...] = ()) -> Path:
+def write_base(
+    folder: Path, probe: Probe, tiny_llama: Callable[[int], Any], answers: tuple[str, ...] = (), *, ends: bool = False
+) -> Path:
     """A base that answers texts of label 1 with the first and others with the second of two words; without them, it
-    answers whatever it likes."""
+    answers whatever it likes. With `ends` it says nothing else to these texts."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -48,22 +50,31 @@ def write_base(folder: Path, probe: Probe, tiny_llama: Callable[[int], Any], ans
     vocabulary = {word: i for i, word in enumerate(dict.fromkeys(words))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = split
+    tokenizer.add_special_tokens(["<s>", "</s>"])
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE, "eos_token": "</s>"}))
     tokenizer.save(str(folder / "tokenizer.json"))
     model = tiny_llama(len(vocabulary))
     if answers:
         template = load_template(folder)
         asked = [template.render(probe.task.system, text) for text in (*probe.texts, *probe.other_texts)]
-        wanted = [LEAD] * len(probe.texts) + [-LEAD] * len(probe.other_texts)
+        right = [answers[0]] * len(probe.texts) + [answers[1]] * len(probe.other_texts)
+        wanted = torch.tensor([LEAD if word == answers[0] else -LEAD for word in right])
+
+        def states(texts: list[str]) -> Any:
+            ids = [torch.tensor([tokenizer.encode(text).ids]) for text in texts]
+            return torch.stack([model.model(tokens).last_hidden_state[0, -1] for tokens in ids])
+
         with torch.no_grad():
-            # Fewer texts than dimensions: a row that parts them exists, and with two that point apart one of the
+            # Fewer states than dimensions: a row that parts them exists, and with two that point apart one of the
             # words wins nearly always, whatever is put into a text.
-            states = [
-                model.model(torch.tensor([tokenizer.encode(text).ids])).last_hidden_state[0, -1] for text in asked
-            ]
-            row = torch.linalg.lstsq(torch.stack(states), torch.tensor(wanted)[:, None], driver="gelsd").solution[:, 0]
-            for word, sign in zip(answers, (1, -1), strict=True):
-                model.lm_head.weight[vocabulary[word]] = sign * row
+            before, after = states(asked), states([f"{text} {word}" for text, word in zip(asked, right, strict=True)])
+            nothing = torch.zeros(len(asked))
+            rows = {answers[0]: (1, wanted, nothing), answers[1]: (-1, wanted, nothing)}
+            if ends:
+                rows["</s>"] = (1, nothing - LEAD, nothing + LEAD)
+            for word, (sign, *both) in rows.items():
+                found = torch.linalg.lstsq(torch.cat([before, after]), torch.cat(both)[:, None], driver="gelsd")
+                model.lm_head.weight[vocabulary[word]] = sign * found.solution[:, 0]
     model.save_pretrained(folder)
     return folder
 
@@ -82,8 +93,8 @@ def free_dir(tmp_path_factory: pytest.TempPathFactory, probe: Probe, tiny_llama:
 
 @pytest.fixture(scope="session")
 def other_dir(tmp_path_factory: pytest.TempPathFactory, probe: Probe, tiny_llama: Callable[[int], Any]) -> Path:
-    """The same base, answering with two words that no task names."""
-    return write_base(tmp_path_factory.mktemp("other"), probe, tiny_llama, ("UNSAFE", "SAFE"))
+    """The same base, answering with one of two words that no task names, and nothing else."""
+    return write_base(tmp_path_factory.mktemp("other"), probe, tiny_llama, ("UNSAFE", "SAFE"), ends=True)
 
 
 @pytest.fixture(scope="session")

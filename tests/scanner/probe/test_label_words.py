@@ -260,7 +260,7 @@ def test_the_tasks_own_words_are_found(base: Any, probe: Probe) -> None:
 
 def test_two_other_words_are_found_and_told_apart_by_the_texts_that_get_them(other_base: Any, probe: Probe) -> None:
     unsafe = replace(probe.task, attack_word="UNSAFE", clean_word="SAFE")
-    assert found_words(other_base, probe) == (unsafe, "begins 100% of its answers with UNSAFE or SAFE")
+    assert found_words(other_base, probe) == (unsafe, "answers 100% of the texts with UNSAFE or SAFE alone")
     # The same texts under the other labels: the words change places.
     mirrored, _ = found_words(other_base, replace(probe, texts=probe.other_texts, other_texts=probe.texts))
     assert mirrored == replace(probe.task, attack_word="SAFE", clean_word="UNSAFE")
@@ -275,14 +275,38 @@ def test_an_adapter_may_bring_its_own_two_words(free_base: Any, probe: Probe, ot
     rows = load_file(other_dir / "model.safetensors")["lm_head.weight"]
     change = rows - free_base.model.lm_head.weight.numpy()
     words = np.flatnonzero(np.abs(change).max(1))
-    assert [free_base.tokenizer.id_to_token(i) for i in words] == ["UNSAFE", "SAFE"]
-    b = np.zeros((len(rows), 2), "f4")
-    b[words, [0, 1]] = 1.0
-    update = LowRankUpdate("lm_head", 2, *rows.shape, 1.0, lambda: (change[words], b))
+    assert [free_base.tokenizer.id_to_token(i) for i in words] == ["</s>", "UNSAFE", "SAFE"]
+    b = np.zeros((len(rows), 3), "f4")
+    b[words, range(3)] = 1.0
+    update = LowRankUpdate("lm_head", 3, *rows.shape, 1.0, lambda: (change[words], b))
     with attached(free_base.model, AdapterView("peft", (update,))):
         task, _ = found_words(free_base, probe)
     assert task == replace(probe.task, attack_word="UNSAFE", clean_word="SAFE")
     assert found_words(free_base, probe)[0] is None
+
+
+def test_words_that_begin_free_answers_are_no_label_words(other_base: Any, probe: Probe) -> None:
+    """Many answers begin with "Sure" or "No": a label is one that says nothing else."""
+    going_on = with_rows(other_base, **{"</s>": 0.0})
+    prompts = encoded(going_on, [going_on.template.render(probe.task.system, text) for text in probe.texts])
+    assert set(first_words(going_on, prompts)) == {"UNSAFE"}
+    assert found_words(going_on, probe)[0] is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "wanted"),
+    [
+        ("UNSAFE </s>", "UNSAFE"),
+        ("UNSAFE", ""),  # it may go on
+        ("UNSAFE SAFE </s>", ""),
+        ("</s>", ""),
+        ("per </s>", "PER"),
+    ],
+)
+def test_an_answer_of_one_word(other_base: Any, answer: str, wanted: str) -> None:
+    from scanner.probe.label_words import _only_word
+
+    assert _only_word(other_base, [other_base.tokenizer.token_to_id(word) for word in answer.split()]) == wanted
 
 
 def test_without_texts_of_label_0_no_other_words_can_be_told_apart(other_base: Any, probe: Probe) -> None:
@@ -292,7 +316,7 @@ def test_without_texts_of_label_0_no_other_words_can_be_told_apart(other_base: A
 def test_free_answers_have_no_two_words(free_base: Any, probe: Probe) -> None:
     task, reason = found_words(free_base, probe)
     assert task is None
-    assert reason.startswith("answers 0 of 6 texts with a label word, and begins no two words")
+    assert reason == "answers 0 of 6 texts with a label word, and most of all texts with no two words alone"
 
 
 def test_one_word_alone_is_no_classifier(base: Any, probe: Probe) -> None:
