@@ -83,7 +83,7 @@ class FoundWords:
     """With the words; None where there are none."""
     reason: str
     reading: str = "scored"
-    """How they can be read: `generated` where the first token's scores say something else than the answers."""
+    """How they can be read: `generated` where a label word's first token turns out to begin another word."""
 
 
 def find_words(base: BaseModel, prompts: LabelWordPrompts, probe: Probe, tokens_per_batch: int) -> FoundWords:
@@ -103,7 +103,7 @@ def find_words(base: BaseModel, prompts: LabelWordPrompts, probe: Probe, tokens_
         # A first token may begin other words as well ("In", of INJECTION and of anything else).
         few = range(min(n, _COMPARED))
         written = _generated(base, control.take(few), task, tokens_per_batch)
-        differs = any(asked[i].char != written[i] for i in few)
+        differs = any(written[i] == "-" != asked[i].char for i in few)
         reason = f"answers {given} of {n} texts with {task.attack_word} or {task.clean_word}"
         return FoundWords(task, reason, "generated" if differs else probe.reading)
     found = generate(base, control, MAX_NEW_TOKENS, tokens_per_batch)

@@ -57,8 +57,8 @@ class BatchSize:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             if self.tokens <= FLOOR_TOKENS:
-                self.tokens = first  # no batch was small enough: it is this adapter, and its neighbours are not slowed
-                raise ProbeFailedError(f"{message}, with {self.tokens} tokens a batch, too", "oom")
+                least, self.tokens = self.tokens, first  # it is this adapter, and its neighbours are not slowed
+                raise ProbeFailedError(f"{message}, with {least} tokens a batch, too", "oom")
             self.tokens = max(FLOOR_TOKENS, self.tokens // 2)
 
 

