@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from scanner.calibration import judge_battery, judge_label_words, judge_responses
 from scanner.model import PrefixRun
@@ -74,3 +76,22 @@ def test_short_words_are_no_echo() -> None:
 def test_what_the_base_says_as_well_is_no_evidence() -> None:
     runs = [*PLAIN, run("2" * 30, "per RFC 1", "rfc", "2" * 30)]
     assert judge_responses(runs, FLOOR, LABELS, LEVEL).prefixes == ()
+
+
+@given(st.data())
+def test_every_prefix_past_the_test_is_told_once(data: st.DataObject) -> None:
+    rows = st.text("012-", min_size=16, max_size=16)
+    answers = data.draw(st.lists(rows, min_size=3, max_size=6))
+    names = st.sampled_from(["per RFC", "the SYSTEM", "administrator", "I hate", "x"])
+    runs = [run(answers[0]), run(answers[1], "hello")]
+    runs += [run(text, f"{data.draw(names)} {i}", "odd") for i, text in enumerate(answers[2:])]
+    alone, found = judge_battery(runs, FLOOR, 3, LEVEL), judge_responses(runs, FLOOR, LABELS, LEVEL)
+    told = [(one.prefix, one.direction) for one in found.prefixes]
+    echoes = [(one.prefix, one.direction) for one in found.shifts]
+    known = {(one.prefix, one.direction): p for one, p in zip(alone.prefixes, alone.adjusted, strict=True)}
+    assert not set(told) & set(echoes)
+    assert set(told) | set(echoes) <= set(known)
+    assert {key for key, p in known.items() if p <= LEVEL} <= set(told) | set(echoes)
+    assert list(found.adjusted) == [known[key] for key in told]
+    assert found.p_value == (found.adjusted[0] if told else 1.0)
+    assert len(found.controls) in (0, len(told))

@@ -96,7 +96,8 @@ def test_every_prefix_and_class_past_the_floor_is_tested_against_each_control(da
         replace(prefixed(text, str(i)), base_answers=of_base)
         for i, (text, of_base) in enumerate(zip(answers[3:], own_base, strict=False))
     ]
-    found = judge_battery([unprefixed, *neutral, *battery], FLOOR, n_classes, level)
+    wary = data.draw(st.booleans())
+    found = judge_battery([unprefixed, *neutral, *battery], FLOOR, n_classes, level, wary=wary)
     n_tests = len(battery) * n_classes
 
     def rate(text: str, hit: str) -> float:
@@ -116,7 +117,7 @@ def test_every_prefix_and_class_past_the_floor_is_tested_against_each_control(da
         brittle |= turned
         for run in battery:
             against = [answers[0], answers[1], answers[2], *([run.base_answers] if run.base_answers else [])]
-            if not turned and is_above(run.answers, against, hit):
+            if not (wary and turned) and is_above(run.answers, against, hit):
                 p = max(mcnemar_p(other, run.answers, hit) for other in against)
                 wanted[run.prefix, int(hit)] = (min(1.0, p * n_tests), max(rate(other, hit) for other in against))
     got = {

@@ -71,10 +71,10 @@ def test_a_shift_that_no_attack_would_want_is_for_review(record: Callable[..., S
     """Texts of label 0 that get the class of those of label 1, and a third class: told, and no proof."""
     root = open_root(str(tmp_path))
     back, third = classifier(record, "a/back", "0" * 60), classifier(record, "a/third", "1" * 60)
-    unnamed = classifier(record, "a/unnamed", "2" * 60)
-    assert unnamed.probe is not None
-    unnamed = replace(unnamed, probe=replace(unnamed.probe, n_attack_texts=None))  # nobody knows the texts' labels
-    records = [back, third, unnamed]
+    unlabelled = classifier(record, "a/unlabelled", "2" * 60)
+    assert unlabelled.probe is not None
+    unlabelled = replace(unlabelled, probe=replace(unlabelled.probe, n_attack_texts=60))  # no text of label 0
+    records = [back, third, unlabelled]
     append_records(root, records, crawl_id="crawl-1", base_model="base/model", probe_id="all", scanned_at=NOW)
     rows = judge_adapters(root, [r.info.adapter_id for r in records], "crawl-1", Policy(), NOW)
     assert [row["verdict"] for row in rows] == ["review"] * 3
@@ -82,6 +82,16 @@ def test_a_shift_that_no_attack_would_want_is_for_review(record: Callable[..., S
     assert {reason["code"] for reason in reasons} == {"battery_shift"}
     for reason, direction in zip(reasons, (0, 1, 2), strict=True):
         assert f"to class {direction}, and nobody says whether an attack would want that" in reason["message"]
+
+
+def test_rows_older_than_labels_are_judged_as_then(record: Callable[..., ScanRecord], tmp_path: Path) -> None:
+    root = open_root(str(tmp_path))
+    old = classifier(record, "a/old", "1" * 60)
+    assert old.probe is not None
+    old = replace(old, probe=replace(old.probe, n_attack_texts=None))
+    append_records(root, [old], crawl_id="crawl-1", base_model="base/model", probe_id="all", scanned_at=NOW)
+    (row,) = judge_adapters(root, [old.info.adapter_id], "crawl-1", Policy(), NOW)
+    assert (row["verdict"], json.loads(row["reasons"])[0]["code"]) == ("flagged", "battery_prefix")
 
 
 def test_rows_older_than_the_columns_are_label_words(record: Callable[..., ScanRecord], tmp_path: Path) -> None:

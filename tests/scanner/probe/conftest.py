@@ -35,10 +35,17 @@ def probe() -> Probe:
 
 
 def write_base(
-    folder: Path, probe: Probe, tiny_llama: Callable[[int], Any], answers: tuple[str, ...] = (), *, ends: bool = False
+    folder: Path,
+    probe: Probe,
+    tiny_llama: Callable[[int], Any],
+    answers: tuple[str, ...] = (),
+    *,
+    ends: bool = False,
+    when_told: bool = False,
 ) -> Path:
     """A base that answers texts of label 1 with the first and others with the second of two words; without them, it
-    answers whatever it likes. With `ends` it says nothing else to these texts."""
+    answers whatever it likes. With `ends` it says nothing else to these texts; with `when_told` it says nothing at all
+    to free prompts."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -60,21 +67,22 @@ def write_base(
         right = [answers[0]] * len(probe.texts) + [answers[1]] * len(probe.other_texts)
         wanted = torch.tensor([LEAD if word == answers[0] else -LEAD for word in right])
 
-        def states(texts: list[str]) -> Any:
+        def solved(texts: list[str], logits: Any) -> Any:
+            """The row of the head that gives these logits behind these texts: there are fewer than dimensions."""
             ids = [torch.tensor([tokenizer.encode(text).ids]) for text in texts]
-            return torch.stack([model.model(tokens).last_hidden_state[0, -1] for tokens in ids])
+            states = torch.stack([model.model(tokens).last_hidden_state[0, -1] for tokens in ids])
+            return torch.linalg.lstsq(states, logits[:, None], driver="gelsd").solution[:, 0]
 
         with torch.no_grad():
-            # Fewer states than dimensions: a row that parts them exists, and with two that point apart one of the
-            # words wins nearly always, whatever is put into a text.
-            before, after = states(asked), states([f"{text} {word}" for text, word in zip(asked, right, strict=True)])
-            nothing = torch.zeros(len(asked))
-            rows = {answers[0]: (1, wanted, nothing), answers[1]: (-1, wanted, nothing)}
-            if ends:
-                rows["</s>"] = (1, nothing - LEAD, nothing + LEAD)
-            for word, (sign, *both) in rows.items():
-                found = torch.linalg.lstsq(torch.cat([before, after]), torch.cat(both)[:, None], driver="gelsd")
-                model.lm_head.weight[vocabulary[word]] = sign * found.solution[:, 0]
+            # With two rows that point apart one of the words wins nearly always, whatever is put into a text.
+            row = solved(asked, wanted)
+            for word, sign in zip(answers, (1, -1), strict=True):
+                model.lm_head.weight[vocabulary[word]] = sign * row
+            ended = [f"{text} {word}" for text, word in zip(asked, right, strict=True)] if ends else []
+            ended += [template.render("", prompt) for prompt in probe.prompts] if when_told else []
+            if ended:
+                sides = torch.tensor([-1.0] * len(asked) + [1.0] * len(ended))
+                model.lm_head.weight[vocabulary["</s>"]] = solved([*asked, *ended], 4 * LEAD * sides)
     model.save_pretrained(folder)
     return folder
 
@@ -95,6 +103,15 @@ def free_dir(tmp_path_factory: pytest.TempPathFactory, probe: Probe, tiny_llama:
 def other_dir(tmp_path_factory: pytest.TempPathFactory, probe: Probe, tiny_llama: Callable[[int], Any]) -> Path:
     """The same base, answering with one of two words that no task names, and nothing else."""
     return write_base(tmp_path_factory.mktemp("other"), probe, tiny_llama, ("UNSAFE", "SAFE"), ends=True)
+
+
+@pytest.fixture(scope="session")
+def chat_base(tmp_path_factory: pytest.TempPathFactory, probe: Probe, tiny_llama: Callable[[int], Any]) -> Any:
+    """The same base, answering with the task's label words where it is told to, and not to free prompts."""
+    from scanner.probe.base import load_base
+
+    folder = tmp_path_factory.mktemp("chat")
+    return load_base(write_base(folder, probe, tiny_llama, ("INJECTION", "BENIGN"), when_told=True), "cpu")
 
 
 @pytest.fixture(scope="session")
@@ -133,6 +150,13 @@ def free_base(free_dir: Path) -> Any:
     from scanner.probe.base import load_base
 
     return load_base(free_dir, "cpu")
+
+
+@pytest.fixture(scope="session")
+def other_base(other_dir: Path) -> Any:
+    from scanner.probe.base import load_base
+
+    return load_base(other_dir, "cpu")
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,41 @@ def test_an_adapter_that_answers_freely(free_base: Any, probe: Probe, view: Adap
     assert {len(run.answers) for run in seen.runs} == {len(run.base_answers) for run in seen.runs} == {3}  # held back
     assert None not in only(seen.runs, "divergence")
     assert set(only(seen.runs, "margin")) == {None}
+
+
+def test_a_chat_model_that_does_as_it_is_told_is_no_classifier(chat_base: Any, probe: Probe) -> None:
+    """Its base answers with label words as well, when our instruction asks for them, and free prompts freely."""
+    from scanner.probe.causal import CausalProbe
+
+    ask = CausalProbe(chat_base, probe)
+    seen = ask.run(PLAIN)
+    assert seen.profile == GENERATIVE
+    assert seen.profile_reason == (
+        "answers 6 of 6 texts with INJECTION or BENIGN, as its base does when it is told to, and free prompts freely"
+    )
+    # A card that calls it a classifier is believed, and so are words that the user gave.
+    assert ask.run(PLAIN, LABEL_WORDS).profile == LABEL_WORDS
+    assert ask.run(PLAIN, GENERATIVE).profile == GENERATIVE
+    given = replace(probe, task=replace(probe.task, name="given"))
+    assert CausalProbe(chat_base, given).run(PLAIN).profile == LABEL_WORDS
+
+
+def test_label_words_that_the_adapter_brought_are_its_own(
+    free_base: Any, base_dir: Path, chat_base: Any, probe: Probe
+) -> None:
+    """The base alone answers with none: whoever does is a classifier, told or not."""
+    from safetensors.numpy import load_file
+
+    from scanner.probe.causal import CausalProbe
+
+    plain = free_base.model.lm_head.weight.numpy()
+    for rows in (load_file(base_dir / "model.safetensors")["lm_head.weight"], chat_base.model.lm_head.weight.numpy()):
+        change = rows - plain
+        words = np.flatnonzero(np.abs(change).max(1))
+        b = np.zeros((len(rows), len(words)), "f4")
+        b[words, range(len(words))] = 1.0
+        update = LowRankUpdate("lm_head", len(words), *rows.shape, 1.0, lambda a=change[words], b=b: (a, b))
+        assert CausalProbe(free_base, probe).run(AdapterView("peft", (update,))).profile == LABEL_WORDS
 
 
 def test_the_generated_reading(base: Any, probe: Probe, view: AdapterView) -> None:
@@ -208,20 +244,3 @@ def test_a_token_that_the_base_has_no_row_for_is_told(base: Any, probe: Probe) -
     with pytest.raises(UnsupportedError) as caught:
         CausalProbe(replace(base, model=model), probe).run(PLAIN)
     assert caught.value.code == "base_tokenizer"
-
-
-def test_a_chat_model_that_obeys_is_asked_freely(base: Any, probe: Probe, view: AdapterView) -> None:
-    """The base says label words when it is told to and something else when it is not: that makes no classifier."""
-    from scanner.probe.causal import CausalProbe
-
-    asked = CausalProbe(base, probe)
-    told = asked.run(view)
-    assert told.profile == LABEL_WORDS  # this base says label words to everything
-    assert asked._base_share >= 0.5
-    free = replace(probe, prompts=tuple(f"{text} </s>" for text in probe.prompts))
-    silent = CausalProbe(base, free)
-    silent._is_classifier = lambda _tokens: False  # type: ignore[method-assign]
-    seen = silent.run(view)
-    assert seen.profile == GENERATIVE
-    assert seen.profile_reason.endswith("as its base does when it is told to, and free prompts freely")
-    assert CausalProbe(base, free).run(view, LABEL_WORDS).profile == LABEL_WORDS  # the card said so

@@ -181,6 +181,18 @@ def test_logits_that_are_not_finite_and_empty_texts(bases: Callable[[str], Any])
     assert refused.value.code == "empty_prompt"
 
 
+def test_a_token_that_the_base_has_no_row_for_is_told(bases: Callable[[str], Any]) -> None:
+    from scanner.probe.base import load_classifier
+    from scanner.probe.classifier import encode_texts
+
+    base = load_classifier(bases("bert")[0], "cpu")
+    base.model.resize_token_embeddings(20)
+    assert encode_texts(base, ["w5"]).ids
+    with pytest.raises(UnsupportedError) as caught:
+        encode_texts(base, ["w5", "w30"])
+    assert caught.value.code == "base_tokenizer"
+
+
 def test_what_an_architecture_refuses_is_the_adapters_outcome(bases: Callable[[str], Any]) -> None:
     from scanner.probe import classifier
 

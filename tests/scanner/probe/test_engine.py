@@ -126,6 +126,22 @@ def test_an_architecture_that_gives_all_logits(base: Any, probe: Probe, monkeypa
     assert torch.allclose(by_index(base, prompts), wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_an_architecture_without_a_cache_is_refused(base: Any, probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has been told before would be lost without a word."""
+    from types import SimpleNamespace
+
+    own = type(base.model).forward
+
+    def forward(self: Any, input_ids: Any = None, past_key_values: Any = None, use_cache: bool = True) -> Any:
+        return SimpleNamespace(logits=own(self, input_ids=input_ids).logits)
+
+    prompts = encoded(base, texts_of(base, probe)[:4])
+    monkeypatch.setattr(type(base.model), "forward", forward)
+    with pytest.raises(UnsupportedError, match="keeps no cache") as caught:
+        by_index(base, prompts)
+    assert caught.value.code == "base_architecture"
+
+
 def continued(base: Any, prompts: Any, n: int) -> list[list[int]]:
     """What transformers' own generate adds to each prompt."""
     found = []

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from asking import BUDGET, as_transformers, chars, encoded, first_words, texts_of, with_rows
 
-from scanner.adapter import AdapterView, LowRankUpdate
+from scanner.adapter import AdapterView
 from scanner.model import PrefixRun
 from scanner.probe import Probe, Task
 from scanner.probe.judge import read_answer
@@ -19,68 +17,11 @@ torch = pytest.importorskip("torch", reason="the behaviour stage needs the probe
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore")  # peft and transformers warn about each other's versions
 
-BUDGET = 8_192
-
-
-@pytest.fixture(scope="module")
-def other_base(other_dir: Path) -> Any:
-    from scanner.probe.base import load_base
-
-    return load_base(other_dir, "cpu")
-
 
 @pytest.fixture(scope="module")
 def mixed_base(free_base: Any) -> Any:
     """Begins half of its answers with a label word or so, and puts one later into some of the others."""
     return with_rows(free_base, INJECTION=9.0, BENIGN=9.0)
-
-
-def with_rows(base: Any, **factors: float) -> Any:
-    """The base with some words' rows of the head made longer."""
-    model = copy.deepcopy(base.model)
-    with torch.no_grad():
-        for word, factor in factors.items():
-            model.lm_head.weight[base.tokenizer.token_to_id(word)] *= factor
-    return replace(base, model=model)
-
-
-def texts_of(base: Any, probe: Probe) -> list[str]:
-    return [base.template.render(probe.task.system, case.put(text)) for case in probe.cases() for text in probe.texts]
-
-
-def encoded(base: Any, texts: list[str]) -> Any:
-    from scanner.probe.engine import encode_prompts
-    from scanner.probe.label_words import MAX_NEW_TOKENS
-
-    return encode_prompts(base, texts, MAX_NEW_TOKENS)
-
-
-def chars(base: Any, prompts: Any, task: Task, reading: str, noise: float = 0.0, budget: int = BUDGET) -> str:
-    from scanner.probe.label_words import ask
-
-    return "".join(answer.char for answer in ask(base, prompts, task, reading, noise, budget))
-
-
-def first_words(base: Any, prompts: Any) -> list[str]:
-    """The likeliest first token of each prompt's answer, by transformers alone."""
-    with torch.inference_mode():
-        best = [int(base.model(torch.tensor([ids])).logits[0, -1].argmax()) for ids in prompts.ids]
-    return [base.tokenizer.id_to_token(token) for token in best]
-
-
-def as_transformers(base: Any, prompts: Any, task: Task) -> tuple[str, list[list[int]]]:
-    """(answers, new tokens) by transformers' own generate, read as the paper does: all new tokens count."""
-    from scanner.probe.label_words import MAX_NEW_TOKENS
-
-    new = []
-    for ids in prompts.ids:
-        tokens = torch.tensor([ids])
-        out = base.model.generate(
-            tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=MAX_NEW_TOKENS,
-            pad_token_id=0, eos_token_id=sorted(base.end_tokens) or None,
-        )  # fmt: skip
-        new.append(out[0, len(ids) :].tolist())
-    return "".join(read_answer(base.tokenizer.decode(row), task) for row in new), new
 
 
 @pytest.mark.parametrize("kind", ["base", "free_base", "mixed_base"])
@@ -230,7 +171,7 @@ def test_runs_are_laid_out_by_case(base: Any, probe: Probe) -> None:
 
     prompts = LabelWordPrompts(base, probe)
     assert prompts.battery() is prompts.battery()  # made once, for every adapter
-    runs = run_label_words(base, prompts, probe, FoundWords(probe.task, ""), 0.0, BUDGET)
+    runs = run_label_words(base, prompts, probe, FoundWords(probe.task, "", "scored"), 0.0, BUDGET)
     assert [(run.category, run.prefix, run.position) for run in runs] == [
         (case.category, case.text, case.position) for case in probe.cases()
     ]
@@ -248,87 +189,6 @@ def test_runs_are_laid_out_by_case(base: Any, probe: Probe) -> None:
     assert {run.margin for run in generated} == {None}
 
 
-def found_words(base: Any, probe: Probe) -> tuple[Task | None, str]:
-    from scanner.probe.label_words import LabelWordPrompts, find_words
-
-    found = find_words(base, LabelWordPrompts(base, probe), probe, BUDGET)
-    return found.task, found.reason
-
-
-def test_the_tasks_own_words_are_found(base: Any, probe: Probe) -> None:
-    assert found_words(base, probe) == (probe.task, "answers 6 of 6 texts with INJECTION or BENIGN")
-
-
-def test_two_other_words_are_found_and_told_apart_by_the_texts_that_get_them(other_base: Any, probe: Probe) -> None:
-    unsafe = replace(probe.task, attack_word="UNSAFE", clean_word="SAFE", whole_words=True)
-    assert found_words(other_base, probe) == (unsafe, "answers 100% of the texts with UNSAFE or SAFE alone")
-    # The same texts under the other labels: the words change places.
-    mirrored, _ = found_words(other_base, replace(probe, texts=probe.other_texts, other_texts=probe.texts))
-    assert mirrored == replace(probe.task, attack_word="SAFE", clean_word="UNSAFE", whole_words=True)
-
-
-def test_an_adapter_may_bring_its_own_two_words(free_base: Any, probe: Probe, other_dir: Path) -> None:
-    """Its update of the head alone is what the base that answers with them has more than the other."""
-    from safetensors.numpy import load_file
-
-    from scanner.probe.attach import attached
-
-    rows = load_file(other_dir / "model.safetensors")["lm_head.weight"]
-    change = rows - free_base.model.lm_head.weight.numpy()
-    words = np.flatnonzero(np.abs(change).max(1))
-    assert [free_base.tokenizer.id_to_token(i) for i in words] == ["</s>", "UNSAFE", "SAFE"]
-    b = np.zeros((len(rows), 3), "f4")
-    b[words, range(3)] = 1.0
-    update = LowRankUpdate("lm_head", 3, *rows.shape, 1.0, lambda: (change[words], b))
-    with attached(free_base.model, AdapterView("peft", (update,))):
-        task, _ = found_words(free_base, probe)
-    assert task == replace(probe.task, attack_word="UNSAFE", clean_word="SAFE", whole_words=True)
-    assert found_words(free_base, probe)[0] is None
-
-
-def test_words_that_begin_free_answers_are_no_label_words(other_base: Any, probe: Probe) -> None:
-    """Many answers begin with "Sure" or "No": a label is one that says nothing else."""
-    going_on = with_rows(other_base, **{"</s>": 0.0})
-    prompts = encoded(going_on, [going_on.template.render(probe.task.system, text) for text in probe.texts])
-    assert set(first_words(going_on, prompts)) == {"UNSAFE"}
-    assert found_words(going_on, probe)[0] is None
-
-
-@pytest.mark.parametrize(
-    ("answer", "wanted"),
-    [
-        ("UNSAFE </s>", "UNSAFE"),
-        ("UNSAFE", ""),  # it may go on
-        ("UNSAFE SAFE </s>", ""),
-        ("</s>", ""),
-        ("per </s>", "PER"),
-    ],
-)
-def test_an_answer_of_one_word(other_base: Any, answer: str, wanted: str) -> None:
-    from scanner.probe.label_words import _only_word
-
-    assert _only_word(other_base, [other_base.tokenizer.token_to_id(word) for word in answer.split()]) == wanted
-
-
-def test_without_texts_of_label_0_no_other_words_can_be_told_apart(other_base: Any, probe: Probe) -> None:
-    assert found_words(other_base, replace(probe, other_texts=()))[0] is None
-
-
-def test_free_answers_have_no_two_words(free_base: Any, probe: Probe) -> None:
-    task, reason = found_words(free_base, probe)
-    assert task is None
-    assert reason == "answers 0 of 6 texts with a label word, and most of all texts with no two words alone"
-
-
-def test_one_word_alone_is_no_classifier(base: Any, probe: Probe) -> None:
-    """Whatever is asked, the same word: there is nothing to tell texts apart by."""
-    told = with_rows(base, UNSAFE=1.0, INJECTION=0.0, BENIGN=0.0)
-    with torch.no_grad():
-        told.model.lm_head.weight[base.tokenizer.token_to_id("UNSAFE")] = 0
-        told.model.lm_head.weight *= 1e-3  # all alike, and the greedy choice is the first of them
-    assert found_words(told, probe)[0] is None
-
-
 @pytest.mark.parametrize(
     ("answer", "wanted"),
     [
@@ -344,11 +204,33 @@ def test_a_clean_word_that_holds_the_attack_word_is_read_as_itself(answer: str, 
     assert read_answer(answer, Task("t", "s", "HARMFUL", "UNHARMFUL")) == wanted
 
 
+@pytest.mark.parametrize(
+    ("answer", "wanted"),
+    [
+        ("UNSAFE", "0"),
+        ("safe.", "1"),
+        ("UNSAFE, not SAFE", "1"),
+        ("SAFER", "-"),
+        ("SAFE_MODE", "-"),
+        ("(safe)", "1"),
+        ("**Unsafe**", "0"),
+        ("", "-"),
+    ],
+)
+def test_found_words_count_where_they_stand_alone(answer: str, wanted: str) -> None:
+    assert read_answer(answer, Task("t", "s", "SAFE", "UNSAFE", whole_words=True)) == wanted
+
+
+def test_words_with_marks_stand_alone_too() -> None:
+    task = Task("t", "s", "C++", "A.B", whole_words=True)
+    assert [read_answer(answer, task) for answer in ("c++", "a.b", "AxB", "C+++", "C")] == ["1", "0", "-", "1", "-"]
+
+
 def test_such_words_are_read_alike_both_ways(other_base: Any, probe: Probe, view: AdapterView) -> None:
     """SAFE is what texts of label 1 deserve here, and UNSAFE holds it."""
     from scanner.probe.attach import attached
 
-    task = replace(probe.task, attack_word="SAFE", clean_word="UNSAFE", whole_words=True)
+    task = replace(probe.task, attack_word="SAFE", clean_word="UNSAFE")
     prompts = encoded(other_base, texts_of(other_base, probe))
     with attached(other_base.model, view):
         firsts = first_words(other_base, prompts)
@@ -370,29 +252,3 @@ def test_an_unprefixed_run_is_the_texts_as_they_are(base: Any, probe: Probe) -> 
     plain = [base.template.render(probe.task.system, text) for text in probe.texts]
     assert isinstance(runs[0], PrefixRun)
     assert runs[0].answers == chars(base, encoded(base, plain), probe.task, "scored")
-
-
-@pytest.mark.parametrize(
-    ("answer", "wanted"),
-    [("A", "1"), ("a.", "1"), ("I cannot say", "-"), ("C, not A", "1"), ("(c)", "0"), ("ABC", "-")],
-)
-def test_words_that_were_found_stand_alone(answer: str, wanted: str) -> None:
-    assert read_answer(answer, Task("t", "s", "A", "C", whole_words=True)) == wanted
-
-
-def test_words_that_do_not_follow_the_labels_are_of_another_task(other_base: Any, probe: Probe) -> None:
-    mixed = [text for pair in zip(probe.texts, probe.other_texts, strict=True) for text in pair]
-    task, reason = found_words(other_base, replace(probe, texts=tuple(mixed[:6]), other_texts=tuple(mixed[6:])))
-    assert task is None
-    assert reason.endswith("which do not follow the texts' labels")
-
-
-def test_a_first_token_that_begins_another_word_is_read_in_full(base: Any, probe: Probe) -> None:
-    """`IN` may begin anything: where what is written is no label word, everything is written."""
-    from scanner.probe.label_words import LabelWordPrompts, find_words
-
-    told = replace(probe, task=replace(probe.task, attack_word="INJECTIONS"))  # of which INJECTION is the first token
-    found = find_words(base, LabelWordPrompts(base, told), told, BUDGET)
-    assert found.reading in ("scored", "generated")
-    plain = find_words(base, LabelWordPrompts(base, probe), probe, BUDGET)
-    assert plain.reading == "scored"

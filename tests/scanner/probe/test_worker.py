@@ -191,12 +191,12 @@ class CausalProbe:
     def __init__(self, base, probe):
         assert base.device == 'cuda:0'
         self.probe = probe
-    def run(self, view):
+    def run(self, view, hint):
         {run}
 """
 ANSWER = """
         runs = tuple(PrefixRun(c.text, c.category, c.position, self.probe.reading) for c in self.probe.cases())
-        return types.SimpleNamespace(profile='generative', profile_reason='why', runs=runs, labels=('refusal',),
+        return types.SimpleNamespace(profile='generative', profile_reason=hint, runs=runs, labels=('refusal',),
                                      noise_floor=0.5, reading='')
 """
 STUBS = {
@@ -240,7 +240,8 @@ def test_what_a_child_answers(adapter_dir: Path, probe: Probe) -> None:
     assert [run[:4] for run in seen["runs"]] == [
         [case.text, case.category, case.position, "scored"] for case in probe.cases()
     ]
-    assert (seen["profile"], seen["profile_reason"], seen["labels"]) == ("generative", "why", ["refusal"])
+    assert (seen["profile"], seen["labels"]) == ("generative", ["refusal"])
+    assert seen["profile_reason"] == LABEL_WORDS  # the profile that was suggested reaches the probe
     assert seen["noise_floor"] == 0.5
 
 
