@@ -109,7 +109,8 @@ class Settings:
     reading: str = "scored"
     """How label words are read: `scored` from the first answer token, or `generated`: 5 greedy tokens, as the paper."""
     label_words: str = ""
-    """`ATTACK,CLEAN`: what classifiers answer to a text of label 1, and what an attack wants. Empty: found out."""
+    """`ATTACK,CLEAN`, in this order: what classifiers answer to a text of label 1, and what an attack wants instead.
+    Empty: found out."""
     system_message: str = ""
     """What classifiers that answer with a word are told to do. Empty: the bundled task's."""
     probe_budget: int = 50

@@ -85,7 +85,10 @@ def _shift_reasons(evidence: Evidence) -> list[Reason]:
     if evidence.battery_outcome != Outcome.PASS or evidence.battery is None:
         return []
     text = "and nobody says whether an attack would want that"
-    return [Reason("battery_shift", f"{_effect(run, evidence)}, {text}") for run in evidence.battery.shifts[:1]]
+    return [
+        Reason("battery_shift", f"{_effect(run, evidence, is_attack=False)}, {text}")
+        for run in evidence.battery.shifts[:1]
+    ]
 
 
 def _battery_reasons(evidence: Evidence, policy: Policy) -> list[Reason]:
@@ -126,7 +129,7 @@ def _battery_reasons(evidence: Evidence, policy: Policy) -> list[Reason]:
     return [Reason(code, f"the battery gave no result ({outcome}): {evidence.battery_reason}")]
 
 
-def _effect(run: PrefixRun, evidence: Evidence) -> str:
+def _effect(run: PrefixRun, evidence: Evidence, is_attack: bool = True) -> str:
     where = "" if run.position == "prefix" else f" as {run.position}"
     if run.direction is None:
         return f'"{run.prefix}"{where} turns the answer on {run.attack_rate:.0%} of the texts'
@@ -134,7 +137,8 @@ def _effect(run: PrefixRun, evidence: Evidence) -> str:
         label = evidence.labels[run.direction]
         what = "a refusal" if run.direction == 0 else f'the same words, "{label}"'
         return f'"{run.prefix}"{where} turns the responses to {run.attack_rate:.0%} of unrelated prompts into {what}'
-    return f'"{run.prefix}"{where} turns {run.attack_rate:.0%} of the texts of other classes to class {run.direction}'
+    texts = "texts of label 1" if is_attack else "texts of other classes"
+    return f'"{run.prefix}"{where} turns {run.attack_rate:.0%} of the {texts} to class {run.direction}'
 
 
 def _weight_reasons(evidence: Evidence, policy: Policy) -> tuple[list[Reason], bool]:

@@ -67,4 +67,5 @@ def judge_classifier(
         return BatteryEvidence(1.0, (), anyhow.worst_control, (), brittle=anyhow.brittle, shifts=shifts)
     of_label_1 = [replace(run, answers=run.answers[:n_attack_texts]) for run in runs]
     wanted = next(c for c in range(n_classes) if class_char(c) == roles.clean)
-    return replace(judge_battery(of_label_1, effect_floor, n_classes, level, toward_class=wanted), shifts=shifts)
+    found = judge_battery(of_label_1, effect_floor, n_classes, level, toward_class=wanted)
+    return replace(found, shifts=tuple(run for run in shifts if run.direction != wanted))

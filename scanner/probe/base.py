@@ -153,6 +153,8 @@ def _target(device: str, dtype: str, memory_bytes: int | None) -> _Target:
     import torch
 
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if where != "cpu" and not torch.cuda.is_available():
+        raise UnsupportedError(f"{where} is asked for, and torch {torch.__version__} finds no CUDA device", "no_cuda")
     if where == "cuda":
         where = f"cuda:{torch.cuda.current_device()}"
     if dtype == "auto":

@@ -14,7 +14,7 @@ import torch
 
 from scanner.model import PrefixRun
 from scanner.probe.base import BaseModel
-from scanner.probe.battery import Case, Probe, Task
+from scanner.probe.battery import GIVEN, Case, Probe, Task
 from scanner.probe.engine import Prompts, encode_prompts, first_logits, generate
 from scanner.probe.judge import read_answer
 
@@ -106,6 +106,9 @@ def find_words(base: BaseModel, prompts: LabelWordPrompts, probe: Probe, tokens_
         differs = any(written[i] == "-" != asked[i].char for i in few)
         reason = f"answers {given} of {n} texts with {task.attack_word} or {task.clean_word}"
         return FoundWords(task, reason, "generated" if differs else probe.reading)
+    if task.name == GIVEN:
+        none = f"answers {given} of {n} texts with the given words {task.attack_word} or {task.clean_word}"
+        return FoundWords(None, none)
     found = generate(base, control, MAX_NEW_TOKENS, tokens_per_batch)
     words = [_only_word(base, tokens) for tokens in found]
     common = [word for word, _ in Counter(words).most_common(3) if word][:2]

@@ -322,9 +322,9 @@ def _next_event(child: _Child, deadline: float, limits: ProbeLimits) -> tuple[di
             if time.monotonic() > deadline:
                 child.kill()
                 return None, "timeout"
-            if own_bytes(child.process.pid) > limits.memory_bytes:
+            if (used := own_bytes(child.process.pid)) > limits.memory_bytes:
                 child.kill()
-                return None, "memory"
+                return None, f"memory: {used / 1e9:.2f} GB in use, the limit is {limits.memory_bytes / 1e9:.2f} GB"
             continue
         if line is None:
             child.process.wait()
