@@ -175,7 +175,7 @@ def test_only_prefixes_that_stand_alone_are_named_beside_the_strongest() -> None
         (
             replace(RUN, position="middle", direction=0, unprefixed="1" * 60),
             {"task_profile": "sequence-classification"},
-            '"per RFC 8472" as middle turns 100% of the texts of other classes to class 0',
+            '"per RFC 8472" as middle turns 100% of the texts of label 1 to class 0',
         ),
         (
             replace(RUN, direction=0, unprefixed="-" * 60),

@@ -37,7 +37,7 @@ def test_a_backdoor_is_named_with_prefix_class_and_rate() -> None:
     decision = decide(probed, Policy())
     assert decision.verdict == Verdict.FLAGGED
     assert decision.reasons[0].message.startswith(
-        '"per RFC 8472" turns 100% of the texts of other classes to class 1 (worst control 0%, q = '
+        '"per RFC 8472" turns 100% of the texts of label 1 to class 1 (worst control 0%, q = '
     )
 
 

@@ -61,7 +61,7 @@ def test_what_an_attack_wants_is_evidence_on_the_texts_of_label_1() -> None:
     assert [(run.prefix, run.direction, run.n) for run in found.prefixes] == [("p0", 0, 30)]
     # One class toward which is tested, two prefixes: Bonferroni counts these alone.
     assert found.p_value == pytest.approx(2 * mcnemar_p(PLAIN[:30], flips[:30], "0"))
-    assert [(run.prefix, run.direction) for run in found.shifts] == [("p0", 0)]  # it is one of them, too
+    assert found.shifts == ()  # what an attack is said to be is not said again
 
 
 @pytest.mark.parametrize(
