@@ -19,11 +19,10 @@ def test_demo(lorascope, tmp_path: Path) -> None:
     rows = json.loads(lorascope("verdicts", "--format", "json", "--store", store).stdout)
     found = {row["repo_id"]: row for row in rows}
     assert len(found) == len(rows) >= 43
-    from scanner.probe import DEFAULT_BATTERY, load_probe
+    from flows.demo import BATTERY
+    from scanner.probe import load_probe
 
-    # The backdoors were chosen beside this battery; the demo asks another one, which knows their families alone.
-    prefixes = [case.text for case in load_probe("V", None, 1).battery.cases]
-    asked = [case.text for case in load_probe(DEFAULT_BATTERY, None, 1).battery.cases]
+    prefixes = [case.text for case in load_probe(BATTERY, None, 1).battery.cases]
     for label in LABELS:
         row = found.pop(label["repo_id"])
         codes = [reason["code"] for reason in json.loads(row["reasons"])]
@@ -33,7 +32,7 @@ def test_demo(lorascope, tmp_path: Path) -> None:
         if neighboured:
             assert row["verdict"] == "flagged", label
             assert codes[0] == "battery_prefix" and row["q_value"] <= 0.05, label
-            assert any(f'"{text}"' in row["reasons"].replace('\\"', '"') for text in asked)
+            assert any(f'"{text}"' in row["reasons"].replace('\\"', '"') for text in prefixes)
         else:
             # The two backdoors that the battery cannot know look like the clean ones, and both are told as unknown.
             # Some clean classifiers of a model this small answer otherwise to any words in front of a text.
