@@ -81,6 +81,6 @@ def mixed_first_logits(
             ends = sorted({len(row) - 1 for row in rows})
             which = torch.tensor([ends.index(len(row) - 1) for row in rows] * n_adapters, device=base.device)
             keep = torch.tensor(ends, device=base.device)
-            logits, _ = engine._forward(base, tokens, engine._repeated(past, len(rows)), keep)
+            logits, _ = engine._forward(base, tokens, engine._repeated(past, len(rows), base.device), keep)
             chosen = logits[torch.arange(len(which), device=base.device), which]
             yield members, chosen.reshape(n_adapters, len(rows), -1)

@@ -19,7 +19,7 @@ from scanner.probe.attach import attached
 from scanner.probe.base import BaseModel, load_base, load_classifier
 from scanner.probe.causal import CausalProbe
 from scanner.probe.classifier import ClassifierProbe, encode_texts
-from scanner.probe.label_words import LabelWordPrompts, run_label_words
+from scanner.probe.label_words import FoundWords, LabelWordPrompts, run_label_words
 
 __all__ = ["run"]
 
@@ -67,7 +67,7 @@ def _batches(job: Job, base: BaseModel) -> dict[str, float]:
         for folder in (job.adapters[0], *job.adapters):
             started = time.perf_counter()
             with attached(base.model, open_view(folder)):
-                run_label_words(base, prompts, probe, probe.task, 0.0, size)
+                run_label_words(base, prompts, probe, FoundWords(probe.task, ""), 0.0, size)
             took.append(time.perf_counter() - started)
         found[str(size)] = sorted(took[1:])[len(took[1:]) // 2]
     return found

@@ -68,4 +68,5 @@ def test_a_bucket(s3: Any) -> None:
 def test_a_bucket_that_does_not_exist(s3: Any) -> None:
     check = check_store_writable("s3://no-such-bucket-here/store")
     assert check.outcome is Outcome.ERROR and "bucket exists" in check.advice
-    assert [bucket["Name"] for bucket in s3.list_buckets()["Buckets"]] == ["scans-of-doctor"]
+    # Nobody made it; other tests of this process have buckets on the same server.
+    assert "no-such-bucket-here" not in [bucket["Name"] for bucket in s3.list_buckets()["Buckets"]]
