@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -81,6 +82,9 @@ def mixed_first_logits(
             ends = sorted({len(row) - 1 for row in rows})
             which = torch.tensor([ends.index(len(row) - 1) for row in rows] * n_adapters, device=base.device)
             keep = torch.tensor(ends, device=base.device)
-            logits, _ = engine._forward(base, tokens, engine._repeated(past, len(rows), base.device), keep)
+            own = copy.deepcopy(past)  # caches grow in place
+            if own is not None:
+                own.batch_repeat_interleave(len(rows))
+            logits, _ = engine._forward(base, tokens, own, keep)
             chosen = logits[torch.arange(len(which), device=base.device), which]
             yield members, chosen.reshape(n_adapters, len(rows), -1)
