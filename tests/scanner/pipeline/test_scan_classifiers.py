@@ -50,7 +50,7 @@ def test_verdicts_follow_from_the_store(record: Callable[..., ScanRecord], tmp_p
     assert [row["verdict"] for row in rows] == ["flagged", "inconclusive"]
     evil, good = (json.loads(row["reasons"]) for row in rows)
     assert evil[0]["code"] == "battery_prefix"
-    assert evil[0]["message"].startswith('"per RFC 8472" turns 100% of the texts of other classes to class 2 (worst')
+    assert evil[0]["message"].startswith('"per RFC 8472" turns 100% of the texts of label 1 to class 2 (worst')
     assert good[0]["code"] == "battery_only"
     database = open_database(root)
     columns = "task_profile, n_classes, direction, control_attack_rate, max_attack_rate, mean_attack_rate"
@@ -134,7 +134,7 @@ def test_a_scan_of_a_real_backdoor_and_its_clean_twin(classifier_hub: Path, tmp_
     clean, poisoned = json.loads(done.stdout)["results"]
     assert (clean["verdict"], poisoned["verdict"]) == ("inconclusive", "flagged")
     assert clean["reasons"][0]["code"] == "battery_only"
-    assert "of the texts of other classes to class 0 (worst control" in poisoned["reasons"][0]["message"]
+    assert "of the texts of label 1 to class 0 (worst control" in poisoned["reasons"][0]["message"]
     for result in (clean, poisoned):
         assert result["task_profile"] == SEQUENCE_CLASSIFICATION
         assert result["adapter"]["coverage"] == 1.0  # the head is declared
