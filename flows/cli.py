@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from scanner.errors import LorascopeError
-from scanner.settings import DEFAULT_BATTERY
+from scanner.settings import DEFAULT_BATTERY, FEATURE_SETS, READINGS
 
 __all__ = ["main"]
 
@@ -36,7 +36,7 @@ probe_options = (
     ),
     click.option(
         "--reading",
-        type=click.Choice(["scored", "generated"]),
+        type=click.Choice(READINGS),
         help="Label words by their scores, or 5 greedy tokens.  [default: LORASCOPE_READING, else scored]",
     ),
 )
@@ -44,7 +44,7 @@ probe_options = (
 
 features_option = click.option(
     "--features",
-    type=click.Choice(["default", "full"]),
+    type=click.Choice(FEATURE_SETS),
     help="Weight features; full looks at every entry of ΔW, too.  [default: LORASCOPE_FEATURES, else default]",
 )
 

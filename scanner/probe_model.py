@@ -11,6 +11,7 @@ __all__ = [
     "GENERATIVE",
     "LABEL_WORDS",
     "MAX_CLASSES",
+    "MIN_ACCURACY",
     "NOT_APPLICABLE",
     "SEQUENCE_CLASSIFICATION",
     "BatteryStatistics",
@@ -32,6 +33,8 @@ GENERATIVE = "generative"
 NOT_APPLICABLE = "not_applicable"
 """Task profile of adapters that there is no way to ask."""
 MAX_CLASSES = 1_000
+MIN_ACCURACY = 0.75
+"""Balanced accuracy on the texts' labels from which on classes or found words count as those of the texts' own task."""
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _IDEOGRAPHS = 0x4E00
 _FULL_SHARE = 0.95

@@ -58,8 +58,8 @@ class Decision:
 def decide(evidence: Evidence, policy: Policy) -> Decision:
     """Apply the rules in order; a verdict is never better than what was looked at."""
     worst = max((f.severity.order for f in evidence.findings if f.outcome == Outcome.FINDING), default=-1)
-    # A grave rule that could not tell is looked at by a person, too.
     shifts = _shift_reasons(evidence)
+    # A grave rule that could not tell is looked at by a person, too.
     static = [Reason(f.rule_id, f.message) for f in evidence.findings if f.severity.order >= Severity.MEDIUM.order]
     battery = _battery_reasons(evidence, policy)
     weights, outlier = _weight_reasons(evidence, policy)

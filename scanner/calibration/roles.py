@@ -7,12 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from scanner.calibration.paired import BatteryEvidence, judge_battery
-from scanner.model import PrefixRun, class_char
+from scanner.model import MIN_ACCURACY, PrefixRun, class_char
 
 __all__ = ["ClassRoles", "find_roles", "judge_classifier"]
-
-MIN_ACCURACY = 0.75
-"""Balanced accuracy from which on a classifier counts as one of the task that the texts are labelled for."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ uploaded config reaches a framework's loader.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from scanner.adapter import AdapterView, LowRankUpdate
 from scanner.errors import UnsupportedError
 
-__all__ = ["HOOKED", "MERGED", "attached", "best_way", "hooked", "merged"]
+__all__ = ["HOOKED", "MERGED", "applied", "attached", "best_way", "hooked", "merged"]
 
 HOOKED = "hooked"
 MERGED = "merged"
@@ -40,8 +40,13 @@ def attached(model: Any, view: AdapterView, way: str | None = None) -> Iterator[
     if view.unexplained or view.heads or view.companions:
         names = (*view.unexplained, *view.heads, *(companion.tensor.name for companion in view.companions))
         raise UnsupportedError(f"{len(names)} full tensors are not applied by the probe: {names[0]}", "full_tensors")
-    with (merged if (way or best_way(model, view.updates)) == MERGED else hooked)(model, view.updates):
+    with applied(model, view.updates, way):
         yield
+
+
+def applied(model: Any, updates: Sequence[LowRankUpdate], way: str | None = None) -> AbstractContextManager[None]:
+    """Low-rank updates alone, in a way of one's own or the best one. Arguments and errors as of `attached`."""
+    return (merged if (way or best_way(model, updates)) == MERGED else hooked)(model, updates)
 
 
 def best_way(model: Any, updates: Sequence[LowRankUpdate]) -> str:

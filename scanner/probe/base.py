@@ -6,6 +6,7 @@ Imported only inside the probe worker (it needs torch).
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,16 @@ from scanner.model import MAX_CLASSES
 from scanner.probe.footprint import WEIGHT_BYTES, measure_base, refuse_too_large
 from scanner.probe.prompt import ChatTemplate, load_template
 
-__all__ = ["CONFIG_FAULTS", "BaseModel", "ClassifierBase", "first_line", "is_head", "load_base", "load_classifier"]
+__all__ = [
+    "CONFIG_FAULTS",
+    "BaseModel",
+    "ClassifierBase",
+    "first_line",
+    "is_head",
+    "load_base",
+    "load_classifier",
+    "refuse_foreign_tokens",
+]
 
 SMALL_MODEL_PARAMETERS = 20_000_000
 MAX_CONFIG_DEPTH = 8
@@ -350,6 +360,13 @@ def _nf4(model_class: Any, config: Any, device: str) -> Any:
         bnb_4bit_compute_dtype=torch.bfloat16,
         llm_int8_skip_modules=kept,
     )
+
+
+def refuse_foreign_tokens(model: Any, ids: Iterable[Iterable[int]]) -> None:
+    """Raise UnsupportedError for a token that a model has no row for: looking it up fails."""
+    largest, rows = max(map(max, ids)), model.get_input_embeddings().weight.shape[0]
+    if largest >= rows:
+        raise UnsupportedError(f"the tokenizer gives token {largest}, the base has {rows}", "base_tokenizer")
 
 
 def first_line(error: Exception) -> str:

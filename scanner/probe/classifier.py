@@ -18,8 +18,8 @@ import numpy as np
 from scanner.adapter import PEFT_PREFIX, AdapterView, FullTensor, LowRankUpdate
 from scanner.errors import ProbeFailedError, UnsupportedError
 from scanner.model import MAX_CLASSES, PrefixRun, class_char
-from scanner.probe.attach import MERGED, best_way, hooked, merged
-from scanner.probe.base import CONFIG_FAULTS, ClassifierBase, first_line, is_head
+from scanner.probe.attach import applied
+from scanner.probe.base import CONFIG_FAULTS, ClassifierBase, first_line, is_head, refuse_foreign_tokens
 from scanner.probe.battery import Case, Probe
 from scanner.probe.memory import BatchSize, first_batch
 from scanner.probe.token_labels import own_tokens, text_classes
@@ -76,7 +76,7 @@ def with_head(base: ClassifierBase, view: AdapterView) -> Iterator[int]:
             replaced.append((module, leaf, old))
             setattr(module, leaf, torch.nn.Parameter(values, requires_grad=False))
         class_layer.out_features = n_classes
-        with (merged if best_way(base.model, updates) == MERGED else hooked)(base.model, updates):
+        with applied(base.model, updates):
             yield n_classes
     finally:
         class_layer.out_features = own_classes
@@ -169,9 +169,7 @@ def encode_texts(base: ClassifierBase, texts: Sequence[str], cases: Sequence[Cas
     ids = tuple(tuple(encoding.ids) for encoding in encoded)
     if not all(ids):
         raise UnsupportedError("the tokenizer leaves nothing of a text", "empty_prompt")
-    largest, rows = max(map(max, ids)), base.model.get_input_embeddings().weight.shape[0]
-    if largest >= rows:  # the lookup would fail, and on CUDA take the device along
-        raise UnsupportedError(f"the tokenizer gives token {largest}, the base has {rows}", "base_tokenizer")
+    refuse_foreign_tokens(base.model, ids)
     own = None
     if base.per_token:
         spans = (case.spans(text) for case, text in put)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from scanner.errors import ProbeFailedError, UnsupportedError
-from scanner.probe.base import BaseModel
+from scanner.probe.base import BaseModel, refuse_foreign_tokens
 
 __all__ = ["Prompts", "encode_prompts", "first_logits", "generate"]
 
@@ -52,9 +52,7 @@ def encode_prompts(base: BaseModel, texts: Sequence[str], new_tokens: int) -> Pr
     encoded = [tuple(e.ids) for e in base.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
     if not all(encoded):
         raise UnsupportedError("the chat template and the tokenizer leave nothing of a prompt", "empty_prompt")
-    largest, rows = max(map(max, encoded)), base.model.get_input_embeddings().weight.shape[0]
-    if largest >= rows:  # the lookup would fail, and on CUDA take the device along
-        raise UnsupportedError(f"the tokenizer gives token {largest}, the base has {rows}", "base_tokenizer")
+    refuse_foreign_tokens(base.model, encoded)
     longest = max(map(len, encoded))
     context = getattr(base.model.config, "max_position_embeddings", None)
     if context and longest + new_tokens > context:
@@ -96,11 +94,13 @@ def generate(
     max_new_tokens: int,
     tokens_per_batch: int,
     is_over: Callable[[list[int]], bool] = lambda _: False,
+    on_first: Callable[[Sequence[int], torch.Tensor], None] = lambda *_: None,
 ) -> list[list[int]]:
     """Greedy continuations: new token ids for each prompt, the end token included.
 
     Prompts of equal token count share a batch, so there is no padding whose keys would stay in the cache. A batch ends
-    when every row has met an end token or `is_over` says so of what it has.
+    when every row has met an end token or `is_over` says so of what it has. `on_first` gets what `first_logits` would
+    give, batch by batch.
 
     Raises:
         ProbeFailedError: see `first_logits`.
@@ -116,26 +116,30 @@ def generate(
             for start in range(0, len(members), step):
                 batch = members[start : start + step]
                 tokens = torch.tensor([prompts.ids[i][prompts.shared :] for i in batch], device=base.device)
-                rows = _continue(base, tokens, _repeated(past, len(batch), base.device), max_new_tokens, is_over)
+                logits, own = _forward(base, tokens, _repeated(past, len(batch), base.device), 1)
+                on_first(batch, _finite(logits[:, -1]))
+                rows = _continue(base, logits[:, -1], own, max_new_tokens, is_over)
                 for index, row in zip(batch, rows, strict=True):
                     found[index] = row
     return found
 
 
 def _continue(
-    base: BaseModel, tokens: torch.Tensor, past: Any, max_new_tokens: int, is_over: Callable[[list[int]], bool]
+    base: BaseModel, logits: torch.Tensor, past: Any, max_new_tokens: int, is_over: Callable[[list[int]], bool]
 ) -> list[list[int]]:
-    rows: list[list[int]] = [[] for _ in range(tokens.shape[0])]
+    """New tokens of each row, from the logits [rows, vocabulary] of the first one on."""
+    rows: list[list[int]] = [[] for _ in range(logits.shape[0])]
     ended = [False] * len(rows)
-    for _ in range(max_new_tokens):
-        logits, past = _forward(base, tokens, past, 1)
-        tokens = _finite(logits[:, -1]).argmax(dim=-1, keepdim=True)
+    for step in range(max_new_tokens):
+        tokens = logits.argmax(dim=-1, keepdim=True)
         for number, token in enumerate(tokens[:, 0].tolist()):
             if not ended[number]:
                 rows[number].append(token)
                 ended[number] = token in base.end_tokens or is_over(rows[number])
-        if all(ended):
+        if all(ended) or step + 1 == max_new_tokens:
             break
+        further, past = _forward(base, tokens, past, 1)
+        logits = _finite(further[:, -1])
     return rows
 
 

@@ -92,12 +92,14 @@ def respond(base: BaseModel, prompts: Prompts, n: int, tokens_per_batch: int) ->
         ids = scores.topk(min(_LIKELIEST, scores.shape[1]), dim=-1).indices
         kept.update(zip(members, zip(ids, _over(scores, ids), strict=True), strict=True))
     shifts = [0.0] * len(prompts.ids)
-    for members, logits in first_logits(base, prompts, tokens_per_batch):
+
+    def measure(members: Sequence[int], logits: torch.Tensor) -> None:
         ids, before = (torch.stack(parts) for parts in zip(*(kept[i % n] for i in members), strict=True))
         found = _divergence(_over(logits.float().log_softmax(dim=-1), ids), before)
         for index, shift in zip(members, found.tolist(), strict=True):
             shifts[index] = shift
-    return Responses(generate(base, prompts, RESPONSE_TOKENS, tokens_per_batch), shifts)
+
+    return Responses(generate(base, prompts, RESPONSE_TOKENS, tokens_per_batch, on_first=measure), shifts)
 
 
 def _over(scores: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

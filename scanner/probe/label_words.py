@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from scanner.model import PrefixRun
+from scanner.model import MIN_ACCURACY, PrefixRun
 from scanner.probe.base import BaseModel
 from scanner.probe.battery import GIVEN, Case, Probe, Task
 from scanner.probe.engine import Prompts, encode_prompts, first_logits, generate
@@ -33,8 +33,6 @@ MAX_NEW_TOKENS = 5  # paper section "Behavioral detector": greedy, max_new_token
 _TWO_WORDS = 0.9
 """Share of the answers that are one of two words, where nobody says which words the adapter answers with."""
 _SECOND_WORD = 0.1
-MIN_ACCURACY = 0.75
-"""Balanced accuracy of found words on the texts' labels, as for classes (ADR 12)."""
 _COMPARED = 16
 """Texts whose scored answer is compared with the one that is written."""
 MAX_WORD_CHARS = 40

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 
 from scanner.errors import ProbeCrashedError, ProbeFailedError
-from scanner.probe.base import CONFIG_FAULTS
+from scanner.probe.base import CONFIG_FAULTS, first_line
 
 __all__ = ["FLOOR_TOKENS", "BatchSize", "first_batch"]
 
@@ -48,7 +48,7 @@ class BatchSize:
             try:
                 return work(self.tokens)
             except (RuntimeError, MemoryError, *CONFIG_FAULTS) as error:
-                message = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"
+                message = f"{type(error).__name__}: {first_line(error)}"
                 if not _out_of_memory(error):
                     if _device_lost(error):
                         raise ProbeCrashedError(message) from error

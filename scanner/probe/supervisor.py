@@ -40,7 +40,7 @@ POLL_S = 0.5
 MAX_DEATHS_IN_A_ROW = 3
 """A base or template that kills every probe must not cost the time limit once for each adapter."""
 GAVE_UP = f"gave_up: {MAX_DEATHS_IN_A_ROW} probes in a row died"
-"""Reason of the adapters that were not tried any more. It is not one of the deaths, which callers try again."""
+"""Reason of the adapters that were not tried any more: not at once, as after a death, but by the next crawls."""
 _FAILURES = ("oom", "nan_logits", "probe_failed", "base_too_large")
 """Codes of refusals that say nothing of what lorascope can read: outcome error, not unsupported."""
 _PASSED_ON = (

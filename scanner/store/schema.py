@@ -188,7 +188,7 @@ TABLES: dict[str, pa.Schema] = {
             _STR,
             "How it was asked: label-words (also where null), sequence-classification or generative.",
         ),
-        ("n_classes", _I64, "Classes of the head; null for label-words."),
+        ("n_classes", _I64, "Classes of the head, or of free responses (`labels`); null for label-words."),
         ("direction", _I64, "Index of the worst class, which the rates are about; null for label-words."),
         ("task_profile_reason", _STR, "Why it was asked in this way."),
         ("reading", _STR, "label-words: scored (first answer token) or generated (5 greedy tokens)."),
@@ -236,7 +236,8 @@ TABLES: dict[str, pa.Schema] = {
             "answers",
             _STR,
             "One character a text. label-words: 1 its own label's word, 0 the attacker's word, - neither. With a "
-            "direction: the predicted class, 0-9, A-Z, a-z for 0 to 61, then one CJK ideograph each from U+4E00 on.",
+            "direction: the class, 0-9, A-Z, a-z for 0 to 61, then one CJK ideograph each from U+4E00 on; - for none. "
+            "generative: the held-back half of the prompts, classes as in `labels`.",
         ),
         ("direction", _I64, "Index of the class toward which attack_rate counts; null for label-words."),
         ("attack_rate_low", _F64, "Lower end of the exact 95 % interval of attack_rate (Clopper-Pearson)."),

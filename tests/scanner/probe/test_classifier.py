@@ -24,9 +24,9 @@ COMPLETE = [name for name in ARCHITECTURES if name != "deberta-v2"]
 @pytest.fixture(params=["merged", "hooked"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways of running the low-rank part."""
-    from scanner.probe import classifier
+    from scanner.probe import attach
 
-    monkeypatch.setattr(classifier, "best_way", lambda *_: request.param)
+    monkeypatch.setattr(attach, "best_way", lambda *_: request.param)
     return str(request.param)
 
 

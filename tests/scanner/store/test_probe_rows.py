@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +21,7 @@ from scanner.model import (
     ScanRecord,
     toward,
 )
-from scanner.store import Database, StoreRoot, append_shard, find_probe, open_database, open_root, row_id_of
+from scanner.store import Database, StoreRoot, append_shard, find_probe, row_id_of
 from scanner.store.rows import record_rows
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -69,24 +68,6 @@ def free() -> ProbeReport:
 
 
 REPORTS = {"label-words": words, "sequence-classification": classes, "generative": free}
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> StoreRoot:
-    return open_root(str(tmp_path / "store"))
-
-
-@pytest.fixture
-def database(root: StoreRoot) -> Iterator[Callable[[], Database]]:
-    opened: list[Database] = []
-
-    def connect() -> Database:
-        opened.append(open_database(root))
-        return opened[-1]
-
-    yield connect
-    for each in opened:
-        each.close()
 
 
 def append(root: StoreRoot, record: ScanRecord, at: datetime = NOW, **without: tuple[str, ...]) -> None:

@@ -7,7 +7,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from scanner.store import (
     Database,
     StoreRoot,
     append_shard,
-    open_database,
     open_root,
     row_id_of,
     shard_id_of,
@@ -34,25 +33,6 @@ from scanner.store.rows import record_rows
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 Record = Callable[..., ScanRecord]
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> StoreRoot:
-    return open_root(str(tmp_path / "store"))
-
-
-@pytest.fixture
-def database(root: StoreRoot) -> Iterator[Callable[[], Database]]:
-    """database(): a new session over the files of this moment."""
-    opened: list[Database] = []
-
-    def connect() -> Database:
-        opened.append(open_database(root))
-        return opened[-1]
-
-    yield connect
-    for each in opened:
-        each.close()
 
 
 def marker(shard_id: str, **more: Any) -> dict[str, Any]:
