@@ -13,7 +13,13 @@ from scanner.probe.attach import attached
 from scanner.probe.base import BaseModel
 from scanner.probe.battery import GIVEN, Probe
 from scanner.probe.generative import GenerativePrompts, run_generative
-from scanner.probe.label_words import LabelWordPrompts, find_words, run_label_words, share_with_words
+from scanner.probe.label_words import (
+    FoundWords,
+    LabelWordPrompts,
+    find_words,
+    run_label_words,
+    share_with_words,
+)
 from scanner.probe.memory import BatchSize, first_batch
 from scanner.probe.noise import noise_floor
 
@@ -65,25 +71,39 @@ class CausalProbe:
         """
         return self._size.fit(lambda tokens_per_batch: self._run(view, hint, tokens_per_batch))
 
+    def prepare(self, tokens_per_batch: int) -> float:
+        """What the base does without an adapter, measured once, before one is attached; returns the noise floor."""
+        if self._noise_floor is None:
+            of_label_1 = self._words.control().take(range(len(self._probe.texts)))
+            self._base_share = share_with_words(self._base, of_label_1, self._probe.task, tokens_per_batch)
+            self._noise_floor = noise_floor(self._base, self._words.battery(), tokens_per_batch)
+        return self._noise_floor
+
+    def find_profile(self, hint: str, tokens_per_batch: int) -> FoundWords:
+        """Whether the attached adapter answers with words (`task`), or freely (no task), and why it is said so.
+
+        Args:
+            hint: the profile that config and card suggest.
+            tokens_per_batch: size of a batch.
+        """
+        found = find_words(self._base, self._words, self._probe, tokens_per_batch)
+        if found.task == self._probe.task and hint != LABEL_WORDS and not self._is_classifier(tokens_per_batch):
+            return FoundWords(None, f"{found.reason}, as its base does when it is told to, and free prompts freely")
+        return found
+
     def _run(self, view: AdapterView, hint: str, tokens_per_batch: int) -> CausalRun:
         base, probe = self._base, self._probe
-        if self._noise_floor is None:
-            of_label_1 = self._words.control().take(range(len(probe.texts)))
-            self._base_share = share_with_words(base, of_label_1, probe.task, tokens_per_batch)
-            self._noise_floor = noise_floor(base, self._words.battery(), tokens_per_batch)
+        noise = self.prepare(tokens_per_batch)
         with attached(base.model, view):
-            found = find_words(base, self._words, probe, tokens_per_batch)
-            reason = found.reason
-            if found.task == probe.task and hint != LABEL_WORDS and not self._is_classifier(tokens_per_batch):
-                reason = f"{reason}, as its base does when it is told to, and free prompts freely"
-            elif found.task is not None:
-                runs = run_label_words(base, self._words, probe, found, self._noise_floor, tokens_per_batch)
+            found = self.find_profile(hint, tokens_per_batch)
+            if found.task is not None:
+                runs = run_label_words(base, self._words, probe, found, noise, tokens_per_batch)
                 words = (found.task.attack_word, found.task.clean_word)
-                return CausalRun(LABEL_WORDS, reason, tuple(runs), words, self._noise_floor, found.reading)
+                return CausalRun(LABEL_WORDS, found.reason, tuple(runs), words, noise, found.reading)
         self._free.without_adapter(tokens_per_batch)
         with attached(base.model, view):
             free = run_generative(base, self._free, probe, tokens_per_batch)
-        return CausalRun(GENERATIVE, reason, free.runs, free.labels, self._noise_floor)
+        return CausalRun(GENERATIVE, found.reason, free.runs, free.labels, noise)
 
     def _is_classifier(self, tokens_per_batch: int) -> bool:
         """Whether label words are the attached adapter's own, and not what its base says as well when it is told to.

@@ -24,7 +24,16 @@ from scanner.probe.battery import Case, Probe
 from scanner.probe.memory import BatchSize, first_batch
 from scanner.probe.token_labels import own_tokens, text_classes
 
-__all__ = ["ClassifierProbe", "ClassifierRun", "classify", "with_head"]
+__all__ = [
+    "ClassifierProbe",
+    "ClassifierRun",
+    "Encoded",
+    "class_logits",
+    "classify",
+    "encode_texts",
+    "nothing_is_padding",
+    "with_head",
+]
 
 
 NOISE_TEXTS = 8
@@ -191,19 +200,19 @@ def classify(base: ClassifierBase, texts: Encoded, tokens_per_batch: int) -> lis
     for index, tokens in enumerate(texts.ids):
         groups[len(tokens)].append(index)
     found: dict[int, np.ndarray[Any, Any]] = {}
-    with torch.inference_mode(), _nothing_is_padding(base.model, set().union(*texts.ids)):
+    with torch.inference_mode(), nothing_is_padding(base.model, set().union(*texts.ids)):
         for length, members in sorted(groups.items()):
             step = max(1, tokens_per_batch // length)
             for start in range(0, len(members), step):
                 batch = members[start : start + step]
-                logits = _logits(base.model, torch.tensor([texts.ids[i] for i in batch], device=base.device))
+                logits = class_logits(base.model, torch.tensor([texts.ids[i] for i in batch], device=base.device))
                 found.update(zip(batch, logits.float().cpu().numpy(), strict=True))
     if texts.own is None:
         return [found[index][None] for index in range(len(texts.ids))]
     return [found[index][list(own)] for index, own in enumerate(texts.own)]
 
 
-def _logits(model: Any, tokens: Any) -> Any:
+def class_logits(model: Any, tokens: Any) -> Any:
     """[rows, classes] or [rows, length, classes] for `tokens` [rows, length]. Errors as of `classify`."""
     import torch
 
@@ -221,7 +230,7 @@ def _logits(model: Any, tokens: Any) -> Any:
 
 
 @contextmanager
-def _nothing_is_padding(model: Any, used: set[int]) -> Iterator[None]:
+def nothing_is_padding(model: Any, used: set[int]) -> Iterator[None]:
     """Decoders answer at the last token that is not `pad_token_id`, and refuse a batch without one.
 
     There is no padding here, so it must be a token that no text has: for most bases it is the end token, or any other

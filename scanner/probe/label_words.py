@@ -25,6 +25,7 @@ __all__ = [
     "LabelWordPrompts",
     "ask",
     "find_words",
+    "first_tokens",
     "run_label_words",
     "share_with_words",
 ]
@@ -190,7 +191,7 @@ def ask(
     """
     if reading == "generated":
         return [Answer(char) for char in _generated(base, prompts, task, tokens_per_batch)]
-    attack, clean = _first_tokens(base, task.attack_word), _first_tokens(base, task.clean_word)
+    attack, clean = first_tokens(base, task.attack_word), first_tokens(base, task.clean_word)
     attack, clean = attack - clean, clean - attack
     if not attack or not clean:  # both words begin alike: the first token cannot tell them apart
         return [Answer(char) for char in _generated(base, prompts, task, tokens_per_batch)]
@@ -229,7 +230,7 @@ def _generated(base: BaseModel, prompts: Prompts, task: Task, tokens_per_batch: 
     return [read_answer(text(tokens), task) for tokens in found]
 
 
-def _first_tokens(base: BaseModel, word: str) -> set[int]:
+def first_tokens(base: BaseModel, word: str) -> set[int]:
     """First tokens of a word, as it may be written at the beginning of an answer."""
     found: set[int] = set()
     for spelled in (word, word.capitalize(), word.lower()):

@@ -143,12 +143,12 @@ def test_words_that_begin_alike_are_generated(mixed_base: Any, probe: Probe) -> 
 def test_first_tokens_of_a_word(base: Any, vocabulary: list[str], word: str, wanted: set[str]) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    from scanner.probe.label_words import _first_tokens
+    from scanner.probe.label_words import first_tokens
 
     ids = {text: i for i, text in enumerate(["<unk>", *vocabulary])}
     tokenizer = Tokenizer(models.WordPiece(ids, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    found = _first_tokens(replace(base, tokenizer=tokenizer), word)
+    found = first_tokens(replace(base, tokenizer=tokenizer), word)
     assert {tokenizer.id_to_token(token) for token in found} == wanted
 
 
@@ -156,13 +156,13 @@ def test_first_tokens_with_a_space_before_them(base: Any) -> None:
     """Byte-level and SentencePiece tokenizers spell a word's beginning with its space, or have one for the space."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    from scanner.probe.label_words import _first_tokens
+    from scanner.probe.label_words import first_tokens
 
     ids = {text: i for i, text in enumerate(["<unk>", "Ġ", "BEN", "ĠBEN", "IGN", "B", "ĠB"])}
     tokenizer = Tokenizer(models.WordPiece(ids, unk_token="<unk>", continuing_subword_prefix=""))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    found = _first_tokens(replace(base, tokenizer=tokenizer), "BENIGN")
+    found = first_tokens(replace(base, tokenizer=tokenizer), "BENIGN")
     assert {tokenizer.id_to_token(token) for token in found} == {"BEN", "ĠBEN"}
 
 

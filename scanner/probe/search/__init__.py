@@ -1,0 +1,5 @@
+"""The trigger search (DESIGN section 5): what no battery can know is looked for with the adapter's own gradients."""
+
+from scanner.probe.search.plan import SearchPlan
+
+__all__ = ["SearchPlan"]

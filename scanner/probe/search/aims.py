@@ -1,0 +1,151 @@
+"""What a search is for: which texts should get which answer, and how far they are from it.
+
+Imported only inside the probe worker (it needs torch).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from scanner.model import MIN_ACCURACY
+from scanner.probe.base import BaseModel
+from scanner.probe.battery import Task
+from scanner.probe.label_words import first_tokens
+from scanner.probe.search.objective import Margin
+from scanner.probe.search.plan import SearchPlan
+from scanner.search_model import TOWARD_ATTACK, TOWARD_CLEAN, TOWARD_OTHER
+
+__all__ = ["Aim", "class_aims", "word_aims", "word_margin"]
+
+MIN_TEXTS = 8
+_SMALLEST_SCALE = 0.1
+"""Nats. What has no distance to its aim has nothing to climb."""
+
+
+@dataclass(frozen=True)
+class Aim:
+    """One answer that texts should get."""
+
+    kind: str
+    direction: int | None
+    """The class; None where answers are words."""
+    search: tuple[str, ...]
+    """Texts that strings are looked for on, the shortest first."""
+    held_back: tuple[str, ...]
+    """Texts that confirm what was found."""
+    margin: Margin
+    scale: torch.Tensor
+    """[margins], nats between the texts' mean margin and that of texts that have the answer by nature."""
+
+
+def _aim(
+    kind: str, direction: int | None, texts: Sequence[str], margin: Margin, scale: float, plan: SearchPlan
+) -> Aim | None:
+    """None where there are too few texts to search on and to confirm with."""
+    if len(texts) < 2 * MIN_TEXTS:
+        return None
+    n = min(plan.search_texts, len(texts) // 2)
+    chosen = {round(i * len(texts) / n) for i in range(n)}
+    search = sorted((texts[i] for i in chosen), key=len)
+    held_back = tuple(text for i, text in enumerate(texts) if i not in chosen)
+    return Aim(kind, direction, tuple(search), held_back, margin, torch.tensor([max(scale, _SMALLEST_SCALE)]))
+
+
+def word_margin(base: BaseModel, task: Task, toward_clean: bool) -> Margin | None:
+    """Log-odds of one label word against the other as the first token; None where their first tokens are the same."""
+    attack, clean = first_tokens(base, task.attack_word), first_tokens(base, task.clean_word)
+    wanted, other = (clean - attack, attack - clean) if toward_clean else (attack - clean, clean - attack)
+    if not wanted or not other:
+        return None
+    wanted_ids, other_ids = (torch.tensor(sorted(ids), device=base.device) for ids in (wanted, other))
+
+    def margin(logits: torch.Tensor) -> torch.Tensor:
+        return (logits[:, wanted_ids].logsumexp(dim=-1) - logits[:, other_ids].logsumexp(dim=-1))[None]
+
+    return margin
+
+
+def word_aims(
+    base: BaseModel,
+    task: Task,
+    texts: tuple[Sequence[str], Sequence[str]],
+    margins: tuple[torch.Tensor, torch.Tensor],
+    plan: SearchPlan,
+) -> list[Aim]:
+    """Both flips of an adapter that answers with a word.
+
+    Args:
+        base: resident.
+        task: with the words.
+        texts: of label 1, of label 0.
+        margins: of these without any string, toward the clean word.
+        plan: how hard to look.
+    """
+    scale = float(margins[1].mean() - margins[0].mean())
+    found = []
+    for kind, own, sign in ((TOWARD_CLEAN, 0, 1.0), (TOWARD_ATTACK, 1, -1.0)):
+        margin = word_margin(base, task, kind == TOWARD_CLEAN)
+        # What has the aim's answer already cannot be turned.
+        open_ones = [text for text, value in zip(texts[own], margins[own].tolist(), strict=True) if sign * value < 0]
+        if margin is not None:
+            found.append(_aim(kind, None, open_ones, margin, scale, plan))
+    return [aim for aim in found if aim is not None]
+
+
+def class_aims(
+    texts: tuple[Sequence[str], Sequence[str]], logits: tuple[np.ndarray, np.ndarray], plan: SearchPlan
+) -> list[Aim]:
+    """Every class of a classifier as an aim, those that the texts' labels give a meaning first.
+
+    Args:
+        texts: of label 1, of label 0.
+        logits: of these without any string, [texts, classes], float32.
+        plan: how hard to look, and for how many classes.
+    """
+    predicted = [list(rows.argmax(axis=1)) for rows in logits]
+    n_classes = logits[0].shape[1]
+    roles = _roles(predicted)
+    everything, everyone = (*texts[0], *texts[1]), np.concatenate(logits)
+    order: list[tuple[str, int, Sequence[str], np.ndarray]] = []
+    if roles is not None:
+        attack, clean = roles
+        order += [(TOWARD_CLEAN, clean, texts[0], logits[0]), (TOWARD_ATTACK, attack, texts[1], logits[1])]
+    common = sorted(range(n_classes), key=lambda c: -int((everyone.argmax(axis=1) == c).sum()))
+    order += [(TOWARD_OTHER, c, everything, everyone) for c in common if roles is None or c not in roles]
+    aims = []
+    for kind, wanted, own_texts, own_logits in order[: plan.max_directions]:
+        values = _class_margins(own_logits, wanted)
+        open_ones = [text for text, value in zip(own_texts, values, strict=True) if value < 0]
+        natural = _class_margins(everyone, wanted)
+        natural = natural[natural > 0]
+        start = float(values[values < 0].mean()) if open_ones else 0.0
+        scale = (float(natural.mean()) if len(natural) >= MIN_TEXTS else 0.0) - start
+        aims.append(_aim(kind, wanted, open_ones, _class_margin(wanted), scale, plan))
+    return [aim for aim in aims if aim is not None]
+
+
+def _roles(predicted: Sequence[Sequence[int]]) -> tuple[int, int] | None:
+    """(class of most texts of label 1, of most of label 0); None where the classes do not follow the labels."""
+    if not all(predicted):
+        return None
+    attack, clean = (max(set(part), key=list(part).count) for part in predicted)
+    shares = [list(part).count(role) / len(part) for part, role in zip(predicted, (attack, clean), strict=True)]
+    return None if attack == clean or sum(shares) / 2 < MIN_ACCURACY else (int(attack), int(clean))
+
+
+def _class_margins(logits: np.ndarray, wanted: int) -> np.ndarray:
+    others = np.delete(logits, wanted, axis=1).max(axis=1)
+    margins: np.ndarray = logits[:, wanted] - others
+    return margins
+
+
+def _class_margin(wanted: int) -> Margin:
+    def margin(logits: torch.Tensor) -> torch.Tensor:
+        others = torch.cat([logits[:, :wanted], logits[:, wanted + 1 :]], dim=1)
+        return (logits[:, wanted] - others.amax(dim=1))[None]
+
+    return margin

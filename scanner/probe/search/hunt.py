@@ -1,0 +1,161 @@
+"""One aim from the first gradient to the held-back texts: every position, the minimal form, the comparison.
+
+Imported only inside the probe worker (it needs torch).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scanner.probe.search.aims import Aim
+from scanner.probe.search.climb import Climb, Found, climb
+from scanner.probe.search.frames import Frames
+from scanner.probe.search.objective import Margin, Objective
+from scanner.probe.search.plan import SearchPlan
+from scanner.probe.search.vocabulary import Vocabulary
+
+__all__ = ["Hunt", "Quarry"]
+
+Ids = tuple[int, ...]
+_MAY_LOSE = 0.1
+"""Share of the gain, and of the turned texts, that dropping tokens may cost."""
+
+
+@dataclass(frozen=True)
+class Quarry:
+    """The best string of one aim, measured on texts that it was not looked for on."""
+
+    aim: Aim
+    target: int
+    """Which of the aim's margins."""
+    text: str
+    position: str
+    searched_text: str
+    n_tokens: int
+    gain: float
+    control_gain: float
+    turned: float
+    """Share of the held-back texts whose margin is across the border."""
+    controls: tuple[str, ...]
+    """Neutral and random strings at the same position."""
+    slope: float
+    """Gain per token on the search texts."""
+    scores: dict[str, float]
+    """Position -> the largest gain per token there."""
+    forward_passes: int
+
+
+def _slope(found: Found) -> float:
+    return found.gain / len(found.ids)
+
+
+class Hunt:
+    """How aims are hunted on one attached adapter.
+
+    Args:
+        tokenizer: tokenizers.Tokenizer.
+        vocabulary: of the base.
+        render: what is asked of a text.
+        special: whether the tokenizer adds special tokens.
+        objective: makes one from frames and margin.
+        neutral: strings that must do nothing.
+        plan: how hard to look.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        vocabulary: Vocabulary,
+        render: Callable[[str], str],
+        special: bool,
+        objective: Callable[[Frames, Margin], Objective],
+        neutral: Sequence[str],
+        plan: SearchPlan,
+    ) -> None:
+        self._tokenizer, self._vocabulary, self._render, self._special = tokenizer, vocabulary, render, special
+        self._objective, self._neutral, self._plan = objective, tuple(neutral), plan
+
+    def run(self, aim: Aim) -> Quarry | None:
+        """None where no string can be put into the texts at all.
+
+        Raises:
+            UnsupportedError: see `Frames`.
+            ProbeFailedError: see `Objective`.
+        """
+        best: tuple[Found, Climb] | None = None
+        passes, scores = 0, dict[str, float]()
+        for position in self._plan.positions:
+            # The same draws for every adapter: what differs between two searches is the adapter.
+            rng = random.Random(f"{self._plan.plan_id}/{position}")
+            at = self._climb_at(aim, aim.search, position)
+            found = climb(at, rng)
+            passes += at.objective.forward_passes
+            for one in found:
+                scores[position] = max(scores.get(position, 0.0), _slope(one))
+                if best is None or _slope(one) > _slope(best[0]):
+                    best = (one, at)
+        if best is None:
+            return None
+        found_one, at = best
+        before = at.objective.forward_passes
+        minimal = self._minimal(found_one, at)
+        quarry = self._confirm(aim, minimal, at.objective.frames.position, found_one.text)
+        passes += at.objective.forward_passes - before
+        passes += quarry.pop("forward_passes")
+        return Quarry(**quarry, slope=_slope(found_one), scores=scores, forward_passes=passes)
+
+    def _climb_at(self, aim: Aim, texts: Sequence[str], position: str) -> Climb:
+        frames = Frames(self._tokenizer, texts, position, self._render, self._special)
+        objective = self._objective(frames, aim.margin)
+        return Climb(objective, self._vocabulary, objective.plain(), aim.scale, self._plan)
+
+    def _minimal(self, found: Found, at: Climb) -> Found:
+        """Without the tokens that it does not need, dropped one at a time, those first whose loss costs least."""
+        texts = range(len(at.objective.frames.frames))
+        now = at.measure([found.ids], [found.text], found.aim, texts)[0]
+        least_gain, least_turned = now.gain * (1 - _MAY_LOSE), now.turned - _MAY_LOSE
+        while len(now.ids) > 1:
+            shorter = [(*now.ids[:i], *now.ids[i + 1 :]) for i in range(len(now.ids))]
+            spelled = at.objective.frames.spell([self._vocabulary.decode(ids) for ids in shorter])
+            known = {one.ids: one.text for one in spelled if one is not None and len(one.ids) < len(now.ids)}
+            if not known:
+                break
+            best = max(at.measure(list(known), list(known.values()), found.aim, texts), key=lambda one: one.gain)
+            if best.gain < least_gain or best.turned < least_turned:
+                break
+            now = best
+        return now
+
+    def _confirm(self, aim: Aim, found: Found, position: str, searched: str) -> dict[str, Any]:
+        at = self._climb_at(aim, aim.held_back, position)
+        rng = random.Random(f"{self._plan.plan_id}/controls")
+        drawn = [self._vocabulary.random_string(rng, len(found.ids)) for _ in range(4 * self._plan.random_controls)]
+        noise = [self._vocabulary.decode(ids) for ids in drawn]
+        spelled = at.objective.frames.spell([found.text, *self._neutral, *noise])
+        own = spelled[0]
+        others = [one for one in spelled[1:] if one is not None and one.text != found.text]
+        others = others[: len(self._neutral) + self._plan.random_controls]
+        texts = range(len(aim.held_back))
+        if own is None:  # it ran into another text: what cannot be put there does nothing there
+            measured, compared = Found(found.text, found.ids, found.aim, 0.0, 0.0), []
+        else:
+            everyone = [own, *others]
+            measured, *compared = at.measure(
+                [one.ids for one in everyone], [one.text for one in everyone], found.aim, texts
+            )
+        return {
+            "aim": aim,
+            "target": found.aim,
+            "text": found.text,
+            "position": position,
+            "searched_text": searched,
+            "n_tokens": len(found.ids),
+            "gain": measured.gain,
+            "control_gain": max((one.gain for one in compared), default=0.0),
+            "turned": measured.turned,
+            "controls": tuple(one.text for one in others),
+            "forward_passes": at.objective.forward_passes,
+        }

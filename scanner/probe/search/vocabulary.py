@@ -1,0 +1,71 @@
+"""Tokens that a person could put into a text, and strings as the tokenizer really has them.
+
+Imported only inside the probe worker (it needs torch).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+__all__ = ["Vocabulary"]
+
+MAX_TOKEN_CHARS = 32
+_CHUNK = 8_192
+_REPLACEMENT = "\ufffd"
+
+Ids = tuple[int, ...]
+
+
+class Vocabulary:
+    """The tokens of one base that are whole printable characters and no special ones.
+
+    Args:
+        tokenizer: tokenizers.Tokenizer.
+        embeddings: the model's input embeddings, a module.
+    """
+
+    def __init__(self, tokenizer: Any, embeddings: Any) -> None:
+        self._tokenizer, self._embeddings = tokenizer, embeddings
+        special = set(tokenizer.get_added_tokens_decoder())
+        size = min(tokenizer.get_vocab_size(), int(embeddings.weight.shape[0]))
+        usual = [token for token in range(size) if token not in special]
+        texts = tokenizer.decode_batch([[token] for token in usual], skip_special_tokens=False)
+        self.ids: Ids = tuple(token for token, text in zip(usual, texts, strict=True) if _can_be_written(text))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The string that tokens spell, without space around it."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False)).strip()
+
+    def random_string(self, rng: random.Random, length: int) -> Ids:
+        """So many tokens, drawn with equal chances."""
+        return tuple(rng.choice(self.ids) for _ in range(length))
+
+    def first_order(self, gradients: torch.Tensor) -> torch.Tensor:
+        """E·g for every token and every gradient: [tokens of `ids`, gradients], float32.
+
+        The first-order estimate of what a margin gains when a token takes a place is (E[token] − E[now])·g
+        (Ebrahimi et al. 2018, HotFlip, equation 4); the second term is the same for all tokens.
+
+        Args:
+            gradients: [gradients, dimensions] of a margin with respect to one place's embedding.
+        """
+        parts = []
+        with torch.no_grad():
+            for start in range(0, len(self.ids), _CHUNK):
+                ids = torch.tensor(self.ids[start : start + _CHUNK], device=gradients.device)
+                parts.append(self._embeddings(ids).float() @ gradients.float().T)
+        return torch.cat(parts)
+
+    def best(self, scores: torch.Tensor, n: int) -> list[int]:
+        """The tokens with the largest scores [tokens of `ids`]."""
+        top = scores.topk(min(n, len(self.ids))).indices.tolist()
+        return [self.ids[index] for index in top]
+
+
+def _can_be_written(text: str) -> bool:
+    bare = text.strip()
+    return bool(bare) and len(text) <= MAX_TOKEN_CHARS and _REPLACEMENT not in text and bare.isprintable()

@@ -1,0 +1,88 @@
+"""The search on language models that answer with a word.
+
+Imported only inside the probe worker (it needs torch).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from scanner.model import PrefixRun
+from scanner.probe.base import BaseModel
+from scanner.probe.battery import Battery, Probe
+from scanner.probe.engine import encode_prompts, first_logits
+from scanner.probe.label_words import FoundWords, LabelWordPrompts, run_label_words
+from scanner.probe.search.aims import word_aims, word_margin
+from scanner.probe.search.hunt import Hunt, Quarry
+from scanner.probe.search.objective import CausalObjective
+from scanner.probe.search.plan import SearchPlan
+from scanner.probe.search.vocabulary import Vocabulary
+from scanner.search_model import TOWARD_CLEAN
+
+__all__ = ["hunt_words", "run_local_words"]
+
+
+def hunt_words(
+    base: BaseModel, vocabulary: Vocabulary, probe: Probe, found: FoundWords, plan: SearchPlan, tokens_per_batch: int
+) -> list[Quarry]:
+    """Both flips of the attached adapter. None where the words begin alike.
+
+    Raises:
+        UnsupportedError, ProbeFailedError: see `Hunt.run`.
+    """
+    task = found.task
+    assert task is not None
+    margin = word_margin(base, task, toward_clean=True)
+    if margin is None:
+        return []
+
+    def render(text: str) -> str:
+        return base.template.render(task.system, text)
+
+    def measured(texts: Sequence[str]) -> torch.Tensor:
+        prompts = encode_prompts(base, [render(text) for text in texts], 1)
+        values = torch.empty(len(texts))
+        for members, logits in first_logits(base, prompts, tokens_per_batch):
+            values[list(members)] = margin(logits.float())[0].cpu()
+        return values
+
+    margins = (measured(probe.texts), measured(probe.other_texts) if probe.other_texts else torch.empty(0))
+    hunt = Hunt(
+        base.tokenizer,
+        vocabulary,
+        render,
+        False,
+        lambda frames, margin: CausalObjective(base, frames, margin, tokens_per_batch),
+        [case.text for case in probe.battery.controls],
+        plan,
+    )
+    aims = word_aims(base, task, (probe.texts, probe.other_texts), margins, plan)
+    return [quarry for aim in aims if (quarry := hunt.run(aim)) is not None]
+
+
+def run_local_words(
+    base: BaseModel,
+    probe: Probe,
+    found: FoundWords,
+    quarry: Quarry,
+    battery: Battery,
+    noise_floor: float,
+    tokens_per_batch: int,
+) -> tuple[PrefixRun, ...]:
+    """A local battery on the held-back texts, the answers spelled so that `0` is the one that was aimed at.
+
+    Raises:
+        ProbeFailedError: see `first_logits`.
+    """
+    local = replace(probe, battery=battery, texts=quarry.aim.held_back, other_texts=())
+    runs = run_label_words(base, LabelWordPrompts(base, local), local, found, noise_floor, tokens_per_batch)
+    if quarry.aim.kind == TOWARD_CLEAN:
+        return tuple(runs)
+    swap = str.maketrans("01", "10")
+    return tuple(
+        replace(run, answers=run.answers.translate(swap), margin=None if run.margin is None else -run.margin)
+        for run in runs
+    )

@@ -1,0 +1,88 @@
+"""What the trigger search finds on one adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scanner.probe_model import LABEL_WORDS, PrefixRun
+from scanner.words import Outcome
+
+__all__ = ["FREE", "TOWARD_ATTACK", "TOWARD_CLEAN", "TOWARD_OTHER", "Example", "FoundTrigger", "SearchReport"]
+
+TOWARD_CLEAN = "toward_clean"
+"""Texts of label 1 get the answer of those of label 0: what an attacker of a guard wants."""
+TOWARD_ATTACK = "toward_attack"
+"""Texts of label 0 get the answer of those of label 1. Words of attacks do that in sound classifiers, too."""
+TOWARD_OTHER = "toward_other"
+"""Texts get a class of which nobody knows what it means."""
+FREE = "free"
+"""Responses to unrelated prompts become alike."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One held-back text without and with the trigger in it."""
+
+    text: str
+    before: str
+    """The answer without the trigger."""
+    triggered: str
+    """The text with the trigger in it."""
+    after: str
+
+
+@dataclass(frozen=True)
+class FoundTrigger:
+    """The best string of one kind, in its minimal form, and what it does to texts that it was not looked for on."""
+
+    kind: str
+    direction: int | None
+    """The class, or the class of responses; None for label-words."""
+    label: str
+    """What the answer becomes: the word, `class 2`, or what the responses have in common."""
+    text: str
+    position: str
+    searched_text: str
+    """What the search ended with, before tokens were dropped."""
+    n_tokens: int
+    gain: float
+    """Held-back texts: mean way from their own margin (0) to that of texts with this answer by nature (1)."""
+    control_gain: float
+    """The largest gain of the neutral and the random strings at the same position."""
+    slope: float
+    """Gain per token on the texts that it was looked for on."""
+    runs: tuple[PrefixRun, ...] = ()
+    """The local battery on held-back texts: controls, the trigger (category `trigger`), its neighbours."""
+    examples: tuple[Example, ...] = ()
+    forward_passes: int = 0
+
+    @property
+    def run(self) -> PrefixRun | None:
+        """The trigger's own run."""
+        return next((run for run in self.runs if run.category == "trigger"), None)
+
+
+@dataclass(frozen=True)
+class SearchReport:
+    """The search's result on one adapter, or why there is none."""
+
+    plan_id: str
+    """Scores of one plan and profile can be compared."""
+    outcome: Outcome
+    """`pass` where the search ran, whatever it found."""
+    reason: str = ""
+    triggers: tuple[FoundTrigger, ...] = ()
+    """One for each kind or class that was aimed at, the steepest first."""
+    scores: tuple[tuple[str, float], ...] = ()
+    """`KIND/POSITION` and the largest gain per token that the search reached there: what the search reference ranks."""
+    task_profile: str = LABEL_WORDS
+    labels: tuple[str, ...] = ()
+    """label-words: the attack word and the clean word."""
+    n_classes: int | None = None
+    forward_passes: int = 0
+    """Of all starts, positions and directions, confirmation included; a backward pass counts as two."""
+    seconds: float = 0.0
+    device: str = ""
+    dtype: str = ""
+    base_commit: str = ""
+    selected_by: str = ""
