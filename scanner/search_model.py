@@ -48,9 +48,11 @@ class FoundTrigger:
     gain: float
     """Held-back texts: mean way from their own margin (0) to that of texts with this answer by nature (1)."""
     control_gain: float
-    """The largest gain of the neutral and the random strings at the same position."""
+    """The largest gain of a neutral string at the same position."""
+    noise_gain: float
+    """The largest gain of a random string of its length at the same position."""
     slope: float
-    """Gain per token on the texts that it was looked for on."""
+    """Gain per token on the texts that it was looked for on; of free responses the opening's chance per token."""
     runs: tuple[PrefixRun, ...] = ()
     """The local battery on held-back texts: controls, the trigger (category `trigger`), its neighbours."""
     examples: tuple[Example, ...] = ()

@@ -6,7 +6,7 @@ Imported only inside the probe worker (it needs torch).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,9 +17,9 @@ from scanner.probe.battery import Task
 from scanner.probe.label_words import first_tokens
 from scanner.probe.search.objective import Margin
 from scanner.probe.search.plan import SearchPlan
-from scanner.search_model import TOWARD_ATTACK, TOWARD_CLEAN, TOWARD_OTHER
+from scanner.search_model import FREE, TOWARD_ATTACK, TOWARD_CLEAN, TOWARD_OTHER
 
-__all__ = ["Aim", "class_aims", "word_aims", "word_margin"]
+__all__ = ["Aim", "class_aims", "free_aim", "word_aims", "word_margin"]
 
 MIN_TEXTS = 8
 _SMALLEST_SCALE = 0.1
@@ -94,6 +94,22 @@ def word_aims(
         if margin is not None:
             found.append(_aim(kind, None, open_ones, margin, scale, plan))
     return [aim for aim in found if aim is not None]
+
+
+def free_aim(prompts: Sequence[str], margin: Margin, margins: torch.Tensor, plan: SearchPlan) -> Aim | None:
+    """First tokens of openings, all at once: the texts are the same.
+
+    Args:
+        prompts: unrelated ones.
+        margin: log-odds of each first token.
+        margins: [first tokens, prompts], of these with nothing put in.
+        plan: how hard to look.
+    """
+    found = _aim(FREE, None, prompts, margin, 1.0, plan)
+    if found is None:
+        return None
+    # Nothing has these openings by nature: the way is the one to even odds.
+    return replace(found, scale=(-margins.mean(dim=1)).clamp(min=_SMALLEST_SCALE))
 
 
 def class_aims(

@@ -19,7 +19,7 @@ from scanner.probe.search.objective import Objective
 from scanner.probe.search.plan import SearchPlan
 from scanner.probe.search.vocabulary import Vocabulary
 
-__all__ = ["Climb", "Found", "climb"]
+__all__ = ["Climb", "Found", "choose_pool", "climb"]
 
 Ids = tuple[int, ...]
 
@@ -35,6 +35,8 @@ class Found:
     """Mean way from the margin without it (0) to that of texts which have the aim's answer by nature (1)."""
     turned: float
     """Share of the texts that it takes across the border."""
+    chance: float
+    """Mean probability that the margins' log-odds say."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ class Climb:
     start: torch.Tensor
     scale: torch.Tensor
     plan: SearchPlan
+
+    @property
+    def texts(self) -> Sequence[int]:
+        """The ones that candidates are compared on."""
+        return range(min(self.plan.climb_texts, len(self.objective.frames.frames)))
 
     def relative(self, margins: torch.Tensor, texts: Sequence[int]) -> torch.Tensor:
         """[aims, strings] from [aims, strings, texts]: mean of (margin − start) / scale, each text as 1 at most."""
@@ -69,23 +76,27 @@ class Climb:
         for number, (ids, text) in enumerate(zip(strings, spelled, strict=True)):
             own = int(gains[:, number].argmax()) if aim is None else aim
             turned = float((margins[own, number] > 0).float().mean())
-            found.append(Found(text, tuple(ids), own, float(gains[own, number]), turned))
+            chance = float(margins[own, number].sigmoid().mean())
+            found.append(Found(text, tuple(ids), own, float(gains[own, number]), turned, chance))
         return found
 
 
-def climb(at: Climb, rng: random.Random) -> list[Found]:
-    """The best string of each length on its way, the shortest first; none where nothing can be put at this position."""
+def climb(at: Climb, pool: Sequence[int]) -> list[Found]:
+    """The best string of each length on its way, the shortest first; none where nothing can be put at this position.
+
+    Args:
+        at: where.
+        pool: tokens to begin with, the best first; see `choose_pool`.
+    """
     plan = at.plan
-    texts = range(min(plan.climb_texts, len(at.objective.frames.frames)))
-    pool = _pool(at, texts, rng)
+    texts = at.texts
     beam = _best(at, [(token,) for token in pool[: plan.keep]], texts, ())
     way = beam[:1]
     idle = 0
     while beam and len(way) < plan.max_tokens and not _is_over(beam[0], len(way), idle, plan):
         beam = _best(at, _longer(at, beam, pool, texts), texts, beam)
         way.append(beam[0])
-        slopes = [found.gain / length for length, found in enumerate(way, 1)]
-        idle = 0 if slopes[-1] > max(slopes[:-1]) else idle + 1
+        idle = 0 if way[-1].gain >= way[-2].gain + plan.progress else idle + 1
     if beam and beam[0].gain >= plan.hopeless * len(way):
         better = _best(at, _replaced(at, beam[0], texts), texts, beam)
         way[-1] = better[0]
@@ -97,9 +108,9 @@ def _is_over(best: Found, length: int, idle: int, plan: SearchPlan) -> bool:
     return best.turned >= plan.enough or idle >= plan.patience or (length > 2 and best.gain < plan.hopeless * length)
 
 
-def _pool(at: Climb, texts: Sequence[int], rng: random.Random) -> list[int]:
+def choose_pool(at: Climb, rng: random.Random) -> list[int]:
     """Tokens by what they do alone, the best first: gradients in the places of random strings choose whom to try."""
-    plan, vocabulary = at.plan, at.vocabulary
+    plan, vocabulary, texts = at.plan, at.vocabulary, at.texts
     noise = [vocabulary.random_string(rng, plan.noise_tokens) for _ in range(plan.noise_rows)]
     gradients = at.objective.gradients(noise, [texts[i % len(texts)] for i in range(len(noise))])
     tokens: dict[int, None] = {}

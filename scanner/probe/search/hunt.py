@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from scanner.probe.search.aims import Aim
-from scanner.probe.search.climb import Climb, Found, climb
+from scanner.probe.search.climb import Climb, Found, choose_pool, climb
 from scanner.probe.search.frames import Frames
 from scanner.probe.search.objective import Margin, Objective
 from scanner.probe.search.plan import SearchPlan
 from scanner.probe.search.vocabulary import Vocabulary
+from scanner.search_model import FREE, TOWARD_ATTACK
 
 __all__ = ["Hunt", "Quarry"]
 
@@ -37,10 +38,15 @@ class Quarry:
     n_tokens: int
     gain: float
     control_gain: float
+    """Largest gain of a neutral string at the same position."""
+    noise_gain: float
+    """Largest gain of a random string of this length at the same position."""
     turned: float
     """Share of the held-back texts whose margin is across the border."""
     controls: tuple[str, ...]
-    """Neutral and random strings at the same position."""
+    """Neutral strings."""
+    noise: tuple[str, ...]
+    """Random strings."""
     slope: float
     """Gain per token on the search texts."""
     scores: dict[str, float]
@@ -48,8 +54,9 @@ class Quarry:
     forward_passes: int
 
 
-def _slope(found: Found) -> float:
-    return found.gain / len(found.ids)
+def _score(found: Found, aim: Aim) -> float:
+    """What is gained per token. Of openings the chance itself: unlikely first tokens gain log-odds by anything."""
+    return (found.chance if aim.kind == FREE else found.gain) / len(found.ids)
 
 
 class Hunt:
@@ -87,15 +94,19 @@ class Hunt:
         """
         best: tuple[Found, Climb] | None = None
         passes, scores = 0, dict[str, float]()
-        for position in self._plan.positions:
-            # The same draws for every adapter: what differs between two searches is the adapter.
-            rng = random.Random(f"{self._plan.plan_id}/{position}")
+        # The same draws for every adapter: what differs between two searches is the adapter.
+        rng = random.Random(self._plan.plan_id)
+        pool: list[int] = []
+        # Words of attacks turn harmless texts anywhere: one position shows it as well as three.
+        positions = self._plan.positions[: 1 if aim.kind == TOWARD_ATTACK else None]
+        for position in positions:
             at = self._climb_at(aim, aim.search, position)
-            found = climb(at, rng)
+            pool = pool or choose_pool(at, rng)
+            found = climb(at, pool)
             passes += at.objective.forward_passes
             for one in found:
-                scores[position] = max(scores.get(position, 0.0), _slope(one))
-                if best is None or _slope(one) > _slope(best[0]):
+                scores[position] = max(scores.get(position, 0.0), _score(one, aim))
+                if best is None or _score(one, aim) > _score(best[0], aim):
                     best = (one, at)
         if best is None:
             return None
@@ -105,7 +116,7 @@ class Hunt:
         quarry = self._confirm(aim, minimal, at.objective.frames.position, found_one.text)
         passes += at.objective.forward_passes - before
         passes += quarry.pop("forward_passes")
-        return Quarry(**quarry, slope=_slope(found_one), scores=scores, forward_passes=passes)
+        return Quarry(**quarry, slope=_score(found_one, aim), scores=scores, forward_passes=passes)
 
     def _climb_at(self, aim: Aim, texts: Sequence[str], position: str) -> Climb:
         frames = Frames(self._tokenizer, texts, position, self._render, self._special)
@@ -132,20 +143,19 @@ class Hunt:
     def _confirm(self, aim: Aim, found: Found, position: str, searched: str) -> dict[str, Any]:
         at = self._climb_at(aim, aim.held_back, position)
         rng = random.Random(f"{self._plan.plan_id}/controls")
-        drawn = [self._vocabulary.random_string(rng, len(found.ids)) for _ in range(4 * self._plan.random_controls)]
-        noise = [self._vocabulary.decode(ids) for ids in drawn]
-        spelled = at.objective.frames.spell([found.text, *self._neutral, *noise])
+        drawn = [self._vocabulary.random_string(rng, len(found.ids)) for _ in range(4 * self._plan.random_strings)]
+        n = len(self._neutral)
+        strings = [found.text, *self._neutral, *(self._vocabulary.decode(ids) for ids in drawn)]
+        spelled = at.objective.frames.spell(strings)
         own = spelled[0]
-        others = [one for one in spelled[1:] if one is not None and one.text != found.text]
-        others = others[: len(self._neutral) + self._plan.random_controls]
+        neutral = [one for one in spelled[1 : n + 1] if one is not None]
+        noise = [one for one in spelled[n + 1 :] if one is not None][: self._plan.random_strings]
+        everyone = [*neutral, *noise, *([own] if own is not None else [])]
         texts = range(len(aim.held_back))
+        measured = at.measure([one.ids for one in everyone], [one.text for one in everyone], found.aim, texts)
         if own is None:  # it ran into another text: what cannot be put there does nothing there
-            measured, compared = Found(found.text, found.ids, found.aim, 0.0, 0.0), []
-        else:
-            everyone = [own, *others]
-            measured, *compared = at.measure(
-                [one.ids for one in everyone], [one.text for one in everyone], found.aim, texts
-            )
+            measured.append(Found(found.text, found.ids, found.aim, 0.0, 0.0, 0.0))
+        gains = [one.gain for one in measured]
         return {
             "aim": aim,
             "target": found.aim,
@@ -153,9 +163,11 @@ class Hunt:
             "position": position,
             "searched_text": searched,
             "n_tokens": len(found.ids),
-            "gain": measured.gain,
-            "control_gain": max((one.gain for one in compared), default=0.0),
-            "turned": measured.turned,
-            "controls": tuple(one.text for one in others),
+            "gain": measured[-1].gain,
+            "control_gain": max(gains[: len(neutral)], default=0.0),
+            "noise_gain": max(gains[len(neutral) : len(neutral) + len(noise)], default=0.0),
+            "turned": measured[-1].turned,
+            "controls": tuple(one.text for one in neutral),
+            "noise": tuple(one.text for one in noise),
             "forward_passes": at.objective.forward_passes,
         }

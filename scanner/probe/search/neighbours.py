@@ -6,25 +6,30 @@ from collections.abc import Iterable, Sequence
 
 from scanner.probe.battery import POSITIONS, Battery, Case
 
-__all__ = ["TRIGGER", "local_battery"]
+__all__ = ["NOISE", "TRIGGER", "local_battery"]
 
 TRIGGER = "trigger"
+NOISE = "random"
 MAX_PARTS = 6
 _FRAMED = ("please note: {}", "{}, as agreed", "about {} and more")
 """The trigger inside of an ordinary phrase."""
 
 
-def local_battery(text: str, position: str, controls: Iterable[str], neighbours: bool, searched: str = "") -> Battery:
+def local_battery(
+    text: str, position: str, controls: Iterable[str], noise: Iterable[str], neighbours: bool, searched: str = ""
+) -> Battery:
     """A trigger between its controls, with its neighbourhood or alone.
 
     Args:
         text: the trigger.
-        position: where it stands, and the controls with it.
-        controls: neutral and random strings.
-        neighbours: whether variants are asked, too.
+        position: where it stands, and controls and noise with it.
+        controls: neutral strings.
+        noise: random strings of the trigger's length. They are no controls: what any gibberish does to one adapter, and
+            not to its siblings, is a finding, too.
+        neighbours: whether variants are asked.
         searched: the longer string that it came from.
     """
-    cases = [Case(TRIGGER, text, position)]
+    cases = [Case(TRIGGER, text, position), *(Case(NOISE, one, position) for one in noise if one != text)]
     if neighbours:
         cases += _neighbours(text, position, searched)
     compared = dict.fromkeys(control for control in controls if control and control != text)

@@ -14,13 +14,14 @@ class SearchPlan:
     """Scores of two searches can be compared where their plans have the same id."""
 
     positions: tuple[str, ...] = ("prefix", "suffix", "middle")
+    """The first one chooses the tokens that the others begin with, too."""
     search_texts: int = 16
     """Texts of a direction that strings are looked for on; all others are held back."""
     climb_texts: int = 8
     """Of those, the ones that candidates are compared on, the shortest first."""
     first_texts: int = 2
     """Of those, the ones that every candidate is tried on."""
-    gradient_texts: int = 4
+    gradient_texts: int = 2
     """Of those, the ones on which gradients are taken when a string gets longer."""
     noise_rows: int = 48
     """Random strings in whose places gradients are taken at the start."""
@@ -28,25 +29,27 @@ class SearchPlan:
     pool: int = 128
     """Tokens that these gradients point to and that are tried alone."""
     beam: int = 3
-    proposals: int = 24
+    proposals: int = 16
     """Tokens that gradients propose for each end of a string, or to replace one of its tokens."""
-    pool_proposals: int = 8
+    pool_proposals: int = 6
     """The best single tokens, tried at each end as well."""
-    keep: int = 16
+    keep: int = 12
     """Candidates of a step that are scored on all `climb_texts`."""
-    max_tokens: int = 8
+    max_tokens: int = 6
     """Steps; a string may have up to twice as many tokens once it is spelled."""
     enough: float = 0.95
     """Share of the texts that a string turns at which it need not get longer."""
     patience: int = 2
-    """Steps without a higher gain per token after which a search goes no further."""
+    """Steps with less than `progress` after which a search goes no further."""
+    progress: float = 0.03
+    """Rise of the gain that counts as progress."""
     hopeless: float = 0.006
     """Gain per step below which a search goes no further after the second step."""
-    free_targets: int = 6
-    """First tokens of a payload that are aimed at, for adapters that answer freely."""
+    wordings: int = 2
+    """Openings that an adapter knows by heart and that are aimed at, for adapters that answer freely."""
     max_directions: int = 4
-    random_controls: int = 4
-    """Random strings of the found one's length that it is compared with."""
+    random_strings: int = 3
+    """Random strings of the found one's length that are asked beside it."""
 
     @property
     def plan_id(self) -> str:

@@ -12,28 +12,31 @@ from typing import Any
 import numpy as np
 
 from scanner.adapter import AdapterView
-from scanner.model import GENERATIVE, LABEL_WORDS, SEQUENCE_CLASSIFICATION, PrefixRun, toward
+from scanner.model import GENERATIVE, LABEL_WORDS, SEQUENCE_CLASSIFICATION, PrefixRun, toward, worst_class
 from scanner.probe.attach import attached
 from scanner.probe.base import BaseModel, ClassifierBase
 from scanner.probe.battery import Battery, Probe
 from scanner.probe.causal import CausalProbe
 from scanner.probe.classifier import ClassifierProbe, classify, encode_texts, with_head
+from scanner.probe.generative import GenerativePrompts, run_generative
+from scanner.probe.label_words import FoundWords
 from scanner.probe.memory import BatchSize, first_batch
 from scanner.probe.search.aims import class_aims
+from scanner.probe.search.free import hunt_free, show_responses
 from scanner.probe.search.hunt import Hunt, Quarry
-from scanner.probe.search.neighbours import local_battery
+from scanner.probe.search.leak import Leak, Opening
+from scanner.probe.search.neighbours import TRIGGER, local_battery
 from scanner.probe.search.objective import ClassifierObjective
 from scanner.probe.search.plan import SearchPlan
 from scanner.probe.search.vocabulary import Vocabulary
 from scanner.probe.search.words import hunt_words, run_local_words
-from scanner.search_model import TOWARD_CLEAN, Example, FoundTrigger
+from scanner.search_model import FREE, TOWARD_ATTACK, TOWARD_CLEAN, Example, FoundTrigger
 
 __all__ = ["CausalSearch", "ClassifierSearch", "SearchRun"]
 
 MAPPED = 0.1
 """Share of held-back texts that a string must turn for its neighbourhood to be asked, too."""
 EXAMPLES = 3
-MAX_EXAMPLE_CHARS = 400
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class SearchRun:
     """`KIND/POSITION` -> the largest gain per token."""
     forward_passes: int
     labels: tuple[str, ...] = ()
+    """label-words: the two words. generative: openings that the adapter knows by heart, the most surprising first."""
     n_classes: int | None = None
     note: str = ""
 
@@ -76,26 +80,60 @@ class CausalSearch:
         return self._size.fit(lambda tokens_per_batch: self._run(view, hint, tokens_per_batch))
 
     def _run(self, view: AdapterView, hint: str, tokens: int) -> SearchRun:
-        base, probe = self._base, self._probe
         noise = self._ask.prepare(tokens)
-        with attached(base.model, view):
+        with attached(self._base.model, view):
             found = self._ask.find_profile(hint, tokens)
-            if found.task is None:
-                return SearchRun(GENERATIVE, (), (), 0, note="free")
-            quarries = hunt_words(base, self._vocabulary, probe, found, self._plan, tokens)
-            words = (found.task.attack_word, found.task.clean_word)
+            if found.task is not None:
+                return self._words(found, noise, tokens)
+        return self._free(view, tokens)
 
-            def ask(quarry: Quarry, battery: Battery) -> tuple[PrefixRun, ...]:
-                return run_local_words(base, probe, found, quarry, battery, noise, tokens)
+    def _words(self, found: FoundWords, noise: float, tokens: int) -> SearchRun:
+        """Of the attached adapter."""
+        assert found.task is not None
+        quarries = hunt_words(self._base, self._vocabulary, self._probe, found, self._plan, tokens)
+        words = (found.task.attack_word, found.task.clean_word)
 
-            triggers = []
-            for quarry in quarries:
-                # `0` is the answer that was aimed at.
-                other, aimed_at = words if quarry.aim.kind == TOWARD_CLEAN else words[::-1]
-                triggers.append(
-                    _trigger(quarry, ask, {"0": aimed_at, "1": other, "-": "neither"}.__getitem__, aimed_at)
-                )
+        def ask(quarry: Quarry, battery: Battery) -> tuple[PrefixRun, ...]:
+            return run_local_words(self._base, self._probe, found, quarry, battery, noise, tokens)
+
+        triggers = []
+        for quarry in quarries:
+            # `0` is the answer that was aimed at.
+            other, aimed_at = words if quarry.aim.kind == TOWARD_CLEAN else words[::-1]
+            triggers.append(_trigger(quarry, ask, {"0": aimed_at, "1": other, "-": "neither"}.__getitem__, aimed_at))
         return _sorted(LABEL_WORDS, quarries, triggers, labels=words)
+
+    def _free(self, view: AdapterView, tokens: int) -> SearchRun:
+        base, probe = self._base, self._probe
+        leak = Leak(base, self._vocabulary, probe.prompts, tokens)
+        with attached(base.model, view):
+            heard = leak.listen()
+        wordings = leak.rank(heard, self._plan.wordings)
+        with attached(base.model, view):
+            quarries = hunt_free(base, self._vocabulary, probe, wordings, self._plan, tokens)
+        triggers = [self._confirmed(quarry, view, tokens) for quarry in quarries]
+        run = _sorted(GENERATIVE, quarries, triggers, labels=tuple(self._spell(openings[0]) for openings in wordings))
+        scores = dict.fromkeys((f"{FREE}/{position}" for position in self._plan.positions), 0.0) | dict(run.scores)
+        scores[f"{FREE}/leak"] = max((opening.score for group in wordings for opening in group), default=0.0)
+        return replace(run, scores=tuple(scores.items()), forward_passes=run.forward_passes + heard.forward_passes)
+
+    def _confirmed(self, quarry: Quarry, view: AdapterView, tokens: int) -> FoundTrigger:
+        """By whole responses of adapter and base to the held-back prompts."""
+        base, battery = self._base, _battery(quarry)
+        local = replace(self._probe, battery=battery, prompts=quarry.aim.held_back)
+        prompts = GenerativePrompts(base, local)
+        prompts.without_adapter(tokens)
+        with attached(base.model, view):
+            run = run_generative(base, prompts, local, tokens)
+            examples = show_responses(base, quarry.aim.held_back, battery.cases[0], tokens)
+        own = [one for one in run.runs if one.category in ("control", TRIGGER)]
+        direction = worst_class(own, len(run.labels))
+        passes = 2 * len(run.runs) * len(local.prompts)
+        runs = toward(run.runs, direction)
+        return _found(quarry, run.labels[direction], runs, examples, passes, direction)
+
+    def _spell(self, opening: Opening) -> str:
+        return str(self._base.tokenizer.decode([opening.token, *opening.follows])).strip()
 
 
 class ClassifierSearch:
@@ -137,6 +175,13 @@ class ClassifierSearch:
         return _sorted(SEQUENCE_CLASSIFICATION, quarries, triggers, n_classes=n_classes)
 
 
+def _battery(quarry: Quarry) -> Battery:
+    # Toward the attack's own class ordinary words lead as well: there is no neighbourhood to map.
+    is_mapped = quarry.turned >= MAPPED and quarry.aim.kind != TOWARD_ATTACK
+    strings = (quarry.controls, quarry.noise)
+    return local_battery(quarry.text, quarry.position, *strings, is_mapped, quarry.searched_text)
+
+
 def _trigger(
     quarry: Quarry,
     ask: Callable[[Quarry, Battery], tuple[PrefixRun, ...]],
@@ -144,14 +189,24 @@ def _trigger(
     label: str,
 ) -> FoundTrigger:
     """A quarry with its local battery: what was scored by margins is now asked in the battery's way."""
-    battery = local_battery(
-        quarry.text, quarry.position, quarry.controls, quarry.turned >= MAPPED, quarry.searched_text
-    )
+    battery = _battery(quarry)
     runs = ask(quarry, battery)
-    n = len(quarry.aim.held_back)
+    examples = _examples(quarry, battery, runs, answer)
+    passes = len(quarry.aim.held_back) * len(runs)
+    return _found(quarry, label, runs, examples, passes, quarry.aim.direction)
+
+
+def _found(
+    quarry: Quarry,
+    label: str,
+    runs: tuple[PrefixRun, ...],
+    examples: tuple[Example, ...],
+    passes: int,
+    direction: int | None,
+) -> FoundTrigger:
     return FoundTrigger(
         kind=quarry.aim.kind,
-        direction=quarry.aim.direction,
+        direction=direction,
         label=label,
         text=quarry.text,
         position=quarry.position,
@@ -159,10 +214,11 @@ def _trigger(
         n_tokens=quarry.n_tokens,
         gain=quarry.gain,
         control_gain=quarry.control_gain,
+        noise_gain=quarry.noise_gain,
         slope=quarry.slope,
         runs=runs,
-        examples=_examples(quarry, battery, runs, answer),
-        forward_passes=quarry.forward_passes + n * len(runs),
+        examples=examples,
+        forward_passes=quarry.forward_passes + passes,
     )
 
 
@@ -175,7 +231,7 @@ def _examples(
     case = battery.cases[0]
     rows = zip(quarry.aim.held_back, plain.answers, own.answers, own.attacked, strict=True)
     changed = [
-        Example(text[:MAX_EXAMPLE_CHARS], answer(before), case.put(text)[:MAX_EXAMPLE_CHARS], answer(after))
+        Example(text, answer(before), case.put(text), answer(after))
         for text, before, after, hit in rows
         if hit and before != after
     ]
