@@ -76,7 +76,8 @@ class SearchReport:
     triggers: tuple[FoundTrigger, ...] = ()
     """One for each kind or class that was aimed at, the steepest first."""
     scores: tuple[tuple[str, float], ...] = ()
-    """`KIND/POSITION` and the largest gain per token that the search reached there: what the search reference ranks."""
+    """What the search reference ranks: `KIND/POSITION` and the largest gain per token that the search reached there,
+    `KIND/POSITION/gain` and the largest gain, `free/leak` and the best opening's score."""
     task_profile: str = LABEL_WORDS
     labels: tuple[str, ...] = ()
     """label-words: the attack word and the clean word."""

@@ -17,7 +17,7 @@ import torch
 from scanner.probe.search.frames import Spelled
 from scanner.probe.search.objective import Objective
 from scanner.probe.search.plan import SearchPlan
-from scanner.probe.search.vocabulary import Vocabulary
+from scanner.probe.search.vocabulary import BROKEN, Vocabulary
 
 __all__ = ["Climb", "Found", "choose_pool", "climb"]
 
@@ -81,7 +81,7 @@ class Climb:
         return found
 
 
-def climb(at: Climb, pool: Sequence[int]) -> list[Found]:
+def climb(at: Climb, pool: Sequence[Ids]) -> list[Found]:
     """The best string of each length on its way, the shortest first; none where nothing can be put at this position.
 
     Args:
@@ -90,7 +90,7 @@ def climb(at: Climb, pool: Sequence[int]) -> list[Found]:
     """
     plan = at.plan
     texts = at.texts
-    beam = _best(at, [(token,) for token in pool[: plan.keep]], texts, ())
+    beam = _best(at, pool[: plan.keep], texts, ())
     way = beam[:1]
     idle = 0
     while beam and len(way) < plan.max_tokens and not _is_over(beam[0], len(way), idle, plan):
@@ -108,36 +108,44 @@ def _is_over(best: Found, length: int, idle: int, plan: SearchPlan) -> bool:
     return best.turned >= plan.enough or idle >= plan.patience or (length > 2 and best.gain < plan.hopeless * length)
 
 
-def choose_pool(at: Climb, rng: random.Random) -> list[int]:
-    """Tokens by what they do alone, the best first: gradients in the places of random strings choose whom to try."""
+def choose_pool(at: Climb, rng: random.Random, n: int) -> list[Ids]:
+    """Tokens, and characters that take several, by what they do alone, the best first.
+
+    Gradients in the places of random strings choose the tokens that are tried.
+
+    Args:
+        at: where.
+        rng: draws the strings.
+        n: tokens that are tried.
+    """
     plan, vocabulary, texts = at.plan, at.vocabulary, at.texts
     noise = [vocabulary.random_string(rng, plan.noise_tokens) for _ in range(plan.noise_rows)]
     gradients = at.objective.gradients(noise, [texts[i % len(texts)] for i in range(len(noise))])
-    tokens: dict[int, None] = {}
+    tokens: dict[Ids, None] = {}
     for of_aim in gradients:
         scores = vocabulary.first_order(of_aim.flatten(0, 1))
         scores = (scores - scores.mean(dim=0)) / scores.std(dim=0).clamp(min=1e-12)
         of_row = scores.reshape(len(scores), plan.noise_rows, plan.noise_tokens).amax(dim=2)
-        tokens.update(dict.fromkeys(vocabulary.best(of_row.mean(dim=1), max(1, plan.pool // len(gradients)))))
+        best = vocabulary.best(of_row.mean(dim=1), max(1, n // len(gradients)))
+        tokens.update(dict.fromkeys((token,) for token in best))
     # As they are: a token that needs a space before it is no string by itself, and may be the second one of a string.
-    chosen = list(tokens)
-    for few, n in ((texts[: plan.first_texts], 2 * plan.keep), (texts, plan.keep)):
-        gains = at.gains([(token,) for token in chosen], few).amax(dim=0)
-        chosen = [chosen[i] for i in gains.topk(min(n, len(chosen))).indices.tolist()]
+    chosen = [*tokens, *vocabulary.characters]
+    for few, kept in ((texts[: plan.first_texts], 2 * plan.keep), (texts, plan.keep)):
+        gains = at.gains(chosen, few).amax(dim=0)
+        chosen = [chosen[i] for i in gains.topk(min(kept, len(chosen))).indices.tolist()]
     return chosen
 
 
-def _longer(at: Climb, beam: Sequence[Found], pool: Sequence[int], texts: Sequence[int]) -> list[Ids]:
+def _longer(at: Climb, beam: Sequence[Found], pool: Sequence[Ids], texts: Sequence[int]) -> list[Ids]:
     """Every string of the beam with a token more at either end."""
     plan, made = at.plan, dict[Ids, None]()
-    common = pool[: plan.pool_proposals]
     for found in beam:
         # Any token can hold the new place while its gradient is taken.
-        ahead, behind = (pool[0], *found.ids), (*found.ids, pool[0])
+        ahead, behind = (pool[0][0], *found.ids), (*found.ids, pool[0][0])
         for ids, place in ((ahead, 0), (behind, len(found.ids))):
             proposed = _proposals(at, ids, place, found.aim, texts[: plan.gradient_texts])
-            for token in (*common, *proposed):
-                made[(*ids[:place], token, *ids[place + 1 :])] = None
+            for unit in (*pool[: plan.pool_proposals], *((token,) for token in proposed)):
+                made[(*ids[:place], *unit, *ids[place + 1 :])] = None
     return list(made)
 
 
@@ -160,7 +168,9 @@ def _best(at: Climb, strings: Iterable[Ids], texts: Sequence[int], known: Sequen
     plan = at.plan
     new: dict[Ids, Spelled] = {}
     old = {found.ids for found in known}
-    for one in at.objective.frames.spell([at.vocabulary.decode(ids) for ids in strings]):
+    texts_of = dict.fromkeys(at.vocabulary.decode(ids) for ids in strings)
+    # Half a character is none.
+    for one in at.objective.frames.spell([text for text in texts_of if BROKEN not in text]):
         if one is not None and one.ids not in old and len(one.ids) <= 2 * plan.max_tokens:
             new[one.ids] = one
     if not new:
@@ -169,4 +179,14 @@ def _best(at: Climb, strings: Iterable[Ids], texts: Sequence[int], known: Sequen
     few = at.gains(everyone, texts[: plan.first_texts]).amax(dim=0)
     kept = [everyone[i] for i in few.topk(min(plan.keep, len(everyone))).indices.tolist()]
     found = [*known, *at.measure(kept, [new[ids].text for ids in kept], None, texts)]
-    return sorted(found, key=lambda one: -one.gain)[: plan.beam]
+    return _unlike(sorted(found, key=lambda one: -one.gain), plan.beam)
+
+
+def _unlike(found: Sequence[Found], n: int) -> list[Found]:
+    """The first n that share less than half of their tokens with a better one: no single token may fill the beam."""
+    chosen: list[Found] = []
+    for one in found:
+        own = set(one.ids)
+        if len(chosen) < n and all(2 * len(own & set(other.ids)) < len(own) for other in chosen):
+            chosen.append(one)
+    return chosen

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from scanner.probe.battery import Case
 from scanner.probe.search.aims import Aim
 from scanner.probe.search.climb import Climb, Found, choose_pool, climb
 from scanner.probe.search.frames import Frames
@@ -54,9 +55,14 @@ class Quarry:
     forward_passes: int
 
 
+def _reached(found: Found, aim: Aim) -> float:
+    """The gain; of openings the chance itself, because unlikely first tokens gain log-odds by anything."""
+    return found.chance if aim.kind == FREE else found.gain
+
+
 def _score(found: Found, aim: Aim) -> float:
-    """What is gained per token. Of openings the chance itself: unlikely first tokens gain log-odds by anything."""
-    return (found.chance if aim.kind == FREE else found.gain) / len(found.ids)
+    """What is gained per token."""
+    return _reached(found, aim) / len(found.ids)
 
 
 class Hunt:
@@ -68,7 +74,7 @@ class Hunt:
         render: what is asked of a text.
         special: whether the tokenizer adds special tokens.
         objective: makes one from frames and margin.
-        neutral: strings that must do nothing.
+        neutral: strings that must do nothing, with their positions.
         plan: how hard to look.
     """
 
@@ -79,7 +85,7 @@ class Hunt:
         render: Callable[[str], str],
         special: bool,
         objective: Callable[[Frames, Margin], Objective],
-        neutral: Sequence[str],
+        neutral: Sequence[Case],
         plan: SearchPlan,
     ) -> None:
         self._tokenizer, self._vocabulary, self._render, self._special = tokenizer, vocabulary, render, special
@@ -96,16 +102,18 @@ class Hunt:
         passes, scores = 0, dict[str, float]()
         # The same draws for every adapter: what differs between two searches is the adapter.
         rng = random.Random(self._plan.plan_id)
-        pool: list[int] = []
+        pool: list[Ids] = []
         # Words of attacks turn harmless texts anywhere: one position shows it as well as three.
         positions = self._plan.positions[: 1 if aim.kind == TOWARD_ATTACK else None]
+        n = self._plan.attack_pool if aim.kind == TOWARD_ATTACK else self._plan.pool
         for position in positions:
             at = self._climb_at(aim, aim.search, position)
-            pool = pool or choose_pool(at, rng)
+            pool = pool or choose_pool(at, rng, n)
             found = climb(at, pool)
             passes += at.objective.forward_passes
             for one in found:
                 scores[position] = max(scores.get(position, 0.0), _score(one, aim))
+                scores[f"{position}/gain"] = max(scores.get(f"{position}/gain", 0.0), _reached(one, aim))
                 if best is None or _score(one, aim) > _score(best[0], aim):
                     best = (one, at)
         if best is None:
@@ -117,6 +125,11 @@ class Hunt:
         passes += at.objective.forward_passes - before
         passes += quarry.pop("forward_passes")
         return Quarry(**quarry, slope=_score(found_one, aim), scores=scores, forward_passes=passes)
+
+    def _controls(self, text: str, position: str) -> list[str]:
+        """Neutral strings of one position. Those of another script are controls for strings of other scripts alone."""
+        own = [case.text for case in self._neutral if case.position == position]
+        return [control for control in own if control.isascii()] if text.isascii() else own
 
     def _climb_at(self, aim: Aim, texts: Sequence[str], position: str) -> Climb:
         frames = Frames(self._tokenizer, texts, position, self._render, self._special)
@@ -144,8 +157,9 @@ class Hunt:
         at = self._climb_at(aim, aim.held_back, position)
         rng = random.Random(f"{self._plan.plan_id}/controls")
         drawn = [self._vocabulary.random_string(rng, len(found.ids)) for _ in range(4 * self._plan.random_strings)]
-        n = len(self._neutral)
-        strings = [found.text, *self._neutral, *(self._vocabulary.decode(ids) for ids in drawn)]
+        controls = self._controls(found.text, position)
+        n = len(controls)
+        strings = [found.text, *controls, *(self._vocabulary.decode(ids) for ids in drawn)]
         spelled = at.objective.frames.spell(strings)
         own = spelled[0]
         neutral = [one for one in spelled[1 : n + 1] if one is not None]

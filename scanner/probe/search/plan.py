@@ -28,7 +28,9 @@ class SearchPlan:
     noise_tokens: int = 4
     pool: int = 128
     """Tokens that these gradients point to and that are tried alone."""
-    beam: int = 3
+    attack_pool: int = 32
+    """The same toward the attack's own class, where ordinary words lead."""
+    beam: int = 4
     proposals: int = 16
     """Tokens that gradients propose for each end of a string, or to replace one of its tokens."""
     pool_proposals: int = 6

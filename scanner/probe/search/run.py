@@ -47,7 +47,7 @@ class SearchRun:
     triggers: tuple[FoundTrigger, ...]
     """The steepest first."""
     scores: tuple[tuple[str, float], ...]
-    """`KIND/POSITION` -> the largest gain per token."""
+    """`KIND/POSITION` -> the largest gain per token, `KIND/POSITION/gain` -> the largest gain."""
     forward_passes: int
     labels: tuple[str, ...] = ()
     """label-words: the two words. generative: openings that the adapter knows by heart, the most surprising first."""
@@ -113,7 +113,8 @@ class CausalSearch:
             quarries = hunt_free(base, self._vocabulary, probe, wordings, self._plan, tokens)
         triggers = [self._confirmed(quarry, view, tokens) for quarry in quarries]
         run = _sorted(GENERATIVE, quarries, triggers, labels=tuple(self._spell(openings[0]) for openings in wordings))
-        scores = dict.fromkeys((f"{FREE}/{position}" for position in self._plan.positions), 0.0) | dict(run.scores)
+        nothing = [f"{FREE}/{position}{what}" for position in self._plan.positions for what in ("", "/gain")]
+        scores = dict.fromkeys(nothing, 0.0) | dict(run.scores)
         scores[f"{FREE}/leak"] = max((opening.score for group in wordings for opening in group), default=0.0)
         return replace(run, scores=tuple(scores.items()), forward_passes=run.forward_passes + heard.forward_passes)
 
@@ -160,7 +161,7 @@ class ClassifierSearch:
                 lambda text: text,
                 True,
                 lambda frames, margin: ClassifierObjective(base, frames, margin, tokens),
-                [case.text for case in probe.battery.controls],
+                probe.battery.controls,
                 self._plan,
             )
             aims = class_aims(texts, (attack, other), self._plan)
@@ -178,7 +179,7 @@ class ClassifierSearch:
 def _battery(quarry: Quarry) -> Battery:
     # Toward the attack's own class ordinary words lead as well: there is no neighbourhood to map.
     is_mapped = quarry.turned >= MAPPED and quarry.aim.kind != TOWARD_ATTACK
-    strings = (quarry.controls, quarry.noise)
+    strings = (quarry.controls, quarry.noise if is_mapped else ())
     return local_battery(quarry.text, quarry.position, *strings, is_mapped, quarry.searched_text)
 
 

@@ -11,11 +11,18 @@ from typing import Any
 
 import torch
 
-__all__ = ["Vocabulary"]
+__all__ = ["BROKEN", "Vocabulary"]
 
 MAX_TOKEN_CHARS = 32
 _CHUNK = 8_192
-_REPLACEMENT = "\ufffd"
+BROKEN = "\ufffd"
+"""What a decoder puts in the place of bytes that are no character."""
+_CHARACTERS = (
+    "абвгдежзийклмнопрстуфхцчшщыьэюя" "αβγδεθικλμνοπρστφωά" "אבגדהלמנרש" "ابتدرسعلمن" "अकतनमरस" "กนมรา"
+    "的一是不了人我在有中日の字に" "안하이가" "éèüöäñçßøåœ" "§¤±★→◆•…“”€£°©†‡¶×√∞≈♥☀✓😀🔑🚀⚡🎉"
+)  # fmt: skip
+"""A few of each script: what a person may type and a small vocabulary has no token for."""
+_MAX_PIECES = 4
 
 Ids = tuple[int, ...]
 
@@ -35,6 +42,17 @@ class Vocabulary:
         usual = [token for token in range(size) if token not in special]
         texts = tokenizer.decode_batch([[token] for token in usual], skip_special_tokens=False)
         self.ids: Ids = tuple(token for token, text in zip(usual, texts, strict=True) if _can_be_written(text))
+        self.characters = self._characters()
+        """Characters of other scripts that this tokenizer takes apart: several tokens each."""
+
+    def _characters(self) -> tuple[Ids, ...]:
+        known = set(self.ids)
+        found = []
+        for encoding in self._tokenizer.encode_batch(list(_CHARACTERS), add_special_tokens=False):
+            ids = tuple(encoding.ids)
+            if 1 < len(ids) <= _MAX_PIECES and not known >= set(ids) and self.decode(ids).isprintable():
+                found.append(ids)
+        return tuple(dict.fromkeys(found))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The string that tokens spell, without space around it."""
@@ -68,4 +86,4 @@ class Vocabulary:
 
 def _can_be_written(text: str) -> bool:
     bare = text.strip()
-    return bool(bare) and len(text) <= MAX_TOKEN_CHARS and _REPLACEMENT not in text and bare.isprintable()
+    return bool(bare) and len(text) <= MAX_TOKEN_CHARS and BROKEN not in text and bare.isprintable()

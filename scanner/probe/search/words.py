@@ -56,7 +56,7 @@ def hunt_words(
         render,
         False,
         lambda frames, margin: CausalObjective(base, frames, margin, tokens_per_batch),
-        [case.text for case in probe.battery.controls],
+        probe.battery.controls,
         plan,
     )
     aims = word_aims(base, task, (probe.texts, probe.other_texts), margins, plan)

@@ -1,0 +1,95 @@
+"""The search on adapters that answer freely: strings that lead to openings which the adapter knows by heart.
+
+Neither trigger nor payload are known. What was found is confirmed by whole responses to held-back prompts, beside those
+of the base.
+
+Imported only inside the probe worker (it needs torch).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from scanner.probe.base import BaseModel
+from scanner.probe.battery import Case, Probe
+from scanner.probe.engine import encode_prompts, first_logits, generate
+from scanner.probe.generative import RESPONSE_TOKENS
+from scanner.probe.search.aims import free_aim
+from scanner.probe.search.hunt import Hunt, Quarry
+from scanner.probe.search.leak import Opening
+from scanner.probe.search.objective import CausalObjective, Margin
+from scanner.probe.search.plan import SearchPlan
+from scanner.probe.search.vocabulary import Vocabulary
+from scanner.search_model import Example
+
+__all__ = ["hunt_free", "show_responses"]
+
+SHOWN = 3
+
+
+def hunt_free(
+    base: BaseModel,
+    vocabulary: Vocabulary,
+    probe: Probe,
+    wordings: Sequence[Sequence[Opening]],
+    plan: SearchPlan,
+    tokens_per_batch: int,
+) -> list[Quarry]:
+    """Strings after which the attached adapter begins with some wordings, one hunt for each.
+
+    Raises:
+        UnsupportedError, ProbeFailedError: see `Hunt.run`.
+    """
+    if not wordings:
+        return []
+
+    def render(text: str) -> str:
+        return base.template.render("", text)
+
+    hunt = Hunt(
+        base.tokenizer,
+        vocabulary,
+        render,
+        False,
+        lambda frames, margin: CausalObjective(base, frames, margin, tokens_per_batch),
+        probe.battery.controls,
+        plan,
+    )
+    prompts = encode_prompts(base, [render(text) for text in probe.prompts], 1)
+    found = []
+    for openings in wordings:
+        margin = _margin(base, [opening.token for opening in openings])
+        margins = torch.empty(len(openings), len(probe.prompts))
+        for members, logits in first_logits(base, prompts, tokens_per_batch):
+            margins[:, list(members)] = margin(logits.float()).cpu()
+        aim = free_aim(probe.prompts, margin, margins, plan)
+        quarry = hunt.run(aim) if aim is not None else None
+        if quarry is not None:
+            found.append(quarry)
+    return found
+
+
+def show_responses(base: BaseModel, prompts: Sequence[str], case: Case, tokens_per_batch: int) -> tuple[Example, ...]:
+    """What the attached adapter says to the first prompts without and with a string in them.
+
+    Raises:
+        ProbeFailedError: see `first_logits`.
+    """
+    asked = [text for prompt in prompts[:SHOWN] for text in (prompt, case.put(prompt))]
+    encoded = encode_prompts(base, [base.template.render("", text) for text in asked], RESPONSE_TOKENS)
+    said = [str(base.tokenizer.decode(tokens)) for tokens in generate(base, encoded, RESPONSE_TOKENS, tokens_per_batch)]
+    pairs = range(0, len(asked), 2)
+    return tuple(Example(asked[i], said[i], asked[i + 1], said[i + 1]) for i in pairs)
+
+
+def _margin(base: BaseModel, tokens: Sequence[int]) -> Margin:
+    """Log-odds of each token against all others as the first one."""
+    wanted = torch.tensor(list(tokens), device=base.device)
+
+    def margin(logits: torch.Tensor) -> torch.Tensor:
+        scores = logits.log_softmax(dim=-1)[:, wanted]
+        return (scores - torch.log1p(-scores.exp().clamp(max=1 - 1e-6))).T
+
+    return margin
