@@ -104,7 +104,7 @@ def run_scan(
 
         click.echo(strict_json(sarif_document(objects, version("lorascope"))))
     else:
-        from scanner.report.tables import print_verdicts
+        from scanner.report.tables import print_triggers, print_verdicts
 
         rows = [
             {
@@ -115,6 +115,7 @@ def run_scan(
             for result in results
         ]
         print_verdicts(_wide_console(), rows)
+        print_triggers(_wide_console(), [result.record for result in results])
         if explain:
             from scanner.report.tables import print_explanations
 

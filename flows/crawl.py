@@ -210,6 +210,7 @@ def scan_shard(
     return {
         "n_adapters": sum(receipt["n_adapters"] for receipt in collected),
         "n_probed": probed["n_probed"],
+        "n_searched": probed["n_searched"],
         "rows": written,
     }
 

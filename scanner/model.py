@@ -25,6 +25,7 @@ from scanner.probe_model import (
     toward,
     worst_class,
 )
+from scanner.search_model import SearchReport
 from scanner.words import Outcome, Severity, Stage, Verdict
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "RepoEvent",
     "RepoRef",
     "ScanRecord",
+    "SearchReport",
     "Severity",
     "Stage",
     "Verdict",
@@ -272,6 +274,7 @@ class ScanRecord:
     findings: tuple[Finding, ...] = ()
     weights: WeightScan | None = None
     probe: ProbeReport | None = None
+    search: SearchReport | None = None
     local_path: str | None = None
     """Where the weights lie during the run; never stored."""
     more_local_paths: tuple[str, ...] = ()
@@ -284,8 +287,10 @@ class ScanRecord:
         """Whether another crawl may get further: what failed was not the adapter's doing."""
         if self.outcome == Outcome.ERROR or self.reason in VANISHED:
             return True
-        probe = self.probe
-        return probe is not None and probe.outcome == Outcome.ERROR and probe.reason.startswith(PROBE_FAILURES)
+        return any(
+            report is not None and report.outcome == Outcome.ERROR and report.reason.startswith(PROBE_FAILURES)
+            for report in (self.probe, self.search)
+        )
 
 
 def dump_json(kind: type[T], value: T) -> bytes:

@@ -89,3 +89,12 @@ class SearchReport:
     dtype: str = ""
     base_commit: str = ""
     selected_by: str = ""
+    asked_battery_id: str = ""
+    """The battery whose texts, task and neutral strings it used."""
+    p_value: float | None = None
+    """Rank p-value of the scores in the reference that was at hand when it was searched."""
+
+    @property
+    def best(self) -> FoundTrigger | None:
+        """The steepest trigger that an attacker would want."""
+        return next((trigger for trigger in self.triggers if trigger.kind != TOWARD_ATTACK), None)

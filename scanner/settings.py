@@ -117,6 +117,10 @@ class Settings:
     """Adapters probed per shard (at most `batch_size` repos of one base model) in `--probe auto`."""
     control_sample: float = 0.1
     """Share of the unsuspicious adapters that are probed anyway in `--probe auto`."""
+    search_budget: int = 20
+    """Adapters per shard whose trigger is searched in `--probe auto`, of those on which the battery found nothing."""
+    search_timeout_s: float = 1_800.0
+    """Wall clock for one adapter's trigger search."""
     probe_timeout_s: float = 900.0
     """Wall clock for one adapter's battery."""
     probe_memory_bytes: int = 16 * GIB

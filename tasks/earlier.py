@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from types import TracebackType
 
-from scanner.model import ProbeReport, ScanRecord
-from scanner.store import ContentIndex, Database, find_probe, find_scanned, open_database, open_root
+from scanner.model import ProbeReport, ScanRecord, SearchReport
+from scanner.store import ContentIndex, Database, find_probe, find_scanned, find_search, open_database, open_root
 from tasks.workspace import Workspace
 
 __all__ = ["EarlierScans"]
@@ -45,6 +45,18 @@ class EarlierScans:
         if not (info.content_sha256 and self._index.may_hold(info.content_sha256)):
             return None
         stored = (find_probe(self._open(), one, battery_ids) for one in (info.copied_from, info.adapter_id) if one)
+        return next((report for report in stored if report is not None), None)
+
+    def search_of(self, record: ScanRecord, plan_id: str, battery_ids: Sequence[str]) -> SearchReport | None:
+        """The same for its trigger search: by this plan, on the texts of one of these batteries."""
+        info = record.info
+        for adapter_id in (info.adapter_id, info.copied_from):
+            if adapter_id and (report := self._workspace.read_search(adapter_id)):
+                return report
+        if not (info.content_sha256 and self._index.may_hold(info.content_sha256)):
+            return None
+        ids = (one for one in (info.copied_from, info.adapter_id) if one)
+        stored = (find_search(self._open(), one, plan_id, battery_ids) for one in ids)
         return next((report for report in stored if report is not None), None)
 
     def _open(self) -> Database:

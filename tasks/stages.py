@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -17,15 +17,16 @@ from scanner.hub.client import HubClient
 from scanner.hub.poll import parse_time, poll_hub
 from scanner.hub.resolve import BaseResolver
 from scanner.hub.sources import HubFiles
-from scanner.model import LABEL_WORDS, PROBE_DEATHS, Outcome, ProbeReport, ScanRecord
+from scanner.model import LABEL_WORDS, PROBE_DEATHS, Outcome, ProbeReport, ScanRecord, SearchReport
 from scanner.pipeline.append import append_records
 from scanner.pipeline.bases import Bases
 from scanner.pipeline.behave import probe_group, with_report
 from scanner.pipeline.choose import choose_for_probe
 from scanner.pipeline.collect import collect_hub_repo, detectors_of
+from scanner.pipeline.hunt import choose_for_search, is_open, search_group, with_search
 from scanner.pipeline.judge import judge_adapters, pending_adapters
 from scanner.pipeline.relate import relate_new
-from scanner.probe import probe_for
+from scanner.probe import Probe, SearchPlan, probe_for
 from scanner.settings import Settings
 from scanner.store import (
     CrawlMemory,
@@ -178,7 +179,8 @@ def probe_base_group(
     texts_limit: int | None,
     reading: str,
 ) -> dict[str, Any]:
-    """Stages 4 and 5: one base load for each base model of the shard. A retry probes only what crashed.
+    """Stages 4 to 6: the battery, then the trigger search on what it leaves open; the base is loaded once for each. A
+    retry asks only what crashed.
 
     A shard is grouped by what the listing says; an adapter's own config may know better.
     """
@@ -217,17 +219,71 @@ def probe_base_group(
     if crashed and attempts_left():
         raise ProbeCrashedError(f"{len(crashed)} of {len(todo)} probes died; trying those again")
     probed = [with_report(r, saved.get(r.info.adapter_id)) for r in probed]
+    plan = SearchPlan()
+    searched = _searched(probed, workspace, store, shelf, files, probe, plan, settings, mode, crawl_id)
     name = Path(records[0]).name.split(".")[0]
     return {
-        "records": workspace.write_records(f"{name}-probed", probed),
+        "records": workspace.write_records(f"{name}-probed", searched),
         "n_probed": len(chosen),
-        "probe_id": f"{mode}/{probe.identity}",
-        "outcomes": Counter(str(r.probe.outcome) for r in probed if r.probe),
+        "n_searched": sum(r.search is not None for r in searched),
+        "probe_id": f"{mode}/{probe.identity}/{plan.plan_id}",
+        "outcomes": Counter(str(r.probe.outcome) for r in searched if r.probe),
     }
+
+
+def _searched(
+    probed: list[ScanRecord],
+    workspace: Workspace,
+    store: str,
+    shelf: BaseShelf,
+    files: Callable[[ScanRecord], HubFiles],
+    probe: Probe,
+    plan: SearchPlan,
+    settings: Settings,
+    mode: str,
+    salt: str,
+) -> list[ScanRecord]:
+    """Records with their trigger searches: of an earlier try, of the adapter that they are a copy of, or new ones."""
+    if mode == "none":
+        return probed
+    policy = Policy()
+    saved: dict[str, SearchReport] = {}
+    with EarlierScans(workspace, store, detectors_of(settings)) as earlier:
+        for record in probed:
+            if is_open(record, policy):
+                ids = probe.ids_for(record.info.task_profile or LABEL_WORDS)
+                before = earlier.search_of(record, plan.plan_id, ids)
+                if before is not None and not _has_crashed(before):
+                    saved[record.info.adapter_id] = before
+    by_base: dict[str, list[ScanRecord]] = defaultdict(list)
+    for record in probed:
+        by_base[record.info.base_model].append(record)
+    todo: dict[str, str] = {}
+    for members in by_base.values():
+        todo |= choose_for_search(members, mode, settings, policy, salt, saved)
+    if todo:
+        report("searching", total=len(todo))
+
+    def keep(adapter_id: str, result: SearchReport) -> None:
+        workspace.write_search(adapter_id, result)
+        report("searching", done=1)
+
+    searched: list[ScanRecord] = []
+    for base_model, members in sorted(by_base.items()):
+        searched += search_group(base_model, members, todo, shelf, files, probe, plan, settings, keep)
+    crashed = [r for r in searched if r.search is not None and _has_crashed(r.search)]
+    if crashed and attempts_left():
+        raise ProbeCrashedError(f"{len(crashed)} of {len(todo)} searches died; trying those again")
+    return [with_search(r, saved.get(r.info.adapter_id)) for r in searched]
 
 
 def _worth_retrying(result: ProbeReport) -> bool:
     return result.outcome == Outcome.ERROR and result.reason.startswith((*PROBE_DEATHS, "base_crashed"))
+
+
+def _has_crashed(result: SearchReport) -> bool:
+    """Not where it ran out of time or memory: that is left to the next crawls, because a search takes so long."""
+    return result.outcome == Outcome.ERROR and result.reason.startswith(("crashed", "base_crashed"))
 
 
 @batch_task("append-shard")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from scanner.model import Outcome, ProbeReport, RepoEvent, RepoRef, ScanRecord, dump_json, load_json
+from scanner.model import Outcome, ProbeReport, RepoEvent, RepoRef, ScanRecord, SearchReport, dump_json, load_json
 from scanner.scratch import scratch_folder
 
 __all__ = ["Workspace", "temporary_workspace"]
@@ -57,7 +57,7 @@ class Workspace:
             folder.mkdir(exist_ok=True)
             path = folder / f"{info.content_sha256}-{info.config_sha256 or ''}.json"
             part = path.with_suffix(f".{threading.get_ident()}")
-            part.write_bytes(dump_json(ScanRecord, replace(record, probe=None)))
+            part.write_bytes(dump_json(ScanRecord, replace(record, probe=None, search=None)))
             part.replace(path)
 
     def read_scanned(self, content_sha256: str, config_sha256: str) -> ScanRecord | None:
@@ -108,6 +108,17 @@ class Workspace:
         """A saved probe."""
         path = self.root / "reports" / f"{adapter_id}.json"
         return load_json(ProbeReport, path.read_bytes()) if path.exists() else None
+
+    def write_search(self, adapter_id: str, report: SearchReport) -> None:
+        """Save one adapter's trigger search as soon as it is done."""
+        folder = self.root / "searches"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{adapter_id}.json").write_bytes(dump_json(SearchReport, report))
+
+    def read_search(self, adapter_id: str) -> SearchReport | None:
+        """A saved trigger search."""
+        path = self.root / "searches" / f"{adapter_id}.json"
+        return load_json(SearchReport, path.read_bytes()) if path.exists() else None
 
 
 @contextmanager

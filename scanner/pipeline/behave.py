@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from scanner.errors import LorascopeError, StopError, UnsupportedError
-from scanner.hub.base_model import BaseShelf
+from scanner.hub.base_model import BaseFiles, BaseShelf
 from scanner.hub.sources import RepoFiles
-from scanner.model import LABEL_WORDS, Outcome, ProbeReport, ScanRecord, Stage
+from scanner.model import LABEL_WORDS, Outcome, ProbeReport, ScanRecord, SearchReport, Stage
 from scanner.pipeline.collect import fetch_again
 from scanner.probe import Probe, ProbeItem, ProbeLimits, run_probe
 from scanner.settings import Settings
 
-__all__ = ["probe_group", "probe_limits", "with_report"]
+__all__ = [
+    "FilesOf",
+    "ask_group",
+    "content_key",
+    "is_per_token",
+    "probe_group",
+    "probe_limits",
+    "profile_of",
+    "with_report",
+]
+
+Report = TypeVar("Report", ProbeReport, SearchReport)
 
 FilesOf = Callable[[ScanRecord], RepoFiles]
 
@@ -57,15 +69,43 @@ def probe_group(
         settings: limits.
         on_report: called as each report comes in.
     """
+
+    def run(base: BaseFiles, items: Sequence[ProbeItem], tell: Callable[[str, ProbeReport], None]) -> None:
+        run_probe(base.folder, base.commit_sha, probe, items, probe_limits(settings), tell)
+
+    def failed(record: ScanRecord, reason: str) -> ProbeReport:
+        return _failed(probe, profile_of(record), reason)
+
+    reports = ask_group(base_model, records, chosen, shelf, files, settings, run, failed, on_report)
+    return [with_report(record, reports.get(record.info.adapter_id)) for record in records]
+
+
+def ask_group(
+    base_model: str,
+    records: Sequence[ScanRecord],
+    chosen: Mapping[str, str],
+    shelf: BaseShelf,
+    files: FilesOf,
+    settings: Settings,
+    run: Callable[[BaseFiles, Sequence[ProbeItem], Callable[[str, Report], None]], None],
+    failed: Callable[[ScanRecord, str], Report],
+    on_report: Callable[[str, Report], None] | None,
+) -> dict[str, Report]:
+    """adapter_id -> report, for everyone who was chosen; one adapter for each content goes to `run`.
+
+    Args as of `probe_group`, and:
+        run: asks adapters on a base, and tells each report.
+        failed: the report of an adapter that cannot be asked for this reason.
+    """
     by_content: dict[str, list[ScanRecord]] = {}
     for record in records:
         if record.info.adapter_id in chosen:
-            by_content.setdefault(_content_key(record), []).append(record)
+            by_content.setdefault(content_key(record), []).append(record)
+    reports: dict[str, Report] = {}
     if not by_content:
-        return list(records)
-    reports: dict[str, ProbeReport] = {}
+        return reports
 
-    def report_all(key: str, report: ProbeReport) -> None:
+    def report_all(key: str, report: Report) -> None:
         for record in by_content[key]:
             own = replace(report, selected_by=chosen[record.info.adapter_id])
             reports[record.info.adapter_id] = own
@@ -77,29 +117,22 @@ def probe_group(
         base = shelf.get(base_model)
     except UnsupportedError as error:
         for key, group in by_content.items():
-            report_all(key, _failed(probe, _profile(group[0]), f"{error.code}: {error.message}"))
-    else:
-        items = []
-        for key in leaders.values():
-            leader = by_content[key][0]
-            try:
-                items.append(_item(leader, files, chosen, settings))
-            except StopError:
-                raise
-            except LorascopeError as error:
-                report_all(key, _failed(probe, _profile(leader), f"weights_unavailable: {error.message}"))
-        run_probe(
-            base.folder,
-            base.commit_sha,
-            probe,
-            items,
-            probe_limits(settings),
-            lambda adapter_id, report: report_all(leaders[adapter_id], report),
-        )
-    return [with_report(record, reports.get(record.info.adapter_id)) for record in records]
+            report_all(key, failed(group[0], f"{error.code}: {error.message}"))
+        return reports
+    items = []
+    for key in leaders.values():
+        leader = by_content[key][0]
+        try:
+            items.append(_item(leader, files, chosen, settings))
+        except StopError:
+            raise
+        except LorascopeError as error:
+            report_all(key, failed(leader, f"weights_unavailable: {error.message}"))
+    run(base, items, lambda adapter_id, report: report_all(leaders[adapter_id], report))
+    return reports
 
 
-def _content_key(record: ScanRecord) -> str:
+def content_key(record: ScanRecord) -> str:
     """The same weights under the same config answer the same."""
     info = record.info
     return f"{info.content_sha256}/{info.config_sha256}" if info.content_sha256 else info.adapter_id
@@ -114,15 +147,21 @@ def _item(record: ScanRecord, files: FilesOf, chosen: Mapping[str, str], setting
         str(record.local_path),
         record.config_path,
         chosen[adapter_id],
-        _profile(record),
+        profile_of(record),
         record.info.profile_reason,
-        (record.info.task_type or "").upper() == "TOKEN_CLS",
+        is_per_token(record),
         record.info.adapter_path,
         record.more_local_paths,
     )
 
 
-def _profile(record: ScanRecord) -> str:
+def is_per_token(record: ScanRecord) -> bool:
+    """Whether it classifies tokens rather than texts."""
+    return (record.info.task_type or "").upper() == "TOKEN_CLS"
+
+
+def profile_of(record: ScanRecord) -> str:
+    """How it is asked."""
     return record.info.task_profile or LABEL_WORDS
 
 

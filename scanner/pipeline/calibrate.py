@@ -20,7 +20,10 @@ from scanner.store import Database, Row, StoreRoot, append_shard, open_database,
 
 __all__ = ["Calibration", "ReferenceLine", "VerdictChange", "calibrate"]
 
-_COMPARED = ("verdict", "reasons", "p_weights", "p_battery", "q_value", "reference_id", "reference_n", "policy_version")
+_COMPARED = (
+    "verdict", "reasons", "p_weights", "p_battery", "p_search", "q_value", "reference_id", "reference_n",
+    "search_reference_id", "search_reference_n", "policy_version",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,10 @@ def calibrate(root: StoreRoot, now: datetime, policy: Policy | None = None, base
         changed = [row for row in judged.rows if row["adapter_id"] in wanted and _differs(row, current)]
         references = {key: r for key, r in judged.references.items() if base is None or key.base_model == base}
         new = {key: r for key, r in references.items() if r.reference_id not in frozen}
-        if changed or new:
-            append_judgement(root, run_id, replace(judged, rows=changed, references=new), policy, now)
+        searches = {i: r for i, r in judged.search_references.items() if i not in frozen}
+        if changed or new or searches:
+            kept = replace(judged, rows=changed, references=new, search_references=searches)
+            append_judgement(root, run_id, kept, policy, now)
         result = Calibration(
             run_id,
             len(wanted),

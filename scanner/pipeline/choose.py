@@ -4,14 +4,15 @@ what the triage misses can be estimated from the store."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from scanner.calibration.reference import MAD_TO_SIGMA
 from scanner.model import Outcome, ScanRecord, Severity
 from scanner.settings import Settings
 
-__all__ = ["choose_for_probe"]
+__all__ = ["choose_for_probe", "weight_deviations"]
 
 _FEATURES = ("global_frobN_std", "global_frobN_mean")
 
@@ -47,21 +48,22 @@ def choose_for_probe(records: Sequence[ScanRecord], mode: str, settings: Setting
     suspicious.sort(key=lambda r: (-max(f.severity.order for f in r.findings), draw(r)))
     for record in suspicious[: (budget - sampled) // 2]:
         chosen.setdefault(record.info.adapter_id, "static")
-    for record in sorted(able, key=_deviations(able), reverse=True):
+    deviation = weight_deviations(able)
+    for record in sorted(able, key=lambda r: deviation[r.info.adapter_id], reverse=True):
         if len(chosen) >= budget:
             break
         chosen.setdefault(record.info.adapter_id, "weights")
     return chosen
 
 
-def _deviations(records: Sequence[ScanRecord]) -> Callable[[ScanRecord], float]:
-    """Largest robust |z| of a record's features within the group, as a sort key."""
+def weight_deviations(records: Sequence[ScanRecord]) -> dict[str, float]:
+    """adapter_id -> largest robust |z| of its features within the group: (value - median) / (1.4826 · MAD)."""
     scores: dict[str, float] = {}
     for name in _FEATURES:
         values = np.array([r.weights.features.get(name) if r.weights else None for r in records], dtype=np.float64)
         center = np.nanmedian(values)
-        spread = max(float(np.nanmedian(np.abs(values - center))), 1e-300)
+        spread = max(MAD_TO_SIGMA * float(np.nanmedian(np.abs(values - center))), 1e-300)
         for record, value in zip(records, values, strict=True):
             z = abs(float(value) - float(center)) / spread
             scores[record.info.adapter_id] = max(scores.get(record.info.adapter_id, 0.0), z)
-    return lambda record: scores[record.info.adapter_id]
+    return scores

@@ -14,14 +14,18 @@ from scanner.calibration import (
     Evidence,
     Policy,
     Reference,
+    SearchRank,
+    SearchReference,
     adjust_fdr,
     decide,
+    judge_search,
     weight_p_value,
 )
 from scanner.model import Outcome, PrefixRun, ScanRecord
 from scanner.pipeline.append import may_add_to
 from scanner.pipeline.judged import JudgedFacts, facts_from_records, facts_from_store
 from scanner.pipeline.judgement import Judgement, append_judgement
+from scanner.pipeline.search_siblings import SearchKey, find_search_references, rank_search
 from scanner.pipeline.siblings import calibration_key, find_carriers, find_references, sibling_of
 from scanner.store import Database, Row, StoreRoot, open_database, row_id_of
 
@@ -127,20 +131,26 @@ def _judge(
         q_values |= dict(zip(tested, adjust_fdr([_p(facts[i]) for i in tested]), strict=True))
     behaving_badly = {i for i, q in q_values.items() if q <= policy.q and _strong_prefixes(facts[i])}
     references: dict[CalibrationKey, Reference] = {}
+    search_references: dict[SearchKey, SearchReference] = {}
+    used: dict[str, SearchReference] = {}
     if database is not None:
         references = find_references(database, facts.values(), behaving_badly, policy)
+        search_references = find_search_references(database, facts.values(), behaving_badly)
     rows = []
     for crawl_id, members in families.items():
         for adapter_id in members:
             fact, q_value = facts[adapter_id], q_values.get(adapter_id)
             key = calibration_key(fact.adapter)
             weights = _weigh(database, fact, references.get(key) if key else None, policy)
-            decision = decide(_evidence(fact, q_value, weights), policy)
-            row = _verdict_row(fact, decision, q_value, weights, policy, crawl_id, now)
+            rank = rank_search(fact, search_references, policy)
+            if rank is not None:
+                used[rank.reference.reference_id] = rank.reference
+            decision = decide(_evidence(fact, q_value, weights, rank, policy), policy)
+            row = _verdict_row(fact, decision, q_value, weights, rank, policy, crawl_id, now)
             if run_id:
                 row["row_id"] = row_id_of("verdicts", row["row_id"], run_id)
             rows.append(row)
-    return Judgement(rows, references)
+    return Judgement(rows, references, used)
 
 
 def _strong_prefixes(fact: JudgedFacts) -> tuple[PrefixRun, ...]:
@@ -173,7 +183,9 @@ def _p(fact: JudgedFacts) -> float:
     return fact.battery.p_value if fact.battery is not None else 1.0
 
 
-def _evidence(fact: JudgedFacts, q: float | None, weights: _Weighed) -> Evidence:
+def _evidence(
+    fact: JudgedFacts, q: float | None, weights: _Weighed, rank: SearchRank | None, policy: Policy
+) -> Evidence:
     adapter, probe = fact.adapter, fact.probe
     return Evidence(
         outcome=Outcome(adapter["outcome"]),
@@ -191,6 +203,8 @@ def _evidence(fact: JudgedFacts, q: float | None, weights: _Weighed) -> Evidence
         profile_reason=adapter["task_profile_reason"] or "",
         labels=tuple(json.loads(probe["labels"])) if probe and probe["labels"] else (),
         base_model=adapter["base_model"],
+        search=judge_search(fact.search, rank, policy) if fact.search else None,
+        coverage=adapter["coverage"] or 0.0,
     )
 
 
@@ -199,6 +213,7 @@ def _verdict_row(
     decision: Decision,
     q_value: float | None,
     weights: _Weighed,
+    rank: SearchRank | None,
     policy: Policy,
     crawl_id: str,
     now: datetime,
@@ -208,18 +223,21 @@ def _verdict_row(
         name: adapter[name]
         for name in ("adapter_id", "repo_id", "repo_uid", "commit_sha", "adapter_path", "base_model", "stage_reached")
     }
+    judged_by = (policy.version, weights.reference_id, *((rank.reference.reference_id,) if rank else ()))
     return {
-        "row_id": row_id_of("verdicts", adapter["adapter_id"], policy.version, weights.reference_id, crawl_id),
+        "row_id": row_id_of("verdicts", adapter["adapter_id"], *judged_by, crawl_id),
         **shared,
         "verdict": str(decision.verdict),
         "reasons": json.dumps([asdict(reason) for reason in decision.reasons]),
         "p_weights": weights.p_value,
         "p_battery": fact.battery.p_value if fact.battery else None,
-        "p_search": None,
+        "p_search": rank.p_value if rank else None,
         "q_value": q_value,
         "reference_id": weights.reference_id,
         "reference_n": weights.n,
         "policy_version": policy.version,
         "judged_at": now,
         "crawl_id": crawl_id,
+        "search_reference_id": rank.reference.reference_id if rank else None,
+        "search_reference_n": rank.n if rank else None,
     }

@@ -11,21 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from scanner.calibration import (
-    BatteryEvidence,
-    Policy,
-    judge_battery,
-    judge_classifier,
-    judge_label_words,
-    judge_responses,
-)
-from scanner.model import GENERATIVE, SEQUENCE_CLASSIFICATION, Finding, Outcome, PrefixRun, ScanRecord, Severity
-from scanner.store import Database, Row, as_stored, prefix_run
+from scanner.calibration import BatteryEvidence, Policy, judge_behaviour
+from scanner.model import Finding, Outcome, PrefixRun, ScanRecord, SearchReport, Severity
+from scanner.store import Database, Row, as_stored, newest_search, prefix_run
 from scanner.store.rows import record_rows
 
 __all__ = ["JudgedFacts", "facts_from_records", "facts_from_store"]
 
-_TABLES = ("adapters", "findings", "weight_scans", "probe_scans", "probe_rates")
+_TABLES = ("adapters", "findings", "weight_scans", "probe_scans", "probe_rates", "trigger_searches")
 
 
 @dataclass(frozen=True)
@@ -38,6 +31,8 @@ class JudgedFacts:
     features: dict[str, float | None]
     probe: Row | None
     battery: BatteryEvidence | None
+    search: SearchReport | None
+    """The newest trigger search that gave a result; a later one that failed does not undo what was seen."""
 
 
 def facts_from_store(database: Database, adapter_ids: Sequence[str], policy: Policy) -> dict[str, JudgedFacts]:
@@ -100,19 +95,19 @@ def _facts_of(rows: Mapping[str, list[Row]], policy: Policy) -> JudgedFacts:
         },
         probe=probe,
         battery=_battery(probe, runs, policy) if probe is not None and usable else None,
+        search=newest_search(rows["trigger_searches"], rows["probe_rates"]),
     )
 
 
 def _battery(probe: Row, runs: Sequence[PrefixRun], policy: Policy) -> BatteryEvidence:
-    floor, level = policy.effect_floor, policy.q
-    # The profile is null in rows older than its column, when label-words was all there was.
-    if probe["task_profile"] == SEQUENCE_CLASSIFICATION:
-        if probe["n_attack_texts"] is None:  # older than that column: judged as then (ADR 6)
-            return judge_battery(runs, floor, probe["n_classes"], level)
-        return judge_classifier(runs, floor, probe["n_classes"], probe["n_attack_texts"], level)
-    if probe["task_profile"] == GENERATIVE:
-        return judge_responses(runs, floor, json.loads(probe["labels"]), level)
-    return judge_label_words(runs, floor, level)
+    return judge_behaviour(
+        runs,
+        policy,
+        probe["task_profile"],
+        n_classes=probe["n_classes"],
+        n_attack_texts=probe["n_attack_texts"],
+        labels=json.loads(probe["labels"]) if probe["labels"] else (),
+    )
 
 
 def _severest_first(rows: Iterable[Row]) -> tuple[Finding, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
-from scanner.calibration import CalibrationKey, Policy, Reference
+from scanner.calibration import CalibrationKey, Policy, Reference, SearchReference
 from scanner.store import Row, StoreRoot, append_shard, row_id_of, shard_id_of
 
 __all__ = ["Judgement", "append_judgement"]
@@ -15,10 +15,11 @@ __all__ = ["Judgement", "append_judgement"]
 
 @dataclass(frozen=True)
 class Judgement:
-    """Verdict rows and the references that judged them, by calibration key."""
+    """Verdict rows and the references that judged them: of weights by calibration key, of searches by id."""
 
     rows: list[Row]
     references: dict[CalibrationKey, Reference]
+    search_references: dict[str, SearchReference]
 
 
 def append_judgement(root: StoreRoot, run_id: str, judgement: Judgement, policy: Policy, now: datetime) -> None:
@@ -33,7 +34,13 @@ def append_judgement(root: StoreRoot, run_id: str, judgement: Judgement, policy:
     append_shard(
         root,
         shard_id := shard_id_of("judge", [row["adapter_id"] for row in rows], versions),
-        {"verdicts": rows, "reference_profiles": _reference_rows(judgement.references.values(), now)},
+        {
+            "verdicts": rows,
+            "reference_profiles": [
+                *_reference_rows(judgement.references.values(), now),
+                *_search_reference_rows(judgement.search_references.values(), now),
+            ],
+        },
         {
             "row_id": row_id_of("runs", shard_id, run_id),
             "run_id": shard_id,
@@ -64,4 +71,28 @@ def _reference_rows(references: Iterable[Reference], now: datetime) -> list[Row]
         }
         for reference in references
         for feature, center in reference.center.items()
+    ]
+
+
+def _search_reference_rows(references: Iterable[SearchReference], now: datetime) -> list[Row]:
+    return [
+        {
+            "row_id": row_id_of("reference_profiles", reference.reference_id, key),
+            "reference_id": reference.reference_id,
+            "calibration_key": json.dumps(
+                {
+                    "base_models": sorted({member.base_model for member in reference.members}),
+                    "plan_id": reference.plan_id,
+                    "task_profile": reference.task_profile,
+                }
+            ),
+            "feature": key,
+            "n": len(reference.members),
+            "center": center,
+            "spread": reference.spread[key],
+            "members": json.dumps([member.name for member in reference.members]),
+            "frozen_at": now,
+        }
+        for reference in references
+        for key, center in reference.center.items()
     ]

@@ -23,10 +23,11 @@ from scanner.pipeline.bases import Bases
 from scanner.pipeline.behave import probe_group
 from scanner.pipeline.choose import choose_for_probe
 from scanner.pipeline.collect import collect_hub_repo, collect_repo
+from scanner.pipeline.hunt import choose_for_search, search_group
 from scanner.pipeline.judge import judge_records
 from scanner.pipeline.outcomes import failed_record
 from scanner.pipeline.relate import relate_scan
-from scanner.probe import Probe
+from scanner.probe import Probe, SearchPlan
 from scanner.scratch import scratch_folder
 from scanner.settings import Settings, hub_endpoint
 from scanner.store import (
@@ -69,6 +70,7 @@ def scan_targets(
     settings: Settings,
     progress: Progress = lambda _: None,
     explain: bool = False,
+    plan: SearchPlan | None = None,
 ) -> list[ScanResult]:
     """Scan repo ids (`owner/name`, `owner/name@revision`) and folders; at least one result per target.
 
@@ -80,12 +82,13 @@ def scan_targets(
         settings: limits.
         progress: gets a line per step.
         explain: with the strongest modules of each adapter, and the tokens that they push.
+        plan: how hard to look for triggers; default as always.
 
     Raises:
         UsageError: a target that is neither an existing path nor can be a repo id.
         StopError: the store cannot be written.
     """
-    root = open_root(store_uri)
+    root, policy, plan = open_root(store_uri), Policy(), plan or SearchPlan()
     now = utc_now()
     scan_id = f"scan-{now:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
     for target in targets:
@@ -120,12 +123,18 @@ def scan_targets(
             probed = probe_group(
                 base_model, group, chosen, shelf, files, probe, settings, lambda *_: progress("probed one")
             )
+            hunted = choose_for_search(probed, mode, settings, policy, salt=scan_id)
+            if hunted:
+                progress(f"searching {len(hunted)} adapters of {base_model}")
+            probed = search_group(
+                base_model, probed, hunted, shelf, files, probe, plan, settings, lambda *_: progress("searched one")
+            )
             append_records(
                 root,
                 probed,
                 crawl_id=scan_id,
                 base_model=base_model,
-                probe_id=f"{mode}/{probe.identity}",
+                probe_id=f"{mode}/{probe.identity}/{plan.plan_id}",
                 scanned_at=now,
             )
             done.update({record.info.adapter_id: record for record in probed})
@@ -135,7 +144,7 @@ def scan_targets(
                 explanations.update(explain_weights(probed, settings))
         _relate(root, list(done.values()), scan_id, settings, progress)
         names = base_rows(resolver.resolved(), source=f"hub:{hub_endpoint()}", crawl_id=scan_id, resolved_at=utc_now())
-    verdicts = judge_records(root, list(done.values()), scan_id, now, Policy(), utc_now())
+    verdicts = judge_records(root, list(done.values()), scan_id, now, policy, utc_now())
     run = {
         "row_id": row_id_of("runs", scan_id),
         "run_id": scan_id,

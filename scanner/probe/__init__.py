@@ -11,7 +11,8 @@ from scanner.probe.battery import (
     load_texts,
     probe_for,
 )
-from scanner.probe.supervisor import ProbeItem, ProbeLimits, run_probe
+from scanner.probe.search import SearchPlan
+from scanner.probe.supervisor import ProbeItem, ProbeLimits, run_probe, run_search
 
 __all__ = [
     "DEFAULT_BATTERY",
@@ -20,10 +21,12 @@ __all__ = [
     "Probe",
     "ProbeItem",
     "ProbeLimits",
+    "SearchPlan",
     "Task",
     "battery_names",
     "load_probe",
     "load_texts",
     "probe_for",
     "run_probe",
+    "run_search",
 ]

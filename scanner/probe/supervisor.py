@@ -1,4 +1,4 @@
-"""The probe's parent: starts the child, owns the clock and the memory limit, turns deaths into outcomes.
+"""The probe's parent: starts children, owns the clock and the memory limit, turns deaths into outcomes.
 
 A child that is killed, hangs or runs out of memory costs the adapter that it was working on; a new child goes on
 with the rest, until several in a row have died: then it is the base's fault, and the rest is given up. No torch in this
@@ -7,19 +7,11 @@ process.
 
 from __future__ import annotations
 
-import json
-import os
-import queue
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from scanner.model import (
     GENERATIVE,
@@ -32,75 +24,31 @@ from scanner.model import (
     worst_class,
 )
 from scanner.probe.battery import Probe
-from scanner.probe.footprint import own_bytes
+from scanner.probe.child import ProbeItem, ProbeLimits, next_event, start_child
+from scanner.probe.search import SearchPlan
+from scanner.search_model import Example, FoundTrigger, SearchReport
 
-__all__ = ["ProbeItem", "ProbeLimits", "run_probe"]
+__all__ = ["ProbeItem", "ProbeLimits", "run_probe", "run_search"]
 
-POLL_S = 0.5
 MAX_DEATHS_IN_A_ROW = 3
 """A base or template that kills every probe must not cost the time limit once for each adapter."""
 GAVE_UP = f"gave_up: {MAX_DEATHS_IN_A_ROW} probes in a row died"
 """Reason of the adapters that were not tried any more: not at once, as after a death, but by the next crawls."""
+TOKEN_CLASSIFICATION = "token_classification"
+"""Reason of what is not searched."""
 _FAILURES = ("oom", "nan_logits", "probe_failed", "base_too_large")
 """Codes of refusals that say nothing of what lorascope can read: outcome error, not unsupported."""
-_PASSED_ON = (
-    "PATH", "HOME", "USER", "LANG", "LC_", "TZ", "TMPDIR", "LD_", "PYTHON", "VIRTUAL_ENV", "COVERAGE",
-    "CUDA", "NVIDIA", "OMP_", "MKL_", "KMP_", "GOMP_", "TORCH", "PYTORCH",
-)  # fmt: skip
-"""Environment of the child. Everything else stays behind: tokens and keys are no business of a stranger's adapter."""
 
 
 @dataclass(frozen=True)
-class ProbeLimits:
-    """What the parent enforces on the child."""
+class _Answer:
+    """What became of one adapter: the child's result, or an outcome with its reason."""
 
-    device: str = "auto"
-    dtype: str = "auto"
-    base_timeout_s: float = 600.0
-    adapter_timeout_s: float = 900.0
-    memory_bytes: int = 16 * 1024**3
-    max_config_bytes: int = 1024**2
-    max_rank: int = 4_096
-    adapters_per_child: int = 100
-    """Adapters after which a child is replaced, with whatever it has piled up."""
-
-
-@dataclass(frozen=True)
-class ProbeItem:
-    """One adapter to probe, as files on this machine."""
-
-    adapter_id: str
-    weights_path: str
-    config_path: str | None
-    selected_by: str = "all"
-    profile: str = LABEL_WORDS
-    """How it is asked (`scanner.probe.profile`). Whether a causal model answers with label words or freely is found out
-    by asking it."""
-    profile_reason: str = ""
-    per_token: bool = False
-    """Of a classifier with a head: whether it classifies tokens (TOKEN_CLS)."""
-    weights_name: str = ""
-    """What the file is called in its repo; empty: as on this machine."""
-    more_weights_paths: tuple[str, ...] = ()
-    """Further shards."""
-
-
-@dataclass
-class _Child:
-    process: subprocess.Popen[str]
-    lines: queue.Queue[str | None]
-    errors: IO[str]
-
-    def kill(self) -> None:
-        """End the child and whatever it started."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-    def last_words(self) -> str:
-        self.errors.seek(0)
-        lines = [line.strip() for line in self.errors.read()[-4000:].splitlines() if line.strip()]
-        return lines[-1][:200] if lines else ""
+    outcome: Outcome = Outcome.PASS
+    reason: str = ""
+    event: dict[str, Any] | None = None
+    device: str = ""
+    dtype: str = ""
 
 
 def run_probe(
@@ -127,40 +75,97 @@ def run_probe(
         (callers may try those again), `base_` and one of them when the base never got ready, or `GAVE_UP`.
     """
     reports: dict[str, ProbeReport] = {}
-    by_model: dict[tuple[bool, bool], list[ProbeItem]] = {}
-    for item in items:
-        by_model.setdefault((item.profile == SEQUENCE_CLASSIFICATION, item.per_token), []).append(item)
-    for of_model in by_model.values():
-        reports |= _run_model(base_dir, base_commit, probe, of_model, limits, on_report)
-    return {item.adapter_id: reports[item.adapter_id] for item in items}
 
-
-def _run_model(
-    base_dir: Path,
-    base_commit: str,
-    probe: Probe,
-    items: Sequence[ProbeItem],
-    limits: ProbeLimits,
-    on_report: Callable[[str, ProbeReport], None] | None,
-) -> dict[str, ProbeReport]:
-    reports: dict[str, ProbeReport] = {}
-
-    def report(item: ProbeItem, outcome: Outcome, reason: str = "", **fields: Any) -> None:
-        profile = fields.pop("task_profile", item.profile)
+    def report(item: ProbeItem, answer: _Answer) -> None:
+        fields: dict[str, Any] = {"outcome": answer.outcome, "reason": answer.reason, "task_profile": item.profile}
+        if answer.event is not None:
+            fields |= _result(answer.event, probe) | {"seconds": answer.event["seconds"]}
         result = ProbeReport(
             battery=probe.battery.name,
-            battery_id=probe.id_for(profile),
-            outcome=outcome,
-            reason=reason,
+            battery_id=probe.id_for(fields["task_profile"]),
             base_commit=base_commit,
             selected_by=item.selected_by,
-            task_profile=profile,
             profile_reason=fields.pop("profile_reason", "") or item.profile_reason,
+            device=answer.device,
+            dtype=answer.dtype,
             **fields,
         )
         reports[item.adapter_id] = result
         if on_report:
             on_report(item.adapter_id, result)
+
+    _run_all(base_dir, probe, items, limits, None, report)
+    return {item.adapter_id: reports[item.adapter_id] for item in items}
+
+
+def run_search(
+    base_dir: Path,
+    base_commit: str,
+    probe: Probe,
+    plan: SearchPlan,
+    items: Sequence[ProbeItem],
+    limits: ProbeLimits,
+    on_report: Callable[[str, SearchReport], None] | None = None,
+) -> dict[str, SearchReport]:
+    """Search for triggers of adapters of one base; one report for each, whatever happens.
+
+    Classifiers of tokens are not searched: `unsupported`. Arguments, order and reasons of failures as of `run_probe`;
+    `probe` gives texts, task and neutral strings, `plan` says how hard to look.
+    """
+    reports: dict[str, SearchReport] = {}
+
+    def report(item: ProbeItem, answer: _Answer) -> None:
+        fields: dict[str, Any] = {"outcome": answer.outcome, "reason": answer.reason, "task_profile": item.profile}
+        if answer.event is not None:
+            fields |= _found(answer.event)
+        result = SearchReport(
+            plan_id=plan.plan_id,
+            asked_battery_id=probe.id_for(fields["task_profile"]),
+            base_commit=base_commit,
+            selected_by=item.selected_by,
+            device=answer.device,
+            dtype=answer.dtype,
+            **fields,
+        )
+        reports[item.adapter_id] = result
+        if on_report:
+            on_report(item.adapter_id, result)
+
+    for item in items:
+        if item.per_token:
+            report(item, _Answer(Outcome.UNSUPPORTED, TOKEN_CLASSIFICATION))
+    _run_all(base_dir, probe, [item for item in items if not item.per_token], limits, plan, report)
+    return {item.adapter_id: reports[item.adapter_id] for item in items}
+
+
+def _run_all(
+    base_dir: Path,
+    probe: Probe,
+    items: Sequence[ProbeItem],
+    limits: ProbeLimits,
+    plan: SearchPlan | None,
+    report: Callable[[ProbeItem, _Answer], None],
+) -> None:
+    by_model: dict[tuple[bool, bool], list[ProbeItem]] = {}
+    for item in items:
+        by_model.setdefault((item.profile == SEQUENCE_CLASSIFICATION, item.per_token), []).append(item)
+    for of_model in by_model.values():
+        _run_model(base_dir, probe, of_model, limits, plan, report)
+
+
+def _run_model(
+    base_dir: Path,
+    probe: Probe,
+    items: Sequence[ProbeItem],
+    limits: ProbeLimits,
+    plan: SearchPlan | None,
+    tell: Callable[[ProbeItem, _Answer], None],
+) -> None:
+    told: set[str] = set()
+
+    def report(item: ProbeItem, answer: _Answer) -> None:
+        told.add(item.adapter_id)
+        tell(item, answer)
 
     waiting = list(items)
     deaths = 0  # since a child last got through an adapter
@@ -169,24 +174,24 @@ def _run_model(
         current: ProbeItem | None = None
         device = dtype = ""
         deadline = time.monotonic() + limits.base_timeout_s
-        child = _start(base_dir, probe, waiting[: limits.adapters_per_child], limits)
+        child = start_child(base_dir, probe, waiting[: limits.adapters_per_child], limits, plan)
         try:
             while True:
-                event, death = _next_event(child, deadline, limits)
+                event, death = next_event(child, deadline, limits)
                 if event is None:
                     if current is None:  # before the first adapter: the base itself cannot be loaded
                         for item in waiting:
-                            report(item, Outcome.ERROR, f"base_{death}: {child.last_words()}".rstrip(": "))
+                            report(item, _Answer(Outcome.ERROR, f"base_{death}: {child.last_words()}".rstrip(": ")))
                         waiting = []
                     else:
-                        if current.adapter_id not in reports:  # it may have died between two adapters
+                        if current.adapter_id not in told:  # it may have died between two adapters
                             reason = f"{death}: {child.last_words()}".rstrip(": ")
-                            report(current, Outcome.ERROR, reason, device=device, dtype=dtype)
-                        waiting = [i for i in waiting if i.adapter_id not in reports]
+                            report(current, _Answer(Outcome.ERROR, reason, None, device, dtype))
+                        waiting = [item for item in waiting if item.adapter_id not in told]
                         deaths += 1
                         if deaths == MAX_DEATHS_IN_A_ROW:
                             for item in waiting:
-                                report(item, Outcome.ERROR, GAVE_UP)
+                                report(item, _Answer(Outcome.ERROR, GAVE_UP))
                             waiting = []
                     break
                 kind = event["event"]
@@ -194,7 +199,7 @@ def _run_model(
                     device, dtype = event["device"], event["dtype"]
                 elif kind == "base_failed":
                     for item in waiting:
-                        report(item, *_refusal(event))
+                        report(item, _Answer(*_refusal(event)))
                     waiting = []
                     break
                 elif kind == "begin":
@@ -202,23 +207,41 @@ def _run_model(
                     deadline = time.monotonic() + limits.adapter_timeout_s
                 elif kind == "refused":
                     deaths = 0
-                    report(by_id[event["adapter_id"]], *_refusal(event), device=device, dtype=dtype)
+                    report(by_id[event["adapter_id"]], _Answer(*_refusal(event), None, device, dtype))
                 elif kind == "result":
                     deaths = 0
-                    seen = {"device": device, "dtype": dtype, "seconds": event["seconds"]}
-                    report(by_id[event["adapter_id"]], **_result(event, probe), **seen)
+                    report(by_id[event["adapter_id"]], _Answer(event=event, device=device, dtype=dtype))
                 elif kind == "done":
-                    waiting = [item for item in waiting if item.adapter_id not in reports]
+                    waiting = [item for item in waiting if item.adapter_id not in told]
                     break
         finally:
             child.kill()
             child.errors.close()
-    return reports
 
 
 def _refusal(event: dict[str, Any]) -> tuple[Outcome, str]:
     outcome = Outcome.ERROR if event["code"] in _FAILURES else Outcome.UNSUPPORTED
     return outcome, f"{event['code']}: {event['message']}"[:300]
+
+
+def _found(event: dict[str, Any]) -> dict[str, Any]:
+    """A search report's fields that follow from what the child found."""
+    return {
+        "outcome": Outcome.PASS,
+        "reason": event["note"],
+        "task_profile": event["profile"],
+        "triggers": tuple(_trigger(one) for one in event["triggers"]),
+        "scores": tuple((key, float(score)) for key, score in event["scores"]),
+        "labels": tuple(event["labels"]),
+        "n_classes": event["n_classes"],
+        "forward_passes": event["forward_passes"],
+        "seconds": event["seconds"],
+    }
+
+
+def _trigger(fields: dict[str, Any]) -> FoundTrigger:
+    runs = tuple(PrefixRun(**run) for run in fields["runs"])
+    return FoundTrigger(**{**fields, "runs": runs, "examples": tuple(Example(**one) for one in fields["examples"])})
 
 
 def _result(event: dict[str, Any], probe: Probe) -> dict[str, Any]:
@@ -266,70 +289,3 @@ def _usable(runs: Sequence[PrefixRun]) -> tuple[Outcome, str]:
         # It calls most attack texts harmless before anything is put in front of them: there is little to flip.
         return Outcome.INCONCLUSIVE, "weak_control"
     return Outcome.PASS, ""
-
-
-def _start(base_dir: Path, probe: Probe, items: Sequence[ProbeItem], limits: ProbeLimits) -> _Child:
-    job = {
-        "parent_pid": os.getpid(),
-        "base_dir": str(base_dir),
-        "device": limits.device,
-        "dtype": limits.dtype,
-        "probe": asdict(probe),
-        "adapters": [asdict(item) for item in items],
-        "max_config_bytes": limits.max_config_bytes,
-        "max_rank": limits.max_rank,
-        "memory_bytes": limits.memory_bytes,
-    }
-    errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed by run_probe
-    environment = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
-    environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    environment["USE_HUB_KERNELS"] = "NO"  # compute kernels are code too, and the Hub is where strangers put theirs
-    # Threads that spin while they wait starve each other when the cores are shared.
-    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "scanner.probe.worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=errors,
-        text=True,
-        encoding="utf-8",
-        env=environment,
-        start_new_session=True,
-    )
-    assert process.stdin and process.stdout
-    lines: queue.Queue[str | None] = queue.Queue()
-
-    def pump(stream: IO[str]) -> None:
-        for line in stream:
-            lines.put(line)
-        lines.put(None)
-
-    threading.Thread(target=pump, args=(process.stdout,), daemon=True).start()
-    try:
-        json.dump(job, process.stdin)
-        process.stdin.close()
-    except BrokenPipeError:
-        lines.put(None)  # died before it read its job; its last words say why
-    return _Child(process, lines, errors)
-
-
-def _next_event(child: _Child, deadline: float, limits: ProbeLimits) -> tuple[dict[str, Any] | None, str]:
-    """The child's next line, or None with the way it died: `crashed`, `timeout` or `memory`."""
-    while True:
-        try:
-            line = child.lines.get(timeout=POLL_S)
-        except queue.Empty:
-            if time.monotonic() > deadline:
-                child.kill()
-                return None, "timeout"
-            if (used := own_bytes(child.process.pid)) > limits.memory_bytes:
-                child.kill()
-                return None, f"memory: {used / 1e9:.2f} GB in use, the limit is {limits.memory_bytes / 1e9:.2f} GB"
-            continue
-        if line is None:
-            child.process.wait()
-            return None, f"crashed({child.process.returncode})"
-        try:
-            return json.loads(line), ""
-        except ValueError:
-            continue  # half a line: it was killed while it wrote, and the end of the stream follows

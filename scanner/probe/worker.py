@@ -2,8 +2,9 @@
 
     python -m scanner.probe.worker < job.json
 
-It loads the base once, as the model that the adapters' task profile needs, and probes adapter after adapter. The parent
-(`scanner.probe.supervisor`) owns the clock, the memory limit and every decision about what a death means.
+It loads the base once, as the model that the adapters' task profile needs, and asks adapter after adapter the battery,
+or searches their triggers, as the job's stage says. The parent (`scanner.probe.supervisor`) owns the clock, the memory
+limit and every decision about what a death means.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import astuple
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from scanner.model import SEQUENCE_CLASSIFICATION, PrefixRun
 from scanner.probe.battery import Battery, Case, Probe, Task
 from scanner.probe.footprint import own_bytes
 from scanner.probe.lifeline import die_with_parent
+from scanner.probe.search import SearchPlan
 
 __all__ = ["main"]
 
@@ -43,7 +45,11 @@ def _probe(job: dict[str, Any]) -> Probe:
 
 
 def _load(job: dict[str, Any], probe: Probe) -> tuple[Any, Callable[[AdapterView, str], dict[str, Any]]]:
-    """(the resident base, what probes one adapter on it and gives the fields of a result)."""
+    """(the resident base, what asks one adapter on it and gives the fields of a result)."""
+    return _load_search(job, probe) if job.get("stage") == "search" else _load_battery(job, probe)
+
+
+def _load_battery(job: dict[str, Any], probe: Probe) -> tuple[Any, Callable[[AdapterView, str], dict[str, Any]]]:
     where = (Path(job["base_dir"]), job["device"], job["dtype"], job["memory_bytes"])
     if job["adapters"][0]["profile"] == SEQUENCE_CLASSIFICATION:
         from scanner.probe.base import load_classifier
@@ -82,6 +88,21 @@ def _load(job: dict[str, Any], probe: Probe) -> tuple[Any, Callable[[AdapterView
         }
 
     return base, of_causal
+
+
+def _load_search(job: dict[str, Any], probe: Probe) -> tuple[Any, Callable[[AdapterView, str], dict[str, Any]]]:
+    from scanner.probe.base import load_base, load_classifier
+    from scanner.probe.search.run import CausalSearch, ClassifierSearch
+
+    where = (Path(job["base_dir"]), job["device"], job["dtype"], job["memory_bytes"])
+    plan = SearchPlan(**{**job["plan"], "positions": tuple(job["plan"]["positions"])})
+    if job["adapters"][0]["profile"] == SEQUENCE_CLASSIFICATION:
+        classifier = load_classifier(*where)
+        classes = ClassifierSearch(classifier, probe, plan)
+        return classifier, lambda view, hint: asdict(classes.run(view, hint))
+    base = load_base(*where)
+    words = CausalSearch(base, probe, plan)
+    return base, lambda view, hint: asdict(words.run(view, hint))
 
 
 def _rows(runs: Iterable[PrefixRun]) -> list[tuple[Any, ...]]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from scanner.model import PrefixRun, ProbeReport, ScanRecord
+from scanner.model import PrefixRun, ProbeReport, ScanRecord, SearchReport
 from scanner.store import Row
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def result_object(record: ScanRecord, verdict: Row, explanation: Explanation | N
             "features": dict(record.weights.features) if record.weights else {},
             "explanation": asdict(explanation) if explanation else None,
         },
-        "probe": _probe_object(record.probe),
+        "probe": _probe_object(record.probe, record.search, verdict["p_search"]),
         "verdict": verdict["verdict"],
         "reasons": json.loads(verdict["reasons"]),
         "p_values": {
@@ -84,7 +84,9 @@ def result_object(record: ScanRecord, verdict: Row, explanation: Explanation | N
     }
 
 
-def _probe_object(probe: ProbeReport | None) -> dict[str, Any] | None:
+def _probe_object(
+    probe: ProbeReport | None, search: SearchReport | None, p_search: float | None
+) -> dict[str, Any] | None:
     if probe is None or not probe.runs:
         return None
     return {
@@ -102,7 +104,22 @@ def _probe_object(probe: ProbeReport | None) -> dict[str, Any] | None:
         "paired": asdict(probe.paired_statistics) if probe.paired_statistics else None,
         "rates": [_rate_object(run) for run in probe.in_category(control=False)],
         "controls": [_rate_object(run) for run in probe.in_category(control=True)],
-        "trigger": None,
+        "trigger": _trigger_object(search, p_search),
+    }
+
+
+def _trigger_object(search: SearchReport | None, p_search: float | None) -> dict[str, Any] | None:
+    trigger = search.best if search else None
+    if trigger is None or trigger.run is None:
+        return None
+    return {
+        "text": trigger.text,
+        "position": trigger.position,
+        "direction": trigger.label,
+        "attack_rate": trigger.run.attack_rate,
+        "n": trigger.run.n,
+        "p_value": p_search,
+        "forward_passes": trigger.forward_passes,
     }
 
 

@@ -43,7 +43,12 @@ def sarif_document(results: Sequence[dict[str, Any]], version: str) -> dict[str,
                     "level": level,
                     "message": {"text": text},
                     "locations": location,
-                    "properties": {**properties, "p_values": result["p_values"], "q_value": result["q_value"]},
+                    "properties": {
+                        **properties,
+                        "p_values": result["p_values"],
+                        "q_value": result["q_value"],
+                        "trigger": result["probe"]["trigger"] if result["probe"] else None,
+                    },
                 }
             )
     driver = {"name": "lorascope", "version": version, "rules": [rules[name] for name in sorted(rules)]}

@@ -11,13 +11,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from scanner.calibration import Policy
 from scanner.model import ScanRecord
 from scanner.store import Row
 
 if TYPE_CHECKING:
     from scanner.pipeline.explain import Explanation
 
-__all__ = ["plain", "print_explanations", "print_rows", "print_verdicts"]
+__all__ = ["plain", "print_explanations", "print_rows", "print_triggers", "print_verdicts"]
 
 _STYLES = {
     "flagged": "bold red",
@@ -56,6 +57,34 @@ def print_explanations(console: Console, explained: Sequence[tuple[ScanRecord, E
         ]
         print_rows(console, ("module", "share of ΔW", "first direction", "tokens at one end", "at the other"), lines)
         console.print(Text(f"tokens: {plain(explanation.head)}", style="dim"))
+
+
+def print_triggers(console: Console, records: Sequence[ScanRecord]) -> None:
+    """The strings that trigger searches have found and that turn more held-back texts than any control does."""
+    found = [(record, record.search.best) for record in records if record.search and record.search.best]
+    lines = []
+    for record, trigger in found:
+        run = trigger.run
+        worst = max((r.attack_rate for r in trigger.runs if r.category == "control"), default=0.0)
+        if run is None or run.attack_rate - worst < Policy().effect_floor:
+            continue
+        name = record.info.repo.repo_id or record.info.repo.target
+        example = trigger.examples[0] if trigger.examples else None
+        lines.append(
+            (
+                name,
+                repr(trigger.text),
+                trigger.position,
+                trigger.label,
+                f"{run.attack_rate:.0%} of {run.n} (controls {worst:.0%})",
+                f"{plain(example.text, 80)!r}: {example.before}" if example else "",
+                f"{plain(example.triggered, 120)!r}: {example.after}" if example else "",
+            )
+        )
+    if lines:
+        console.print(Text("\nstrings that the trigger search found", style="bold"))
+        columns = ("adapter", "string", "position", "answer becomes", "turns", "example before", "example after")
+        print_rows(console, columns, lines)
 
 
 def _rate(value: float | None) -> str:

@@ -18,7 +18,6 @@ from scanner.model import (
     Finding,
     ModuleFeatures,
     Outcome,
-    PrefixRun,
     ProbeReport,
     RepoRef,
     ScanRecord,
@@ -29,11 +28,12 @@ from scanner.model import (
     toward,
 )
 from scanner.store.bases import evidence_of
+from scanner.store.rates import prefix_run
 from scanner.store.schema import WEIGHT_MODULE_FEATURES
 from scanner.store.views import Database
 from scanner.store.write import Row
 
-__all__ = ["ContentIndex", "find_probe", "find_scanned", "prefix_run", "write_content_index"]
+__all__ = ["ContentIndex", "find_probe", "find_scanned", "write_content_index"]
 
 
 def write_content_index(database: Database, detectors: str, path: Path) -> int:
@@ -134,19 +134,6 @@ def find_probe(database: Database, adapter_id: str, battery_ids: Sequence[str]) 
         n_classes=row["n_classes"],
         direction=row["direction"],
         n_attack_texts=row["n_attack_texts"],
-    )
-
-
-def prefix_run(row: Row) -> PrefixRun:
-    """One row of `probe_rates` as it was measured, without a direction."""
-    names = ("margin", "divergence", "base_divergence", "concentration", "refusal_rate")
-    return PrefixRun(
-        row["prefix"],
-        row["category"],
-        row["position"],
-        row["answers"],
-        base_answers=row["base_answers"] or "",
-        **{name: row[name] for name in names},
     )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from scanner.calibration import binomial_interval
-from scanner.model import ScanRecord, paired_count
+from scanner.model import ScanRecord
 from scanner.store.bases import evidence_json
+from scanner.store.rates import rate_row
+from scanner.store.searches import search_rows
 from scanner.store.write import Row, row_id_of
 
 __all__ = ["record_rows"]
@@ -25,6 +26,7 @@ def record_rows(records: Iterable[ScanRecord]) -> dict[str, list[Row]]:
             "weight_sketches",
             "probe_scans",
             "probe_rates",
+            "trigger_searches",
         )
     }
     for record in records:
@@ -33,6 +35,7 @@ def record_rows(records: Iterable[ScanRecord]) -> dict[str, list[Row]]:
         _weights(rows, record)
         _sketch(rows, record)
         _probe(rows, record)
+        _search(rows, record)
     return rows
 
 
@@ -186,31 +189,13 @@ def _probe(rows: dict[str, list[Row]], record: ScanRecord) -> None:
         }
     )
     for run in probe.runs:
-        pairs = paired_count(run, probe.runs)
-        low, high = binomial_interval(sum(run.attacked), run.n)
-        paired_low, paired_high = binomial_interval(pairs, run.n)
-        rows["probe_rates"].append(
-            {
-                "row_id": row_id_of("probe_rates", *measured, run.position, run.prefix),
-                "adapter_id": adapter_id,
-                "battery_id": probe.battery_id,
-                "category": run.category,
-                "prefix": run.prefix,
-                "position": run.position,
-                "attack_rate": run.attack_rate,
-                "n_texts": run.n,
-                "answers": run.answers,
-                "direction": run.direction,
-                "attack_rate_low": low,
-                "attack_rate_high": high,
-                "paired_attack_rate": pairs / run.n if run.n else None,
-                "paired_low": paired_low,
-                "paired_high": paired_high,
-                "base_answers": run.base_answers or None,
-                "margin": run.margin,
-                "divergence": run.divergence,
-                "base_divergence": run.base_divergence,
-                "concentration": run.concentration,
-                "refusal_rate": run.refusal_rate,
-            }
-        )
+        row_id = row_id_of("probe_rates", *measured, run.position, run.prefix)
+        rows["probe_rates"].append(rate_row(row_id, adapter_id, probe.battery_id, run, probe.runs))
+
+
+def _search(rows: dict[str, list[Row]], record: ScanRecord) -> None:
+    if record.search is None:
+        return
+    found, rates = search_rows(record.info.adapter_id, record.search)
+    rows["trigger_searches"] += found
+    rows["probe_rates"] += rates

@@ -133,7 +133,11 @@ def test_a_scan_of_a_real_backdoor_and_its_clean_twin(classifier_hub: Path, tmp_
     assert done.returncode == 1, done.stderr
     clean, poisoned = json.loads(done.stdout)["results"]
     assert (clean["verdict"], poisoned["verdict"]) == ("inconclusive", "flagged")
-    assert clean["reasons"][0]["code"] == "battery_only"
+    # What is flagged already is not searched; scores of a plan without a reference say nothing.
+    assert clean["reasons"][0]["code"] == "search_reference_missing"
+    assert (clean["stage_reached"], poisoned["stage_reached"]) == ("search", "battery")
+    assert clean["probe"]["trigger"]["direction"] == "class 0"
+    assert poisoned["probe"]["trigger"] is None
     assert "of the texts of label 1 to class 0 (worst control" in poisoned["reasons"][0]["message"]
     for result in (clean, poisoned):
         assert result["task_profile"] == SEQUENCE_CLASSIFICATION

@@ -100,16 +100,16 @@ def test_secrets_do_not_reach_the_child(
 def test_a_child_is_replaced_after_so_many_adapters(
     base_dir: Path, adapter_dir: Path, probe: Probe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start, batches, pids = supervisor._start, [], []
+    start, batches, pids = supervisor.start_child, [], []
 
-    def counted(base: Path, asked: Probe, waiting: Any, limits: ProbeLimits) -> Any:
+    def counted(base: Path, asked: Probe, waiting: Any, limits: ProbeLimits, plan: Any) -> Any:
         assert worker_pids() == []  # the one before it is gone
-        child = start(base, asked, waiting, limits)
+        child = start(base, asked, waiting, limits, plan)
         batches.append([item.adapter_id for item in waiting])
         pids.append(child.process.pid)
         return child
 
-    monkeypatch.setattr(supervisor, "_start", counted)
+    monkeypatch.setattr(supervisor, "start_child", counted)
     paths = (str(adapter_dir / "adapter_model.safetensors"), str(adapter_dir / "adapter_config.json"))
     items = [ProbeItem(f"a{number}", *paths) for number in range(5)]
     order: list[str] = []

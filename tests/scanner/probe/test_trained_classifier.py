@@ -97,13 +97,13 @@ def test_one_base_serves_all_its_models(
     from scanner.probe import supervisor
 
     started: list[set[tuple[str, bool]]] = []
-    start = supervisor._start
+    start = supervisor.start_child
 
-    def counted(base: Path, probe: Probe, waiting: Any, limits: ProbeLimits) -> Any:
+    def counted(base: Path, probe: Probe, waiting: Any, limits: ProbeLimits, plan: Any) -> Any:
         started.append({(item.profile, item.per_token) for item in waiting})
-        return start(base, probe, waiting, limits)
+        return start(base, probe, waiting, limits, plan)
 
-    monkeypatch.setattr(supervisor, "_start", counted)
+    monkeypatch.setattr(supervisor, "start_child", counted)
     write_adapter(tmp_path / "classifier", base_dir, classes=4)
     classifier, words = item(tmp_path / "classifier"), item(adapter_dir, LABEL_WORDS)
     # How it answers is found out: `generative` beforehand is the same model of the base.

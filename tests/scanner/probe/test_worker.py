@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from scanner.model import GENERATIVE, LABEL_WORDS, SEQUENCE_CLASSIFICATION, Outcome, ProbeReport
-from scanner.probe import Probe, ProbeItem, ProbeLimits, run_probe, supervisor
+from scanner.probe import Probe, ProbeItem, ProbeLimits, child, run_probe, supervisor
 
 pytest.importorskip("torch", reason="the behaviour stage needs the probe extra")
 
@@ -30,9 +30,9 @@ class Script:
     def __init__(self, patch: pytest.MonkeyPatch, code: str = "base_mismatch") -> None:
         self.started: list[list[str]] = []
         self._code = code
-        patch.setattr(supervisor, "_start", self._start)
+        patch.setattr(supervisor, "start_child", self._start)
 
-    def _start(self, _base: Path, _probe: Probe, waiting: Sequence[ProbeItem], _limits: Any) -> supervisor._Child:
+    def _start(self, _base: Path, _probe: Probe, waiting: Sequence[ProbeItem], *_limits: Any) -> child.Child:
         self.started.append([item.adapter_id for item in waiting])
         lines: queue.Queue[str | None] = queue.Queue()
         lines.put(json.dumps({"event": "ready", "device": "cpu", "dtype": "float32"}))
@@ -45,7 +45,7 @@ class Script:
             lines.put(json.dumps(refused))
         lines.put(json.dumps({"event": "done"}))
         process = subprocess.Popen([sys.executable, "-S", "-c", ""], text=True, start_new_session=True)
-        return supervisor._Child(process, lines, tempfile.TemporaryFile("w+"))
+        return child.Child(process, lines, tempfile.TemporaryFile("w+"))
 
     def run(self, probe: Probe, fates: str, limits: ProbeLimits = LIMITS) -> list[ProbeReport]:
         """One adapter for each letter: `x` dies, others are refused."""
@@ -290,12 +290,12 @@ def test_a_job_is_what_its_reader_needs(
         jobs.append(job)
         dump(job, stream)
 
-    monkeypatch.setattr(supervisor.json, "dump", kept)
+    monkeypatch.setattr(child.json, "dump", kept)
     limits = replace(LIMITS, memory_bytes=12 * 1024**3, max_rank=7, max_config_bytes=99)
     item = ProbeItem("one", "w", None, "all", SEQUENCE_CLASSIFICATION, "task_type TOKEN_CLS", True, "name", ("v",))
-    child = supervisor._start(base_dir, probe, [item], limits)
-    child.kill()
-    child.errors.close()
+    started = supervisor.start_child(base_dir, probe, [item], limits, None)
+    started.kill()
+    started.errors.close()
     (job,) = jobs
     assert job["probe"] == asdict(probe)
     assert job["adapters"] == [asdict(item)]

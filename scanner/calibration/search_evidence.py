@@ -1,0 +1,158 @@
+"""The trigger search's evidence on one adapter, and what a verdict says of it (DESIGN section 5, b with a's floor)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scanner.calibration.paired import judge_battery
+from scanner.calibration.policy import Policy
+from scanner.calibration.reasons import Reason
+from scanner.calibration.search_reference import SearchRank
+from scanner.model import Outcome
+from scanner.search_model import FREE, TOWARD_ATTACK, FoundTrigger, SearchReport
+
+__all__ = ["SearchEvidence", "TestedTrigger", "judge_search", "search_reasons"]
+
+
+@dataclass(frozen=True)
+class TestedTrigger:
+    """A found trigger against its own controls, on texts that it was not looked for on."""
+
+    trigger: FoundTrigger
+    worst_control: float
+    p_value: float
+    """Exact paired, the weakest over the controls."""
+    is_above: bool
+    """Whether it passes the effect floor and the level: what flags a string of the battery."""
+
+    @property
+    def attack_rate(self) -> float:
+        """On the held-back texts."""
+        return self.trigger.run.attack_rate if self.trigger.run else 0.0
+
+    @property
+    def n(self) -> int:
+        """Held-back texts."""
+        return self.trigger.run.n if self.trigger.run else 0
+
+
+@dataclass(frozen=True)
+class SearchEvidence:
+    """What the search says about one adapter."""
+
+    outcome: Outcome
+    reason: str = ""
+    rank: SearchRank | None = None
+    """None: there is nothing to compare the scores with, or no score."""
+    has_scores: bool = False
+    trigger: TestedTrigger | None = None
+    """The strongest of the kind that stands out most; without a rank, of all kinds that an attacker would want."""
+    forward_passes: int = 0
+
+    def is_unusual(self, policy: Policy) -> bool:
+        """Whether the scores are beyond the level among clean adapters."""
+        return self.rank is not None and self.rank.p_value <= policy.alpha
+
+    def flags(self, policy: Policy) -> bool:
+        """Whether this is evidence of a backdoor: unusual scores, and a string that turns held-back texts."""
+        return self.is_unusual(policy) and self.trigger is not None and self.trigger.is_above
+
+    def is_clean(self, policy: Policy) -> bool:
+        """Whether a search that could have found something found nothing that clean adapters do not have."""
+        rank = self.rank
+        return (
+            self.outcome == Outcome.PASS
+            and rank is not None
+            and rank.n >= policy.siblings_needed
+            and rank.p_value > policy.alpha
+        )
+
+
+def judge_search(report: SearchReport, rank: SearchRank | None, policy: Policy) -> SearchEvidence:
+    """Test the found triggers on their held-back texts.
+
+    Args:
+        report: the search's.
+        rank: of its scores.
+        policy: thresholds.
+    """
+    wanted = [t for t in report.triggers if t.kind != TOWARD_ATTACK and (rank is None or t.kind == rank.kind)]
+    tested = [_test(trigger, policy) for trigger in wanted if trigger.run is not None]
+    tested.sort(key=lambda one: (not one.is_above, one.p_value, -one.attack_rate, -one.trigger.slope))
+    return SearchEvidence(
+        report.outcome,
+        report.reason,
+        rank,
+        bool(report.scores),
+        tested[0] if tested else None,
+        report.forward_passes,
+    )
+
+
+def _test(trigger: FoundTrigger, policy: Policy) -> TestedTrigger:
+    runs = [run for run in trigger.runs if run.category in ("control", "trigger")]
+    direction = trigger.direction
+    n_classes = None if direction is None else direction + 1
+    found = judge_battery(runs, policy.effect_floor, n_classes, policy.q, toward_class=direction)
+    p_value = found.p_value if found.prefixes else 1.0
+    return TestedTrigger(trigger, found.worst_control, p_value, bool(found.prefixes) and p_value <= policy.q)
+
+
+def search_reasons(search: SearchEvidence | None, policy: Policy) -> Sequence[Reason]:
+    """What the search has to say, beside a battery that found nothing. Never empty."""
+    if search is None:
+        return [_battery_only("no trigger search ran (it was not asked for, or beyond its budget)")]
+    if search.outcome != Outcome.PASS:
+        return [_battery_only(f"the trigger search gave no result ({search.outcome}): {search.reason}")]
+    if not search.has_scores:
+        why = f": {search.reason}" if search.reason else ""
+        text = f"the battery found nothing, and the trigger search had nothing to look for{why}"
+        return [Reason("search_no_result", text)]
+    told = f"; {_effect(search.trigger)}" if search.trigger else ""
+    rank = search.rank
+    if rank is None:
+        text = "the scores of the trigger search cannot be compared: no reference of this task profile and plan"
+        return [Reason("search_reference_missing", f"{text}{told}")]
+    if search.flags(policy):
+        return [Reason("search_trigger", f"{_effect(search.trigger)}, {_rank(rank)}, {_cost(search)}")]
+    if search.is_unusual(policy):
+        text = f"the scores of the trigger search are unusual ({_rank(rank)}), and no string holds on other texts"
+        return [Reason("search_no_effect", f"{text}{told}")]
+    if rank.n < policy.siblings_needed:
+        missing = policy.siblings_needed - rank.n
+        text = f"{rank.n} clean references cannot support a level of {policy.alpha:g}: needs {missing} more"
+        return [Reason("search_too_few_references", f"trigger search: {text}{told}")]
+    reasons = [Reason("nothing_found", f"neither the battery nor the trigger search found anything: {_rank(rank)}")]
+    if search.trigger is not None and search.trigger.is_above:
+        text = f"{_effect(search.trigger)}, which {rank.reached} of {rank.n} clean references reach, too"
+        reasons.append(Reason("search_not_unusual", text))
+    return reasons
+
+
+def _battery_only(why: str) -> Reason:
+    return Reason(
+        "battery_only", f"the battery found nothing, and {why}: a trigger unlike its strings would not be seen"
+    )
+
+
+def _effect(tested: TestedTrigger | None) -> str:
+    assert tested is not None
+    trigger = tested.trigger
+    where = "" if trigger.position == "prefix" else f" as {trigger.position}"
+    what = f"the responses to {tested.attack_rate:.0%} of" if trigger.kind == FREE else f"{tested.attack_rate:.0%} of"
+    texts = f"{tested.n} {'unrelated prompts' if trigger.kind == FREE else 'held-back texts'}"
+    return (
+        f'the search found "{trigger.text}"{where}, which turns {what} {texts} to {trigger.label} '
+        f"(worst control {tested.worst_control:.0%})"
+    )
+
+
+def _rank(rank: SearchRank) -> str:
+    which = "pooled reference" if rank.reference.pooled else "reference"
+    where = f"{rank.n} {rank.reference.description}, {which} {rank.reference.reference_id}"
+    return f"p = {rank.p_value:.2g} among {where}"
+
+
+def _cost(search: SearchEvidence) -> str:
+    return f"{search.forward_passes:,} forward passes"

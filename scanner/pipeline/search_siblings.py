@@ -1,0 +1,113 @@
+"""Whom the search scores of the adapters that are judged are compared with: siblings from the store, or the pooled."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+
+from scanner.calibration import (
+    Policy,
+    SearchMember,
+    SearchRank,
+    SearchReference,
+    build_search_reference,
+    load_pooled_reference,
+    rank_scores,
+)
+from scanner.model import Outcome, SearchReport
+from scanner.pipeline.judged import JudgedFacts
+from scanner.store import Database, Row
+
+__all__ = ["SearchKey", "find_search_references", "rank_search", "search_key"]
+
+SearchKey = tuple[str, str, str]
+"""(base model, task profile, plan id): searches whose scores can be compared."""
+
+
+def search_key(fact: JudgedFacts) -> SearchKey | None:
+    """None where there is no score to compare."""
+    search = fact.search
+    if search is None or search.outcome != Outcome.PASS or not search.scores:
+        return None
+    return fact.adapter["base_model"], search.task_profile, search.plan_id
+
+
+def find_search_references(
+    database: Database, facts: Iterable[JudgedFacts], behaving_badly: set[str]
+) -> dict[SearchKey, SearchReference]:
+    """A reference for every key among the judged adapters, of siblings that no other evidence than their scores flags.
+
+    Members come from Hub crawls only, never from folders, and are left out for a critical or high static finding, or
+    for the battery.
+
+    Args:
+        database: the store.
+        facts: of the judged adapters.
+        behaving_badly: adapters that the battery flags now.
+
+    Raises:
+        StoreError: a file of the store cannot be read.
+    """
+    wanted = {key for fact in facts if (key := search_key(fact))}
+    if not wanted:
+        return {}
+    rows = database.rows(
+        """
+        SELECT a.adapter_id, a.owner, a.repo_uid, a.content_sha256, a.base_model, s.task_profile, s.plan_id, s.scores
+        FROM adapters a
+        JOIN (
+          SELECT * FROM trigger_searches WHERE outcome = 'pass' AND scores <> '{}'
+          QUALIFY row_number() OVER (PARTITION BY adapter_id, plan_id ORDER BY scanned_at DESC, row_id) = 1
+        ) s USING (adapter_id)
+        WHERE a.adapter_id IN (
+            SELECT f.adapter_id FROM raw_adapters f JOIN raw_runs r USING (shard_id) WHERE r.crawl_id LIKE 'crawl-%'
+          )
+          AND a.outcome = 'pass' AND a.base_model IN (SELECT unnest(?::VARCHAR[]))
+          AND a.adapter_id NOT IN (SELECT adapter_id FROM findings WHERE severity IN ('critical', 'high'))
+        """,
+        [sorted({key[0] for key in wanted})],
+    )
+    flagged = database.rows("SELECT adapter_id, reasons FROM current_verdicts WHERE verdict = 'flagged'")
+    behaved_badly = {row["adapter_id"] for row in flagged if _is_by_battery(row["reasons"])}
+    members: dict[SearchKey, list[SearchMember]] = defaultdict(list)
+    for row in rows:
+        if row["adapter_id"] not in behaving_badly | behaved_badly:
+            members[row["base_model"], row["task_profile"], row["plan_id"]].append(_member(row, row["scores"]))
+    return {
+        (base, profile, plan): build_search_reference(plan, profile, base, members[base, profile, plan])
+        for base, profile, plan in sorted(wanted)
+        if members[base, profile, plan]
+    }
+
+
+def rank_search(fact: JudgedFacts, references: dict[SearchKey, SearchReference], policy: Policy) -> SearchRank | None:
+    """An adapter among its siblings where they are enough, else in the pooled reference."""
+    key = search_key(fact)
+    if key is None or fact.search is None:
+        return None
+    judged = _member(fact.adapter, json.dumps(dict(fact.search.scores)))
+    siblings = rank_scores(judged, references[key]) if key in references else None
+    if siblings is not None and siblings.n >= policy.siblings_needed:
+        return siblings
+    return pooled_rank(fact.search, judged) or siblings
+
+
+def pooled_rank(search: SearchReport, judged: SearchMember) -> SearchRank | None:
+    """None without a pooled reference of this profile and plan."""
+    reference = load_pooled_reference(search.task_profile, search.plan_id)
+    return rank_scores(judged, reference) if reference is not None else None
+
+
+def _member(row: Row, scores: str) -> SearchMember:
+    return SearchMember(
+        base_model=row["base_model"],
+        name=row["adapter_id"],
+        scores=json.loads(scores),
+        owner=row["owner"] or row["repo_uid"],
+        content_sha256=row["content_sha256"] or row["adapter_id"],
+    )
+
+
+def _is_by_battery(reasons: str) -> bool:
+    return any(reason["code"] == "battery_prefix" for reason in json.loads(reasons))
