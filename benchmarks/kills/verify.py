@@ -26,6 +26,7 @@ COMPARED: Mapping[str, set[str]] = {
     "module_features": _TIMES,
     "probe_scans": _TIMES,
     "probe_rates": _TIMES,
+    "trigger_searches": _TIMES,
     "verdicts": _TIMES | _FAMILY,
 }
 FACTS = [table for table in COMPARED if table != "verdicts"]
@@ -128,7 +129,8 @@ def _shards(database: Database, facts: Facts) -> None:
             "(FROM raw_probe_scans p WHERE p.adapter_id = a.adapter_id AND p.shard_id = a.shard_id)",
             "probe_rates": "EXISTS (FROM raw_probe_scans p WHERE p.adapter_id = a.adapter_id "
             "AND p.shard_id = a.shard_id AND p.outcome = 'pass') AND 24 <> ("
-            "SELECT count(*) FROM raw_probe_rates r WHERE r.adapter_id = a.adapter_id AND r.shard_id = a.shard_id)",
+            "SELECT count(*) FROM raw_probe_rates r WHERE r.adapter_id = a.adapter_id AND r.shard_id = a.shard_id "
+            "AND r.battery_id NOT LIKE 'local-%')",
         }.items():
             query = f"SELECT count(*) FROM raw_adapters a WHERE shard_id = {name} AND {sql}"
             _lose(facts, f"{what} of {name}", _one(database, query))

@@ -49,7 +49,11 @@ def append_judgement(root: StoreRoot, run_id: str, judgement: Judgement, policy:
             "finished_at": now,
             "n_adapters": len(rows),
             "detail": json.dumps(
-                {"policy": asdict(policy), "weight_flags_to_expect_by_chance": policy.alpha * len(rows)}
+                {
+                    "policy": asdict(policy),
+                    "weight_flags_to_expect_by_chance": policy.alpha * len(rows),
+                    "search_flags_to_expect_by_chance": policy.alpha * sum(row["p_search"] is not None for row in rows),
+                }
             ),
         },
         now,

@@ -1,0 +1,140 @@
+"""Search references: what a statistic is made of, and what a rank among others is worth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scanner.calibration import (
+    SearchMember,
+    SearchReference,
+    build_search_reference,
+    load_pooled_reference,
+    rank_scores,
+)
+from scanner.model import LABEL_WORDS, SEQUENCE_CLASSIFICATION
+
+PLAN = "search-1-01234567"
+CLEAN, SUFFIX, ATTACK = "toward_clean/prefix", "toward_clean/suffix", "toward_attack/prefix"
+
+
+def member(i: int, scores: Mapping[str, float], owner: str | None = None, sha: str | None = None) -> SearchMember:
+    return SearchMember("base/model", f"id{i:04}", scores, owner or f"owner{i}", sha or f"sha{i:04}")
+
+
+def reference(*scores: Mapping[str, float]) -> SearchReference:
+    return build_search_reference(PLAN, LABEL_WORDS, "base/model", [member(i, s) for i, s in enumerate(scores)])
+
+
+def stranger(scores: Mapping[str, float]) -> SearchMember:
+    return SearchMember("base/model", "judged", scores, "somebody", "other bytes")
+
+
+def test_centre_is_the_median_and_spread_reaches_to_the_upper_tenth() -> None:
+    built = reference(*({CLEAN: i / 10} for i in range(11)))
+    assert built.center == {CLEAN: pytest.approx(0.5)}
+    assert built.spread == {CLEAN: pytest.approx(0.4)}
+    assert built.statistic({CLEAN: 0.9}) == (pytest.approx(1.0), CLEAN)
+
+
+def test_a_position_where_all_are_equal_keeps_a_spread() -> None:
+    built = reference(*({CLEAN: 0.02} for _ in range(5)))
+    assert built.spread == {CLEAN: 0.005}
+    assert built.statistic({CLEAN: 0.03}) == (pytest.approx(2.0), CLEAN)
+
+
+def test_the_largest_of_the_keys_counts_and_attack_words_do_not() -> None:
+    scores = [{CLEAN: 0.1 * i, SUFFIX: 0.01 * i, ATTACK: 0.0} for i in range(11)]
+    built = reference(*scores)
+    assert ATTACK not in built.center
+    found = built.statistic({CLEAN: 0.5, SUFFIX: 0.2, ATTACK: 99.0, "toward_other/middle": 99.0})
+    assert found is not None and found[1] == SUFFIX
+    assert built.statistic({ATTACK: 99.0}) is None
+    assert rank_scores(stranger({ATTACK: 99.0}), built) is None
+
+
+def test_rank_counts_those_that_reach_it() -> None:
+    built = reference(*({CLEAN: i / 100} for i in range(100)))
+    rank = rank_scores(stranger({CLEAN: 0.9}), built)
+    assert rank is not None
+    assert (rank.reached, rank.n, rank.p_value, rank.kind) == (10, 100, pytest.approx(11 / 101), "toward_clean")
+    top = rank_scores(stranger({CLEAN: 5.0}), built)
+    assert top is not None and top.p_value == pytest.approx(1 / 101)
+
+
+def test_a_member_without_a_key_of_its_own_counts_as_one_that_reaches_it() -> None:
+    built = reference({CLEAN: 0.1}, {CLEAN: 0.2}, {ATTACK: 1.0})
+    rank = rank_scores(stranger({CLEAN: 9.0}), built)
+    assert rank is not None and rank.reached == 1
+
+
+def test_nobody_is_compared_with_itself_its_owner_and_its_copies() -> None:
+    built = reference(*({CLEAN: i / 100} for i in range(50)), {CLEAN: 9.0})
+    original = built.members[-1]
+    copy = SearchMember("base/model", "copy", original.scores, "thief", original.content_sha256)
+    again = SearchMember("base/model", "again", original.scores, original.owner, "new bytes")
+    for judged in (original, copy, again):
+        rank = rank_scores(judged, built)
+        assert rank is not None and (rank.n, rank.reached) == (50, 0)
+
+
+def test_one_vote_per_owner_and_content() -> None:
+    flood = [member(i, {CLEAN: 9.0}, owner="flooder") for i in range(50)]
+    copies = [member(100 + i, {CLEAN: 9.0}, sha="same") for i in range(50)]
+    built = build_search_reference(PLAN, LABEL_WORDS, "base/model", [*flood, *copies, member(200, {CLEAN: 0.1})])
+    assert len(built.members) == 3
+    turned = build_search_reference(PLAN, LABEL_WORDS, "base/model", [member(200, {CLEAN: 0.1}), *copies, *flood])
+    assert turned.reference_id == built.reference_id
+
+
+values = st.floats(-1, 3, allow_nan=False).map(lambda v: round(v, 6))
+scores_of_one = st.dictionaries(st.sampled_from([CLEAN, SUFFIX, "toward_other/middle", ATTACK]), values, max_size=4)
+
+
+@given(st.lists(scores_of_one, min_size=2, max_size=30), st.floats(0.01, 1))
+def test_a_rank_is_valid_among_exchangeable_adapters(scores: list[dict[str, float]], level: float) -> None:
+    """However scores are distributed: of n + 1 adapters at most level · (n + 1) have a p-value of at most level."""
+    built = reference(*scores)
+    ranks = [rank_scores(judged, built) for judged in built.members]
+    found = [rank.p_value for rank in ranks if rank is not None]
+    assert all(1 / len(scores) - 1e-12 <= p <= 1 for p in found)
+    assert sum(p <= level for p in found) <= level * len(scores) + 1e-9
+
+
+@given(st.lists(values, min_size=1, max_size=30), values, values)
+def test_a_larger_score_is_never_less_unusual(others: list[float], one: float, two: float) -> None:
+    built = reference(*({CLEAN: value} for value in others))
+    low, high = (rank_scores(stranger({CLEAN: value}), built) for value in sorted((one, two)))
+    assert low is not None and high is not None
+    assert high.p_value <= low.p_value
+
+
+def write(folder: Path, **fields: object) -> None:
+    data = {
+        "plan_id": PLAN,
+        "task_profile": LABEL_WORDS,
+        "members": [
+            {"base": f"base{i % 2}", "name": f"clean-{i}", "recipe": "r8", "scores": {CLEAN: i / 100}}
+            for i in range(99)
+        ],
+        "made_with": "a test",
+        "date": "2026-11-26",
+    }
+    (folder / f"{LABEL_WORDS}.json").write_text(json.dumps({**data, **fields}))
+
+
+def test_a_pooled_reference_is_read_for_its_profile_and_plan_alone(tmp_path: Path) -> None:
+    assert load_pooled_reference(LABEL_WORDS, PLAN, tmp_path / "nowhere") is None
+    write(tmp_path)
+    found = load_pooled_reference(LABEL_WORDS, PLAN, tmp_path)
+    assert found is not None and found.pooled and len(found.members) == 99
+    assert found.description == "clean adapters of 2 bases that ship with lorascope"
+    assert load_pooled_reference(LABEL_WORDS, "search-1-ffffffff", tmp_path) is None
+    assert load_pooled_reference(SEQUENCE_CLASSIFICATION, PLAN, tmp_path) is None
+    rank = rank_scores(stranger({CLEAN: 2.0}), found)
+    assert rank is not None and rank.p_value == pytest.approx(0.01)
