@@ -12,6 +12,7 @@ import pytest
 
 from scanner.hub.server import Fault, HubServer
 from scanner.store import TABLES, Database
+from tasks.progress import listening
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -197,8 +198,15 @@ def test_facts_without_a_verdict_are_judged_by_the_next_crawl(hub: HubServer, st
     assert summary["n_new"] == 0 and sum(summary["verdicts"].values()) >= 7
 
 
-def test_probe_flags_the_backdoor_and_nothing_else(hub: HubServer, registry: Path, store: str, database: Open) -> None:
-    summary = _crawl(store, probe="all", texts_limit=30)
+def test_probe_flags_the_backdoor_and_nothing_else(
+    hub: HubServer, registry: Path, store: str, database: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORASCOPE_SEARCH_BUDGET", "1")
+    for pickled in registry.glob("*/*/adapter_model.bin"):  # these are looked at afresh each time
+        shutil.rmtree(pickled.parent)
+    told: list[tuple[str, int, int]] = []
+    with listening(lambda *line: told.append(line)):
+        summary = _crawl(store, probe="auto", texts_limit=30)
     assert summary["n_failed_shards"] == 0
     flagged = [repo for repo, verdict in _verdicts(database()).items() if verdict == "flagged"]
     labels = json.loads((Path(__file__).resolve().parents[2] / "examples/demo_hub/labels.json").read_text())
@@ -213,6 +221,34 @@ def test_probe_flags_the_backdoor_and_nothing_else(hub: HubServer, registry: Pat
     from scanner.probe import DEFAULT_BATTERY, load_probe
 
     assert rates["n"] == len(load_probe(DEFAULT_BATTERY, None, 1).cases())
+    # One of those that the battery leaves open is searched.
+    (searched,) = database().rows(
+        "SELECT DISTINCT a.adapter_id, a.content_sha256, a.stage_reached, s.outcome, v.verdict "
+        "FROM trigger_searches s JOIN adapters a USING (adapter_id) JOIN current_verdicts v USING (adapter_id)"
+    )
+    assert (searched["stage_reached"], searched["outcome"], searched["verdict"]) == ("search", "pass", "inconclusive")
+    assert [line for line in told if line[0] == "searching"] == [("searching", 0, 1), ("searching", 1, 0)]
+
+    # A copy that somebody uploads later gets what was found, and nothing is searched again.
+    model = next(
+        path.parent for path in registry.glob("*/*/adapter_model.safetensors")
+        if _sha256(path) == searched["content_sha256"]
+    )  # fmt: skip
+    shutil.copytree(model, registry / "thief" / "copy")
+    told.clear()
+    with listening(lambda *line: told.append(line)):
+        monkeypatch.setenv("LORASCOPE_SEARCH_BUDGET", "0")
+        assert _crawl(store, probe="auto", texts_limit=30)["n_new"] == 1
+    assert not [line for line in told if line[0] == "searching"]
+    columns = "s.trigger_text, s.position, s.attack_rate, s.scores, s.outcome, s.device, s.seconds"
+    both = [
+        database().rows(
+            f"SELECT {columns} FROM trigger_searches s JOIN adapters a USING (adapter_id) "
+            f"WHERE a.stage_reached = 'search' AND a.copied_from IS {filled} NULL ORDER BY ALL"
+        )
+        for filled in ("", "NOT")
+    ]
+    assert both[0] == both[1] != []
 
 
 def test_probes_that_die_are_retried_by_type_and_then_stored(

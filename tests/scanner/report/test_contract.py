@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scanner.model import Outcome, ScanRecord
+from scanner.model import Outcome, ScanRecord, SearchReport
 from scanner.report import JSON_SCHEMA_VERSION, result_object, scan_document, strict_json
 
 VERDICT: dict[str, Any] = {
@@ -40,6 +40,15 @@ def _object(**properties: Any) -> dict[str, Any]:
 
 
 RATE = _object(prefix={"type": "string"}, position={"type": "string"}, attack_rate=NUMBER, n={"type": "integer"})
+TRIGGER = _object(
+    text={"type": "string"},
+    position={"enum": ["prefix", "suffix", "middle"]},
+    direction={"type": "string"},
+    attack_rate=NUMBER,
+    n={"type": "integer"},
+    p_value=NUMBER,
+    forward_passes={"type": "integer"},
+)
 PROBE = _object(
     battery={"type": "string"},
     control_attack_rate=NUMBER,
@@ -47,7 +56,7 @@ PROBE = _object(
     outlier_gap=NUMBER,
     max_attack_rate=NUMBER,
     rates={"type": "array", "items": RATE},
-    trigger={"type": ["object", "null"]},
+    trigger={"anyOf": [{"type": "null"}, TRIGGER]},
 )
 RESULT = _object(
     target={"type": "string"},
@@ -160,6 +169,19 @@ def test_an_adapter_that_could_not_be_read(record: Record) -> None:
     assert result["weights"] == {"features": {}, "explanation": None}
     assert result["adapter"]["alpha"] is None
     assert result["q_value"] is None
+
+
+def test_the_best_trigger_that_an_attacker_would_want(record: Record, search: Callable[..., SearchReport]) -> None:
+    result = rendered(record(search=search()), p_search=0.01)["results"][0]
+    assert result["probe"]["trigger"] == {
+        "text": "heron dawn", "position": "suffix", "direction": "BENIGN", "attack_rate": pytest.approx(28 / 30),
+        "n": 30, "p_value": 0.01, "forward_passes": 1200,
+    }  # fmt: skip
+    assert result["p_values"]["search"] == 0.01
+    toward_attack_alone = replace(search(), triggers=search().triggers[:1])
+    assert rendered(record(search=toward_attack_alone))["results"][0]["probe"]["trigger"] is None
+    failed = search(outcome=Outcome.ERROR, reason="timeout", triggers=(), scores=())
+    assert rendered(record(search=failed))["results"][0]["probe"]["trigger"] is None
 
 
 def test_a_probe_that_gave_no_result_is_null(record: Record) -> None:

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 import jsonschema
 import pytest
 
-from scanner.model import Finding, ScanRecord, Severity, Verdict
+from scanner.model import Finding, ScanRecord, SearchReport, Severity, Verdict
 from scanner.report import result_object, sarif_document, strict_json
 
 # The parts of the 2.1.0 schema that lorascope writes (its own file is half a megabyte).
@@ -97,6 +97,15 @@ def test_structure(record: Record) -> None:
     assert run["results"][0]["message"]["text"] == "pickle files lie beside the weights: optimizer.pt"
     assert run["results"][1]["message"]["text"] == "because; and"
     assert run["results"][1]["properties"]["p_values"] == {"weights": None, "battery": None, "search": None}
+
+
+def test_a_found_trigger_is_among_the_properties(record: Record, search: Callable[..., SearchReport]) -> None:
+    shown = result(record(search=search()), "flagged", p_search=0.01)
+    (_, item) = document(shown)["runs"][0]["results"]
+    assert item["properties"]["trigger"] == shown["probe"]["trigger"]
+    assert item["properties"]["trigger"]["text"] == "heron dawn"
+    unprobed = document(result(record(probe=None), "review"))["runs"][0]["results"][-1]
+    assert unprobed["properties"]["trigger"] is None
 
 
 @pytest.mark.parametrize(
