@@ -7,6 +7,7 @@ process.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -226,6 +227,9 @@ def _refusal(event: dict[str, Any]) -> tuple[Outcome, str]:
 
 def _found(event: dict[str, Any]) -> dict[str, Any]:
     """A search report's fields that follow from what the child found."""
+    if not all(math.isfinite(score) for _, score in event["scores"]):
+        # Nothing can be compared with them, and an adapter must not get out of the comparison in this way.
+        return {"outcome": Outcome.ERROR, "reason": "nan_logits: the scores of the search are not finite"}
     return {
         "outcome": Outcome.PASS,
         "reason": event["note"],

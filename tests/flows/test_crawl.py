@@ -202,8 +202,11 @@ def test_probe_flags_the_backdoor_and_nothing_else(
     hub: HubServer, registry: Path, store: str, database: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LORASCOPE_SEARCH_BUDGET", "1")
-    for pickled in registry.glob("*/*/adapter_model.bin"):  # these are looked at afresh each time
-        shutil.rmtree(pickled.parent)
+    for odd in registry.glob("*/*/adapter_config.json"):
+        # Pickles are looked at afresh each time; whoever names a path as its base is a shard of its own.
+        is_whole = (odd.parent / "adapter_model.safetensors").exists()
+        if not is_whole or json.loads(odd.read_text())["base_model_name_or_path"].startswith("/"):
+            shutil.rmtree(odd.parent)
     told: list[tuple[str, int, int]] = []
     with listening(lambda *line: told.append(line)):
         summary = _crawl(store, probe="auto", texts_limit=30)

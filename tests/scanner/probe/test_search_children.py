@@ -66,6 +66,15 @@ def test_what_a_child_found_becomes_a_report(monkeypatch: pytest.MonkeyPatch, pr
     assert started == [(["a", "x", "b"], PLAN), (["b"], PLAN)]
 
 
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_scores_that_are_no_numbers_are_no_result(
+    monkeypatch: pytest.MonkeyPatch, probe: Probe, search: Any, score: float
+) -> None:
+    script(monkeypatch, search(scores=(("toward_clean/prefix", 0.1), ("toward_clean/suffix", score))))
+    report = run_search(Path("never"), "b45e", probe, PLAN, [ProbeItem("a", "never-read", None)], LIMITS)["a"]
+    assert (report.outcome, report.reason.split(":")[0], report.triggers) == (Outcome.ERROR, "nan_logits", ())
+
+
 def test_classifiers_of_tokens_are_not_searched(monkeypatch: pytest.MonkeyPatch, probe: Probe, search: Any) -> None:
     started = script(monkeypatch, search())
     tokens = ProbeItem("t", "never-read", None, profile=SEQUENCE_CLASSIFICATION, per_token=True)
