@@ -63,7 +63,8 @@ def crawl(
         reading: of label words, `scored` or `generated`; default `LORASCOPE_READING`.
 
     Returns:
-        Counts: n_new, n_listed, n_left, n_adapters, n_failed_shards, verdicts, relations (None: they failed).
+        Counts: n_new, n_listed, n_left, n_adapters, n_searched, n_failed_shards, verdicts, relations (None: they
+        failed).
 
     Raises:
         StopError: the Hub or the store cannot be reached.
@@ -76,7 +77,7 @@ def crawl(
         work = str(workspace.root)
         polled = poll_new_repos(work, endpoint, store, limit=limit, base=base, since=since, features=settings.features)
         grouped = resolve_bases(work, endpoint, store, polled["repos"])
-        n_adapters = n_failed = 0
+        n_adapters = n_searched = n_failed = 0
         for number, (base_model, repos) in enumerate(_shards(workspace.read_repos(grouped["repos"]), settings)):
             receipt = scan_shard(
                 work=work,
@@ -97,6 +98,7 @@ def crawl(
             )
             if receipt.is_completed():
                 n_adapters += receipt.result()["n_adapters"]
+                n_searched += receipt.result()["n_searched"]
             else:
                 # A failed shard costs only itself, unless the Hub or the store is gone. What it would have scanned
                 # stays unknown to the store, and the watermark stays behind it.
@@ -112,6 +114,7 @@ def crawl(
             "n_listed": polled["n_listed"],
             "n_left": polled["n_left"],
             "n_adapters": n_adapters,
+            "n_searched": n_searched,
             "n_failed_shards": n_failed,
             "verdicts": verdicts,
             # No verdict needs them: where this failed, the next crawl makes up for it.

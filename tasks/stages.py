@@ -365,6 +365,10 @@ def record_crawl(
         }
         for event in Workspace.read_events(polled["events"])
     ]
+    by_chance = {
+        "weight_flags_to_expect_by_chance": Policy().alpha * summary["n_adapters"],
+        "search_flags_to_expect_by_chance": Policy().alpha * summary["n_searched"],
+    }
     run = {
         "row_id": row_id_of("runs", crawl_id),
         "run_id": crawl_id,
@@ -374,7 +378,7 @@ def record_crawl(
         "finished_at": now,
         "n_repos": polled["n_new"],
         "n_adapters": summary["n_adapters"],
-        "detail": json.dumps({**summary, "weight_flags_to_expect_by_chance": Policy().alpha * summary["n_adapters"]}),
+        "detail": json.dumps({**summary, **by_chance}),
     }
     bases = base_rows(resolved, source=f"hub:{endpoint}", crawl_id=crawl_id, resolved_at=now)
     rows = {"hub_status": [status], "repo_events": events, "base_resolutions": bases}
