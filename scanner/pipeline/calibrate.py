@@ -92,7 +92,11 @@ def calibrate(root: StoreRoot, now: datetime, policy: Policy | None = None, base
         changed = [row for row in judged.rows if row["adapter_id"] in wanted and _differs(row, current)]
         references = {key: r for key, r in judged.references.items() if base is None or key.base_model == base}
         new = {key: r for key, r in references.items() if r.reference_id not in frozen}
-        searches = {i: r for i, r in judged.search_references.items() if i not in frozen}
+        searches = {
+            i: r
+            for i, r in judged.search_references.items()
+            if i not in frozen and (base is None or r.pooled or r.members[0].base_model == base)
+        }
         if changed or new or searches:
             kept = replace(judged, rows=changed, references=new, search_references=searches)
             append_judgement(root, run_id, kept, policy, now)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -238,6 +239,8 @@ def test_probe_flags_the_backdoor_and_nothing_else(
         if _sha256(path) == searched["content_sha256"]
     )  # fmt: skip
     shutil.copytree(model, registry / "thief" / "copy")
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    (registry / "thief" / "copy" / ".hub.json").write_text(json.dumps({"created_at": now, "last_modified": now}))
     told.clear()
     with listening(lambda *line: told.append(line)):
         monkeypatch.setenv("LORASCOPE_SEARCH_BUDGET", "0")
