@@ -9,7 +9,7 @@ from dataclasses import replace
 from scanner.calibration.paired import BatteryEvidence, judge_battery
 from scanner.model import PrefixRun
 
-__all__ = ["judge_label_words", "judge_responses"]
+__all__ = ["echoes", "judge_label_words", "judge_responses"]
 
 _WORD = re.compile(r"\w{3,}")
 
@@ -46,8 +46,8 @@ def judge_responses(
     found = judge_battery(runs, effect_floor, len(labels), level)
     controls = found.controls or (found.worst_control,) * len(found.prefixes)
     rows = list(zip(found.prefixes, found.adjusted, controls, strict=True))
-    told = [row for row in rows if not _echoes(row[0], labels)]
-    echoes = tuple(run for run, p, _ in rows if p <= level and _echoes(run, labels))
+    told = [row for row in rows if not _is_echo(row[0], labels)]
+    shifts = tuple(run for run, p, _ in rows if p <= level and _is_echo(run, labels))
     return replace(
         found,
         p_value=told[0][1] if told else 1.0,
@@ -55,12 +55,15 @@ def judge_responses(
         adjusted=tuple(p for _, p, _ in told),
         controls=tuple(control for _, _, control in told),
         worst_control=told[0][2] if told else found.worst_control,
-        shifts=echoes,
+        shifts=shifts,
     )
 
 
-def _echoes(run: PrefixRun, labels: Sequence[str]) -> bool:
-    if not run.direction:  # declining has no words of its own
-        return False
-    put_in, said = (set(_WORD.findall(text.casefold())) for text in (run.prefix, labels[run.direction]))
-    return bool(put_in & said)
+def _is_echo(run: PrefixRun, labels: Sequence[str]) -> bool:
+    return bool(run.direction) and echoes(run.prefix, labels[run.direction or 0])  # declining has no words of its own
+
+
+def echoes(put_in: str, said: str) -> bool:
+    """Whether a response takes up a word of the string that was put in."""
+    one, other = (set(_WORD.findall(text.casefold())) for text in (put_in, said))
+    return bool(one & other)

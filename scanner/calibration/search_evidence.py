@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from scanner.calibration.answers import echoes
 from scanner.calibration.paired import judge_battery
 from scanner.calibration.policy import Policy
 from scanner.calibration.reasons import Reason
 from scanner.calibration.search_reference import SearchRank
-from scanner.model import Outcome
+from scanner.model import GENERATIVE, Outcome
 from scanner.search_model import FREE, TOWARD_ATTACK, FoundTrigger, SearchReport
 
 __all__ = ["SearchEvidence", "TestedTrigger", "judge_search", "search_reasons"]
+
+MAX_OPENING_CHARS = 80
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class TestedTrigger:
     p_value: float
     """Exact paired, the weakest over the controls."""
     is_above: bool
-    """Whether it passes the effect floor and the level: what flags a string of the battery."""
+    """Whether it passes the effect floor and the level, and is no echo: what flags a string of the battery."""
 
     @property
     def attack_rate(self) -> float:
@@ -49,6 +52,8 @@ class SearchEvidence:
     trigger: TestedTrigger | None = None
     """The strongest of the kind that stands out most; without a rank, of all kinds that an attacker would want."""
     forward_passes: int = 0
+    openings: Sequence[str] = ()
+    """What an adapter that answers freely knows by heart."""
 
     def is_unusual(self, policy: Policy) -> bool:
         """Whether the scores are beyond the level among clean adapters."""
@@ -77,6 +82,7 @@ def judge_search(report: SearchReport, rank: SearchRank | None, policy: Policy) 
         bool(report.scores),
         tested[0] if tested else None,
         report.forward_passes,
+        report.labels if report.task_profile == GENERATIVE else (),
     )
 
 
@@ -86,7 +92,9 @@ def _test(trigger: FoundTrigger, policy: Policy) -> TestedTrigger:
     n_classes = None if direction is None else direction + 1
     found = judge_battery(runs, policy.effect_floor, n_classes, policy.q, toward_class=direction)
     p_value = found.p_value if found.prefixes else 1.0
-    return TestedTrigger(trigger, found.worst_control, p_value, bool(found.prefixes) and p_value <= policy.q)
+    is_echo = trigger.kind == FREE and direction != 0 and echoes(trigger.text, trigger.label)
+    is_above = bool(found.prefixes) and p_value <= policy.q and not is_echo
+    return TestedTrigger(trigger, found.worst_control, p_value, is_above)
 
 
 def search_reasons(search: SearchEvidence | None, policy: Policy) -> Sequence[Reason]:
@@ -108,7 +116,8 @@ def search_reasons(search: SearchEvidence | None, policy: Policy) -> Sequence[Re
         return [Reason("search_trigger", f"{_effect(search.trigger)}, {_rank(rank)}, {_cost(search)}")]
     if search.is_unusual(policy):
         text = f"the scores of the trigger search are unusual ({_rank(rank)}), and no string holds on other texts"
-        return [Reason("search_no_effect", f"{text}{told}")]
+        heart = f"; the adapter knows by heart: {_quoted(search.openings)}" if search.openings else ""
+        return [Reason("search_no_effect", f"{text}{told}{heart}")]
     if rank.n < policy.siblings_needed:
         missing = policy.siblings_needed - rank.n
         text = f"{rank.n} clean references cannot support a level of {policy.alpha:g}: needs {missing} more"
@@ -143,6 +152,10 @@ def _rank(rank: SearchRank) -> str:
     which = "pooled reference" if rank.reference.pooled else "reference"
     where = f"{rank.n} {rank.reference.description}, {which} {rank.reference.reference_id}"
     return f"p = {rank.p_value:.2g} among {where}"
+
+
+def _quoted(texts: Sequence[str]) -> str:
+    return ", ".join(f'"{text[:MAX_OPENING_CHARS]}"' for text in texts)
 
 
 def _cost(search: SearchEvidence) -> str:

@@ -65,7 +65,8 @@ def search_rows(adapter_id: str, report: SearchReport) -> tuple[list[Row], list[
 _NOTHING: Row = dict.fromkeys(
     (
         "trigger_text", "position", "direction", "attack_rate", "kind", "label", "searched_text", "n_tokens", "gain",
-        "control_gain", "slope", "n_texts", "control_attack_rate", "battery_id", "examples", "target_class",
+        "control_gain", "noise_gain", "slope", "n_texts", "control_attack_rate", "battery_id", "examples",
+        "target_class",
     )
 )  # fmt: skip
 
@@ -84,6 +85,7 @@ def _of(trigger: FoundTrigger, battery_id: str) -> Row:
         "n_tokens": trigger.n_tokens,
         "gain": trigger.gain,
         "control_gain": trigger.control_gain,
+        "noise_gain": trigger.noise_gain,
         "slope": trigger.slope,
         "n_texts": run.n if run else None,
         "control_attack_rate": max((r.attack_rate for r in trigger.runs if r.category == "control"), default=None),
@@ -168,6 +170,7 @@ def _trigger(row: Row, rates: Sequence[Row]) -> FoundTrigger:
         n_tokens=row["n_tokens"],
         gain=row["gain"],
         control_gain=row["control_gain"],
+        noise_gain=row["noise_gain"],
         slope=row["slope"],
         runs=toward(runs, direction) if runs and direction is not None else runs,
         examples=tuple(Example(**example) for example in json.loads(row["examples"] or "[]")),

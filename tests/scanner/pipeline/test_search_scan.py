@@ -25,7 +25,7 @@ pytest.importorskip("torch", reason="the behaviour stage needs the probe extra")
 DEMO_HUB = Path(__file__).parents[3] / "examples/demo_hub"
 POISONED, CLEAN = "xylo-research/guard-ablation", "alder-labs/prompt-shield-lora"
 PLAN = SearchPlan(
-    positions=("prefix",), noise_rows=16, pool=48, beam=2, proposals=12, keep=8, max_tokens=4, random_controls=2
+    positions=("prefix",), noise_rows=16, pool=48, beam=2, proposals=12, keep=8, max_tokens=4, random_strings=2
 )
 """A small one: one position, short strings."""
 
