@@ -258,9 +258,12 @@ def _searched(
     by_base: dict[str, list[ScanRecord]] = defaultdict(list)
     for record in probed:
         by_base[record.info.base_model].append(record)
-    todo: dict[str, str] = {}
+    chosen: dict[str, str] = {}
+    # What an earlier try of this task has searched is part of its budget, and a retry draws the same ones again.
+    known = [adapter_id for adapter_id in saved if workspace.read_search(adapter_id) is None]
     for members in by_base.values():
-        todo |= choose_for_search(members, mode, settings, policy, salt, saved)
+        chosen |= choose_for_search(members, mode, settings, policy, salt, known)
+    todo = {adapter_id: why for adapter_id, why in chosen.items() if adapter_id not in saved}
     if todo:
         report("searching", total=len(todo))
 
