@@ -292,7 +292,11 @@ TABLES: dict[str, pa.Schema] = {
         ("control_attack_rate", _F64, "Of the worst of no string and the neutral strings."),
         ("battery_id", _STR, "`local-...`: the trigger, its neighbours and its controls in `probe_rates`."),
         ("examples", _STR, "JSON array of {text, before, triggered, after}: held-back texts whose answer it changes."),
-        ("scores", _STR, "JSON object KIND/POSITION -> largest gain per token there, of the adapter's whole search."),
+        (
+            "scores",
+            _STR,
+            "JSON object: KIND/POSITION largest gain per token, KIND/POSITION/gain largest gain; `free/leak`.",
+        ),
         ("outcome", _STR, "pass (the search ran, whatever it found), unsupported or error."),
         ("reason", _STR, "Why there is no result, if there is none."),
         ("device", _STR, "cpu or cuda:N."),
