@@ -1,8 +1,8 @@
 """Search references (DESIGN section 5): what the trigger search reaches on adapters that nobody poisoned.
 
 The scores of one search are the largest gain, and gain per token, that it reached for each kind of aim and position.
-Sound adapters have strings that turn them, too, and some positions are easier than others, so a score says something only
-beside the scores of other adapters: those of the same base, or the pooled ones that ship with lorascope.
+Sound adapters have strings that turn them, too, and some positions are easier than others, so a score says something
+only beside the scores of other adapters: those of the same base, or the pooled ones that ship with lorascope.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 SHIPPED = Path(__file__).parent / "data" / "search"
 """`PROFILE.json` each, made by `benchmarks/detection`."""
 SPREAD_FLOOR = 0.005
-"""Smallest spread of a score, in gain (per token): where all members reach the same, that must not decide alone."""
+"""Smallest spread of a score: a position where all members reach the same must not decide alone."""
 _UPPER = 0.9
 _DIGITS = 9
 """Decimals of T that count: rounding in another order must not turn a tie."""
