@@ -111,13 +111,37 @@ def _is_over(best: Found, length: int, idle: int, plan: SearchPlan) -> bool:
 def choose_pool(at: Climb, rng: random.Random, n: int) -> list[Ids]:
     """Tokens, and characters that take several, by what they do alone, the best first.
 
-    Gradients in the places of random strings choose the tokens that are tried.
-
     Args:
-        at: where.
-        rng: draws the strings.
-        n: tokens that are tried.
+        at: where, and whether gradients choose whom to try or everyone is tried.
+        rng: draws the strings in whose places gradients are taken.
+        n: tokens that gradients choose.
     """
+    plan, texts = at.plan, at.texts
+    if plan.pool_from == "vocabulary":
+        chosen: list[Ids] = [(token,) for token in at.vocabulary.ids]
+        rounds = _halving(len(chosen), plan)
+    else:
+        chosen, rounds = _pointed_to(at, rng, n), [(plan.first_texts, 2 * plan.keep), (len(texts), plan.keep)]
+    # As they are: a token that needs a space before it is no string by itself, and may be the second one of a string.
+    chosen += at.vocabulary.characters
+    for n_texts, kept in rounds:
+        gains = at.gains(chosen, texts[:n_texts]).amax(dim=0)
+        chosen = [chosen[i] for i in gains.topk(min(kept, len(chosen))).indices.tolist()]
+    return chosen
+
+
+def _halving(n: int, plan: SearchPlan) -> list[tuple[int, int]]:
+    """(texts, candidates that are kept) of each round: a quarter of the candidates goes on, to twice as many texts."""
+    rounds, n_texts = [], 1
+    while n_texts < plan.climb_texts and n > 4 * plan.keep:
+        n //= 4
+        rounds.append((n_texts, n))
+        n_texts *= 2
+    return [*rounds, (plan.climb_texts, plan.keep)]
+
+
+def _pointed_to(at: Climb, rng: random.Random, n: int) -> list[Ids]:
+    """The n tokens that gradients in the places of random strings point to."""
     plan, vocabulary, texts = at.plan, at.vocabulary, at.texts
     noise = [vocabulary.random_string(rng, plan.noise_tokens) for _ in range(plan.noise_rows)]
     gradients = at.objective.gradients(noise, [texts[i % len(texts)] for i in range(len(noise))])
@@ -128,12 +152,7 @@ def choose_pool(at: Climb, rng: random.Random, n: int) -> list[Ids]:
         of_row = scores.reshape(len(scores), plan.noise_rows, plan.noise_tokens).amax(dim=2)
         best = vocabulary.best(of_row.mean(dim=1), max(1, n // len(gradients)))
         tokens.update(dict.fromkeys((token,) for token in best))
-    # As they are: a token that needs a space before it is no string by itself, and may be the second one of a string.
-    chosen = [*tokens, *vocabulary.characters]
-    for few, kept in ((texts[: plan.first_texts], 2 * plan.keep), (texts, plan.keep)):
-        gains = at.gains(chosen, few).amax(dim=0)
-        chosen = [chosen[i] for i in gains.topk(min(kept, len(chosen))).indices.tolist()]
-    return chosen
+    return list(tokens)
 
 
 def _longer(at: Climb, beam: Sequence[Found], pool: Sequence[Ids], texts: Sequence[int]) -> list[Ids]:

@@ -26,6 +26,9 @@ class SearchPlan:
     noise_rows: int = 48
     """Random strings in whose places gradients are taken at the start."""
     noise_tokens: int = 4
+    pool_from: str = "gradients"
+    """Which tokens are tried alone: those that `gradients` point to, or all of the `vocabulary`, by successive halving
+    from one text on."""
     pool: int = 128
     """Tokens that these gradients point to and that are tried alone."""
     attack_pool: int = 32

@@ -1,0 +1,83 @@
+"""The pooled search references that ship: `python -m benchmarks.detection.reference`.
+
+From every searched adapter of the part `reference`: clean ones with recipes and seeds of their own, which no cohort
+that measures anything holds. All of them count, whatever they score. Scores leave the cache, and nothing else does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from collections import defaultdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks.detection.search import PROFILES, built, default_cache, found_of
+from scanner.calibration.search_reference import SHIPPED
+from scanner.probe import SearchPlan
+
+__all__ = ["collect"]
+
+NEEDED = 99
+"""Fewer members could not support a level of 0.01."""
+_DIGITS = 6
+
+
+def collect(cache: Path, plan: SearchPlan) -> dict[str, list[dict[str, Any]]]:
+    """Task profile -> its members, by name.
+
+    Raises:
+        RuntimeError: a member answers in another way than its cohort says, so that its scores are another profile's.
+    """
+    members: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for folder, truth in built(cache):
+        found = found_of(folder, plan) if truth["part"] == "reference" else None
+        if found is None:
+            continue
+        profile = PROFILES[truth["cohort"]]
+        if found["profile"] != profile:
+            raise RuntimeError(f"{folder.name} was searched as {found['profile']}, it is of {profile}")
+        recipe = {name: truth["recipe"][name] for name in ("rank", "alpha", "lr", "steps", "targets", "robust_rows")}
+        scores = {key: round(value, _DIGITS) for key, value in found["scores"]}
+        members[profile].append({"base": truth["base"], "name": folder.name, "recipe": recipe, "scores": scores})
+    return members
+
+
+def main() -> None:
+    """Write a file for every profile that has enough members."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path, default=default_cache())
+    parser.add_argument("--out", type=Path, default=SHIPPED)
+    args = parser.parse_args()
+    import peft
+    import torch
+    import transformers
+
+    plan = SearchPlan()
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    versions |= {"transformers": transformers.__version__, "peft": peft.__version__}
+    for profile, members in sorted(collect(args.cache, plan).items()):
+        if len(members) < NEEDED:
+            print(f"{profile}: {len(members)} members, {NEEDED} are needed", file=sys.stderr)
+            continue
+        data = {
+            "plan_id": plan.plan_id,
+            "task_profile": profile,
+            "date": datetime.now(UTC).date().isoformat(),
+            "made_with": {"command": "python -m benchmarks.detection.reference", **versions},
+            "members": members,
+        }
+        args.out.mkdir(parents=True, exist_ok=True)
+        path = args.out / f"{profile}.json"
+        # One line for each member: a changed score is a changed line.
+        head = json.dumps({name: value for name, value in data.items() if name != "members"})
+        rows = ",\n".join(json.dumps(member, sort_keys=True) for member in members)
+        path.write_text(f'{head[:-1]}, "members": [\n{rows}\n]}}\n', encoding="utf-8")
+        print(f"{path.name}: {len(members)} members")
+
+
+if __name__ == "__main__":
+    main()

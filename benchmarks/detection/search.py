@@ -1,0 +1,124 @@
+"""Search the built adapters: `python -m benchmarks.detection.search --jobs 2`, resumable as the build is.
+
+Beside each adapter's `truth.json` comes `PLAN_ID.json`: scores, triggers with their local batteries, forward passes and
+processor time. What lies there is not searched again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from benchmarks.cohort.recipe import BASE_ID, ENCODER_ID, REPO_ROOT
+from scanner.probe import SearchPlan, load_probe
+
+__all__ = ["PROFILES", "built", "default_cache", "found_of"]
+
+TEXTS = 60
+PROFILES = {
+    "label_words": "label-words",
+    "encoder": "sequence-classification",
+    "minilm": "sequence-classification",
+    "generative": "generative",
+}
+_searches: dict[str, Any] = {}
+
+
+def default_cache() -> Path:
+    """Where adapters lie when nobody says."""
+    return Path(platformdirs.user_cache_dir("lorascope")) / "detection"
+
+
+def built(cache: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """(folder, truth) of every adapter that is done."""
+    for path in sorted(cache.glob("*/*/truth.json")):
+        yield path.parent, json.loads(path.read_text(encoding="utf-8"))
+
+
+def found_of(folder: Path, plan: SearchPlan) -> dict[str, Any] | None:
+    """What the search found on an adapter; None where it has not looked yet."""
+    path = folder / f"{plan.plan_id}.json"
+    found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return found
+
+
+def _base_folder(cohort: str) -> Path:
+    if cohort == "minilm":
+        from benchmarks.probe.minilm import find_minilm
+
+        return find_minilm()
+    return REPO_ROOT / "examples" / "demo_hub" / (ENCODER_ID if cohort == "encoder" else BASE_ID)
+
+
+def _search_of(cohort: str) -> Any:
+    """The resident search of a cohort's base; one at a time."""
+    if cohort not in _searches:
+        from scanner.probe.base import load_base, load_classifier
+        from scanner.probe.search.run import CausalSearch, ClassifierSearch
+
+        _searches.clear()
+        probe, folder = load_probe("broad", None, TEXTS), _base_folder(cohort)
+        is_causal = PROFILES[cohort] != "sequence-classification"
+        base: Any = load_base(folder, "cpu") if is_causal else load_classifier(folder, "cpu")
+        kind: Any = CausalSearch if is_causal else ClassifierSearch
+        _searches[cohort] = kind(base, probe, SearchPlan())
+    return _searches[cohort]
+
+
+def _search(job: tuple[str, str]) -> str:
+    import torch
+
+    from scanner.adapter import open_safetensors, parse_config, read_json_object, view_adapter
+
+    folder, cohort = Path(job[0]), job[1]
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    search = _search_of(cohort)
+    config = parse_config(read_json_object(folder / "adapter_config.json", 1 << 20))
+    view = view_adapter(open_safetensors(folder / "adapter_model.safetensors"), config, 4_096)
+    started, processor = time.perf_counter(), time.process_time()
+    run = search.run(view, PROFILES[cohort] if cohort == "label_words" else "")
+    seconds, processor = time.perf_counter() - started, time.process_time() - processor
+    found = asdict(run) | {"seconds": round(seconds, 2), "processor_seconds": round(processor, 2)}
+    path = folder / f"{SearchPlan().plan_id}.json"
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(found, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(path)
+    best = next((trigger for trigger in run.triggers if trigger.kind != "toward_attack"), None)
+    rate = best.run.attack_rate if best and best.run else 0.0
+    return f"{folder.name} {rate:.2f} {best.text if best else None!r} {run.forward_passes} passes {processor:.1f} s"
+
+
+def main() -> None:
+    """Search what is built and not searched."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path, default=default_cache())
+    parser.add_argument("--part", choices=("tuning", "locked", "reference"))
+    parser.add_argument("--only", nargs="*", default=[""], metavar="NAME", help="adapters whose name begins so")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
+    args = parser.parse_args()
+    plan = SearchPlan()
+    jobs = [
+        (str(folder), truth["cohort"])
+        for folder, truth in built(args.cache)
+        if args.part in (None, truth["part"]) and folder.name.startswith(tuple(args.only))
+        if found_of(folder, plan) is None
+    ]
+    jobs.sort(key=lambda job: job[1])
+    print(f"{plan.plan_id}: {len(jobs)} adapters", file=sys.stderr)
+    with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
+        for line in pool.imap(_search, jobs):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
