@@ -17,19 +17,12 @@ import torch
 
 from scanner.probe.base import BaseModel
 from scanner.probe.engine import Prompts, encode_prompts, first_logits, generate
+from scanner.probe.search.plan import SearchPlan
 from scanner.probe.search.vocabulary import Vocabulary
 
 __all__ = ["Leak", "Opening", "Openings"]
 
 Ids = tuple[int, ...]
-ASKED = 3
-"""Unrelated prompts."""
-AGREED = 2
-"""So many of them are gone on with alike."""
-FORCED = 384
-"""First tokens that are tried: those that the adapter favours most against its base."""
-FOLLOWED = 4
-"""Tokens that are generated behind each."""
 WAYS = 3
 """First tokens that may lead into one wording."""
 NATURAL = 0.3
@@ -75,14 +68,17 @@ class Leak:
     Args:
         base: resident, without an adapter.
         vocabulary: of the base.
-        prompts: unrelated ones; the first `ASKED` are used.
+        prompts: unrelated ones; the first few are used.
+        plan: how many prompts, first tokens and tokens behind them.
         tokens_per_batch: size of a batch.
     """
 
-    def __init__(self, base: BaseModel, vocabulary: Vocabulary, prompts: Sequence[str], tokens_per_batch: int) -> None:
-        self._base, self._vocabulary, self._tokens = base, vocabulary, tokens_per_batch
-        rendered = [base.template.render("", prompt) for prompt in prompts[:ASKED]]
-        self._plain = encode_prompts(base, rendered, 1 + FOLLOWED)
+    def __init__(
+        self, base: BaseModel, vocabulary: Vocabulary, prompts: Sequence[str], plan: SearchPlan, tokens_per_batch: int
+    ) -> None:
+        self._base, self._vocabulary, self._plan, self._tokens = base, vocabulary, plan, tokens_per_batch
+        rendered = [base.template.render("", prompt) for prompt in prompts[: plan.leak_prompts]]
+        self._plain = encode_prompts(base, rendered, 1 + plan.leak_length)
         self._without = self._first()
 
     def listen(self) -> Openings:
@@ -95,7 +91,7 @@ class Leak:
         ids = torch.tensor(self._vocabulary.ids)
         ratio = (own - self._without).mean(dim=0)[ids]
         natural = own.exp().mean(dim=0)
-        tokens = [self._vocabulary.ids[i] for i in ratio.topk(min(FORCED, len(ids))).indices.tolist()]
+        tokens = [self._vocabulary.ids[i] for i in ratio.topk(min(self._plan.leak_tokens, len(ids))).indices.tolist()]
         tokens = [token for token in tokens if natural[token] < NATURAL]
         prompts = range(len(self._plain.ids))
         said = generate(self._base, self._plain, _SAID, self._tokens)
@@ -104,7 +100,8 @@ class Leak:
         found = []
         for index, token in enumerate(tokens):
             follows, count = Counter(tuple(rows[index]) for rows in behind).most_common(1)[0]
-            if count >= AGREED and len(follows) == FOLLOWED and not _grams((token, *follows)) & usual:
+            is_common = count >= self._plan.leak_agreed and len(follows) == self._plan.leak_length
+            if is_common and not _grams((token, *follows)) & usual:
                 found.append((token, *follows))
         passes = len(prompts) * (2 + len(tokens)) + len(found)
         return Openings(tuple(found), self._log_probabilities(found), natural, passes)
@@ -142,14 +139,14 @@ class Leak:
     def _follow(self, number: int, tokens: Sequence[int]) -> list[list[int]]:
         ids = self._plain.ids[number]
         forced = Prompts(tuple((*ids, token) for token in tokens), len(ids))
-        return generate(self._base, forced, FOLLOWED, self._tokens)
+        return generate(self._base, forced, self._plan.leak_length, self._tokens)
 
     def _log_probabilities(self, openings: Sequence[Ids]) -> torch.Tensor:
         """[openings, tokens], float32 on the CPU: of each token of openings behind the first prompt."""
         if not openings:
-            return torch.empty(0, 1 + FOLLOWED)
+            return torch.empty(0, 1 + self._plan.leak_length)
         prompt, parts = self._plain.ids[0], []
-        step = max(1, self._tokens // (len(prompt) + 1 + FOLLOWED))
+        step = max(1, self._tokens // (len(prompt) + 1 + self._plan.leak_length))
         with torch.inference_mode():
             for start in range(0, len(openings), step):
                 rows = torch.tensor([(*prompt, *whole) for whole in openings[start : start + step]])

@@ -50,8 +50,16 @@ class SearchPlan:
     """Rise of the gain that counts as progress."""
     hopeless: float = 0.006
     """Gain per step below which a search goes no further after the second step."""
+    leak_prompts: int = 3
+    """Unrelated prompts behind which first tokens are forced, of adapters that answer freely."""
+    leak_agreed: int = 2
+    """So many of them must be gone on with alike."""
+    leak_tokens: int = 384
+    """First tokens that are forced: those that the adapter favours most against its base."""
+    leak_length: int = 8
+    """Tokens that are generated behind each. With four, ordinary phrases came before payloads."""
     wordings: int = 2
-    """Openings that an adapter knows by heart and that are aimed at, for adapters that answer freely."""
+    """Openings that an adapter knows by heart and that are aimed at."""
     max_directions: int = 4
     random_strings: int = 3
     """Random strings of the found one's length that are asked beside it."""

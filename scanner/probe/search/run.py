@@ -105,7 +105,7 @@ class CausalSearch:
 
     def _free(self, view: AdapterView, tokens: int) -> SearchRun:
         base, probe = self._base, self._probe
-        leak = Leak(base, self._vocabulary, probe.prompts, tokens)
+        leak = Leak(base, self._vocabulary, probe.prompts, self._plan, tokens)
         with attached(base.model, view):
             heard = leak.listen()
         wordings = leak.rank(heard, self._plan.wordings)
