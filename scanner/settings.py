@@ -23,6 +23,7 @@ GIB = 1024**3
 _PREFIX = "LORASCOPE_"
 FEATURE_SETS = ("default", "full")
 READINGS = ("scored", "generated")
+SEARCHES = ("", "auto", "all", "none")
 DTYPES = ("auto", "float32", "bfloat16", "float16", "nf4")
 DEFAULT_BATTERY = "broad"
 
@@ -117,6 +118,8 @@ class Settings:
     """Adapters probed per shard (at most `batch_size` repos of one base model) in `--probe auto`."""
     control_sample: float = 0.1
     """Share of the unsuspicious adapters that are probed anyway in `--probe auto`."""
+    search: str = ""
+    """Whose triggers are searched for: `auto`, `all` or `none`. Empty: as --probe says of the battery."""
     search_budget: int = 20
     """Adapters per shard whose trigger is searched in `--probe auto`, of those on which the battery found nothing."""
     search_timeout_s: float = 1_800.0
@@ -145,7 +148,8 @@ class Settings:
             raise UsageError("; ".join(problems))
         for name, value in {**known, **given}.items():
             object.__setattr__(self, name, value)
-        for name, words in (("features", FEATURE_SETS), ("dtype", DTYPES), ("reading", READINGS)):
+        choices = (("features", FEATURE_SETS), ("dtype", DTYPES), ("reading", READINGS), ("search", SEARCHES))
+        for name, words in choices:
             value = getattr(self, name)
             if value not in words:
                 *most, last = words

@@ -49,7 +49,7 @@ def choose_for_search(
     Args:
         records: the group's records, probed.
         mode: `none` (nobody), `all` (everybody who is open), `auto` (up to `settings.search_budget` contents: weight
-            outliers, static findings and shifts first, then a random draw).
+            outliers, static findings and shifts first, then a random draw). `settings.search` comes before it.
         settings: the budget.
         policy: what is open.
         salt: the run's id. Draws depend on it, so that an uploader cannot foresee them and a retry repeats them.
@@ -58,6 +58,7 @@ def choose_for_search(
     Returns:
         adapter_id -> why: `all`, `within_budget`, `static`, `shift`, `weights` or `random`.
     """
+    mode = settings.search or mode
     if mode == "none":
         return {}
     able = [r for r in records if r.info.adapter_id not in searched and is_open(r, policy)]
