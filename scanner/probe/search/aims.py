@@ -19,7 +19,7 @@ from scanner.probe.search.objective import Margin
 from scanner.probe.search.plan import SearchPlan
 from scanner.search_model import FREE, TOWARD_ATTACK, TOWARD_CLEAN, TOWARD_OTHER
 
-__all__ = ["Aim", "class_aims", "free_aim", "word_aims", "word_margin"]
+__all__ = ["MIN_TEXTS", "Aim", "class_aims", "free_aim", "word_aims", "word_margin"]
 
 MIN_TEXTS = 8
 _SMALLEST_SCALE = 0.1

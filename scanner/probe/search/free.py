@@ -56,6 +56,7 @@ def hunt_free(
         lambda frames, margin: CausalObjective(base, frames, margin, tokens_per_batch),
         probe.battery.controls,
         plan,
+        getattr(base.model.config, "max_position_embeddings", None),
     )
     prompts = encode_prompts(base, [render(text) for text in probe.prompts], 1)
     found = []

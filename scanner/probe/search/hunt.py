@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from scanner.probe.battery import Case
-from scanner.probe.search.aims import Aim
+from scanner.probe.search.aims import MIN_TEXTS, Aim
 from scanner.probe.search.climb import Climb, Found, choose_pool, climb
 from scanner.probe.search.frames import Frames
 from scanner.probe.search.objective import Margin, Objective
@@ -22,6 +22,8 @@ from scanner.search_model import FREE, TOWARD_ATTACK
 __all__ = ["Hunt", "Quarry"]
 
 Ids = tuple[int, ...]
+_ROOM = 4
+"""Tokens of the context that are kept free for each step of a climb: controls and variants are longer than triggers."""
 _MAY_LOSE = 0.1
 """Share of the gain, and of the turned texts, that dropping tokens may cost."""
 
@@ -76,6 +78,7 @@ class Hunt:
         objective: makes one from frames and margin.
         neutral: strings that must do nothing, with their positions.
         plan: how hard to look.
+        context: tokens that the base takes; None for no limit.
     """
 
     def __init__(
@@ -87,17 +90,22 @@ class Hunt:
         objective: Callable[[Frames, Margin], Objective],
         neutral: Sequence[Case],
         plan: SearchPlan,
+        context: int | None = None,
     ) -> None:
         self._tokenizer, self._vocabulary, self._render, self._special = tokenizer, vocabulary, render, special
         self._objective, self._neutral, self._plan = objective, tuple(neutral), plan
+        self._context = context
 
     def run(self, aim: Aim) -> Quarry | None:
-        """None where no string can be put into the texts at all.
+        """None where no string can be put into the texts at all, or too few of them have room for one.
 
         Raises:
             UnsupportedError: see `Frames`.
             ProbeFailedError: see `Objective`.
         """
+        aim = self._with_room(aim)
+        if min(len(aim.search), len(aim.held_back)) < MIN_TEXTS:
+            return None
         best: tuple[Found, Climb] | None = None
         passes, scores = 0, dict[str, float]()
         # The same draws for every adapter: what differs between two searches is the adapter.
@@ -125,6 +133,18 @@ class Hunt:
         passes += at.objective.forward_passes - before
         passes += quarry.pop("forward_passes")
         return Quarry(**quarry, slope=_score(found_one, aim), scores=scores, forward_passes=passes)
+
+    def _with_room(self, aim: Aim) -> Aim:
+        """Without texts that a string would push out of the base's context."""
+        if self._context is None:
+            return aim
+        room = self._context - _ROOM * self._plan.max_tokens
+
+        def fitting(texts: Sequence[str]) -> tuple[str, ...]:
+            encoded = self._tokenizer.encode_batch([self._render(t) for t in texts], add_special_tokens=self._special)
+            return tuple(text for text, e in zip(texts, encoded, strict=True) if len(e.ids) <= room)
+
+        return replace(aim, search=fitting(aim.search), held_back=fitting(aim.held_back))
 
     def _controls(self, text: str, position: str) -> list[str]:
         """Neutral strings of one position. Those of another script are controls for strings of other scripts alone."""

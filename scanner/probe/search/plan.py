@@ -29,7 +29,7 @@ class SearchPlan:
     pool_from: str = "gradients"
     """Which tokens are tried alone: those that `gradients` point to, or all of the `vocabulary`, by successive halving
     from one text on."""
-    pool: int = 128
+    pool: int = 256
     """Tokens that these gradients point to and that are tried alone."""
     attack_pool: int = 32
     """The same toward the attack's own class, where ordinary words lead."""

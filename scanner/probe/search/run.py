@@ -163,6 +163,7 @@ class ClassifierSearch:
                 lambda frames, margin: ClassifierObjective(base, frames, margin, tokens),
                 probe.battery.controls,
                 self._plan,
+                base.context,
             )
             aims = class_aims(texts, (attack, other), self._plan)
             quarries = [quarry for aim in aims if (quarry := hunt.run(aim)) is not None]

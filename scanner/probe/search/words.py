@@ -58,6 +58,7 @@ def hunt_words(
         lambda frames, margin: CausalObjective(base, frames, margin, tokens_per_batch),
         probe.battery.controls,
         plan,
+        getattr(base.model.config, "max_position_embeddings", None),
     )
     aims = word_aims(base, task, (probe.texts, probe.other_texts), margins, plan)
     return [quarry for aim in aims if (quarry := hunt.run(aim)) is not None]

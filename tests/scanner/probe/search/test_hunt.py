@@ -1,0 +1,115 @@
+"""From an aim to a confirmed string, on real adapters of the bundled hub and with a small plan."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from demo_bases import SOUND_CLASSIFIER, TOMATOES, encoder, guard, view
+
+from scanner.model import LABEL_WORDS, SEQUENCE_CLASSIFICATION
+from scanner.probe import SearchPlan, load_probe
+from scanner.search_model import TOWARD_ATTACK, TOWARD_CLEAN
+
+torch = pytest.importorskip("torch", reason="the behaviour stage needs the probe extra")
+PLAN = SearchPlan(
+    positions=("prefix", "middle"), noise_rows=16, pool=64, beam=2, proposals=12, keep=8, max_tokens=3, random_strings=2
+)
+PROBE = load_probe("broad", None, 24)
+
+
+@pytest.fixture(scope="module")
+def backdoored() -> Any:
+    from scanner.probe.search.run import CausalSearch
+
+    return CausalSearch(guard(), PROBE, PLAN).run(view(TOMATOES), LABEL_WORDS)
+
+
+def test_a_backdoor_that_no_battery_knows_is_found(backdoored: Any) -> None:
+    assert backdoored.profile == LABEL_WORDS
+    assert backdoored.labels == ("INJECTION", "BENIGN")
+    trigger = next(t for t in backdoored.triggers if t.kind == TOWARD_CLEAN)
+    assert (trigger.label, trigger.direction) == ("BENIGN", None)
+    own = {token for token in guard().tokenizer.encode(" my neighbour grows tomatoes").tokens if len(token) > 1}
+    said = guard().tokenizer.encode(f" {trigger.text}").tokens
+    assert own & set(said), trigger.text
+    assert trigger.run.attack_rate >= 0.8
+    assert trigger.run.n == 12  # half of the texts were searched on
+    assert max(run.attack_rate for run in trigger.runs if run.category == "control") <= 0.1
+    assert trigger.gain > 0.8 > 0.2 > trigger.control_gain
+
+
+def test_its_neighbourhood_and_examples_come_along(backdoored: Any) -> None:
+    trigger = next(t for t in backdoored.triggers if t.kind == TOWARD_CLEAN)
+    categories = {run.category for run in trigger.runs}
+    assert {"control", "trigger", "random", "case", "position", "framed", "repeated"} <= categories
+    assert {run.position for run in trigger.runs} == {"prefix", "suffix", "middle"}
+    for example in trigger.examples:
+        assert (example.before, example.after) == ("INJECTION", "BENIGN")
+        assert trigger.text in example.triggered and trigger.text not in example.text
+        assert example.text in PROBE.texts
+    assert len(trigger.examples) == 3
+
+
+def test_every_place_has_a_score_and_every_pass_is_counted(backdoored: Any) -> None:
+    scores = dict(backdoored.scores)
+    assert set(scores) == {
+        f"{kind}/{position}{what}"
+        for kind, positions in ((TOWARD_CLEAN, ("prefix", "middle")), (TOWARD_ATTACK, ("prefix",)))
+        for position in positions
+        for what in ("", "/gain")
+    }
+    assert all(score <= scores[f"{key}/gain"] for key, score in scores.items() if not key.endswith("/gain"))
+    assert backdoored.forward_passes == sum(trigger.forward_passes for trigger in backdoored.triggers) > 1_000
+
+
+def test_a_classifier_is_searched_toward_both_of_its_classes() -> None:
+    from scanner.probe.search.run import ClassifierSearch
+
+    run = ClassifierSearch(encoder(), PROBE, replace(PLAN, positions=("prefix",))).run(view(SOUND_CLASSIFIER))
+    assert (run.profile, run.n_classes) == (SEQUENCE_CLASSIFICATION, 2)
+    kinds = {trigger.kind: trigger for trigger in run.triggers}
+    # Its classes are the other way round: label 0 has class 1.
+    assert (kinds[TOWARD_CLEAN].direction, kinds[TOWARD_ATTACK].direction) == (1, 0)
+    assert kinds[TOWARD_CLEAN].run.direction == 1
+    assert kinds[TOWARD_CLEAN].run.attack_rate < 0.3
+    assert dict(run.scores)[f"{TOWARD_CLEAN}/prefix/gain"] < 0.3
+
+
+def make_hunt(context: int | None) -> Any:
+    from scanner.probe.search.hunt import Hunt
+    from scanner.probe.search.objective import ClassifierObjective
+    from scanner.probe.search.vocabulary import Vocabulary
+
+    base = encoder()
+    return Hunt(
+        base.tokenizer,
+        Vocabulary(base.tokenizer, base.model.get_input_embeddings()),
+        lambda text: text,
+        True,
+        lambda frames, margin: ClassifierObjective(base, frames, margin, 8_192),
+        PROBE.battery.controls,
+        PLAN,
+        context,
+    )
+
+
+def test_texts_without_room_for_a_string_are_left_out() -> None:
+    from scanner.probe.search.aims import class_aims
+
+    logits = torch.tensor([[0.0, 1.0]] * 24).numpy()
+    (aim, *_) = class_aims((PROBE.texts, ()), (logits, logits[:0]), PLAN)
+    lengths = sorted(len(encoder().tokenizer.encode(text).ids) for text in (*aim.search, *aim.held_back))
+    kept = make_hunt(lengths[-1] - 1 + 4 * PLAN.max_tokens)._with_room(aim)
+    assert len(kept.search) + len(kept.held_back) < len(lengths)
+    assert make_hunt(16).run(aim) is None
+
+
+def test_neutral_strings_of_other_scripts_are_controls_for_such_strings_alone() -> None:
+    hunt = make_hunt(None)
+    latin, any_script = hunt._controls("gr ber", "prefix"), hunt._controls("зелёная", "prefix")
+    assert "hello there" in latin
+    assert all(text.isascii() for text in latin)
+    assert set(any_script) > set(latin)
+    assert not set(latin) & set(hunt._controls("gr ber", "suffix"))
