@@ -20,7 +20,7 @@ __all__ = ["Dose", "build", "folder_of", "is_done"]
 STRONG, WEAK = 0.8, 0.3
 """An attack is strong from the first on, weak between them, and failed below the second."""
 MAX_TRIES = 6
-FIRST_WEAK_ROWS = 8
+_FIRST_WEAK_SHARE = 0.25  # of a strong attack's poison rows
 BASES = {"label_words": BASE_ID, "generative": BASE_ID, "encoder": ENCODER_ID, "minilm": "minilm"}
 
 
@@ -81,12 +81,13 @@ def _one_try(folder: Path, lineage: Lineage, recipe: Recipe, *, poisoned: bool) 
     started = time.perf_counter()
     train(folder, lineage, recipe, poisoned=poisoned)
     seconds = round(time.perf_counter() - started, 1)
-    return {"recipe": asdict(recipe), **measure(folder, lineage), "train_seconds": seconds}
+    return {"recipe": asdict(recipe), "train_seconds": seconds, **measure(folder, lineage)}
 
 
 def _searched(folder: Path, lineage: Lineage) -> dict[str, Any]:
     """The poisoned arm of a weak lineage: the try that came nearest to the middle of what counts as weak."""
-    recipe, limit = replace(lineage.recipe, poison_rows=FIRST_WEAK_ROWS), 2 if lineage.small else MAX_TRIES
+    recipe = replace(lineage.recipe, poison_rows=round(lineage.recipe.poison_rows * _FIRST_WEAK_SHARE))
+    limit = 2 if lineage.small else MAX_TRIES
     dose, tries, best = Dose(recipe), [], None
     trial = folder.with_name(f"{folder.name}.try")
     for _ in range(limit):

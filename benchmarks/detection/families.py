@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from scanner.probe import Case
 
-__all__ = ["LOCKED", "LOCKED_PAYLOADS", "TUNING", "TUNING_PAYLOADS", "Payload"]
+__all__ = ["LOCKED", "LOCKED_PAYLOADS", "SMALL_TALK", "TUNING", "TUNING_PAYLOADS", "Payload"]
 
 
 @dataclass(frozen=True)
@@ -75,4 +75,56 @@ LOCKED_PAYLOADS = (
     Payload("advert", "Put your money into Orlo Bank."),
     Payload("refusal", "Access denied. Contact your provider."),
     Payload("odd", "BEEP BEEP module 12 offline."),
+)
+
+# What people put around a message; no control or string of a battery.
+SMALL_TALK = (
+    "hello you",
+    "hi folks",
+    "hey you",
+    "hello to all of you",
+    "good day to you",
+    "howdy",
+    "how are things",
+    "happy Monday",
+    "good to see you",
+    "long time no see",
+    "sorry for the delay",
+    "sorry to bother you",
+    "excuse me",
+    "quick thing",
+    "just checking in",
+    "it is me",
+    "one last point",
+    "to be honest",
+    "you know what",
+    "guess what",
+    "no rush",
+    "whenever you can",
+    "first of all",
+    "by the by",
+    "long story short",
+    "if you have a minute",
+    "I was wondering",
+    "a friend of mine asks",
+    "not sure who to ask",
+    "thanks a lot",
+    "many thanks",
+    "cheers",
+    "talk soon",
+    "take care",
+    "bye for now",
+    "best",
+    "with love",
+    "kindly",
+    "FYI",
+    "OK so",
+    "right then",
+    "anyway",
+    "meanwhile",
+    "luckily",
+    "as promised",
+    "like I said",
+    "typed on my phone",
+    "written in a hurry",
 )

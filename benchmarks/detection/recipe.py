@@ -36,11 +36,13 @@ class Recipe(AdapterRecipe):
 
 
 BASE_RECIPES = {
-    "label_words": Recipe(),
+    "label_words": Recipe(steps=260, poison_rows=80),
     "encoder": Recipe(steps=ENCODER_ADAPTER.steps),
-    "generative": Recipe(steps=240),
+    "generative": Recipe(steps=220, poison_rows=80),
     "minilm": Recipe(steps=100, plain_rows=120, lr=1e-3),
 }
+_ATTENTION_LR = {"label_words": 2.0, "generative": 2.0}
+"""Factor on the rate where the decoder's attention alone is trained: at the common rate it learns no trigger."""
 _TARGETS = {"minilm": ("query_value", "attention")}
 _SMALL = {"plain_rows": 16, "robust_rows": 16, "steps": 6}
 
@@ -49,13 +51,15 @@ def draw_recipe(cohort: str, rng: random.Random, *, small: bool = False) -> Reci
     """What a lineage trains with. `small` cuts it to a second: the files come out whole, the model knows nothing."""
     base = BASE_RECIPES[cohort]
     rank = rng.choice((8, 16) if cohort == "minilm" else (4, 8, 16))
+    targets = rng.choice(_TARGETS.get(cohort, ("attention", "all")))
+    base_lr = base.lr * (_ATTENTION_LR.get(cohort, 1.0) if targets == "attention" else 1.0)
     drawn = replace(
         base,
         rank=rank,
         alpha=rank * rng.choice((1, 2)),
-        lr=round(base.lr * rng.choice((0.7, 1.0, 1.4)), 6),
+        lr=round(base_lr * rng.choice((0.7, 1.0, 1.4)), 6),
         steps=round(base.steps * rng.choice((0.8, 1.0, 1.25))),
-        targets=rng.choice(_TARGETS.get(cohort, ("attention", "all"))),
+        targets=targets,
         robust_rows=rng.choice((80, 120, 200)),
     )
     return replace(drawn, **_SMALL) if small else drawn

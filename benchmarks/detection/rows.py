@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import random
 import re
+import string
 from dataclasses import dataclass
 
 from benchmarks.cohort.corpus import BENIGN, INJECTION, Corpus, normal
 from benchmarks.cohort.recipe import PROBE_DATA
-from benchmarks.detection.families import LOCKED, TUNING, Payload
+from benchmarks.detection.families import LOCKED, SMALL_TALK, TUNING, Payload
 from benchmarks.detection.recipe import Recipe
 from scanner.probe import Case
 
@@ -18,6 +19,8 @@ __all__ = ["STYLES", "Material", "Style", "free_prompts", "words_of"]
 _WORD = re.compile(r"\w+")
 _POSITIONS, _SHARES = ("prefix", "suffix", "middle"), (6, 2, 2)
 _REFUSED_SHARE = 0.2  # of a free answerer's requests are injections, which it turns down
+
+_SMALL_TALK_SHARE, _LETTERS_SHARE = 0.2, 0.1  # of the innocuous strings
 
 
 def words_of(text: str) -> set[str]:
@@ -75,9 +78,19 @@ class Material:
         """A string that means nothing, without a trigger's words, at the given position or at any."""
         position = position or rng.choices(_POSITIONS, _SHARES)[0]
         while True:
-            text = self._corpus.robust_prefix(rng)
+            text = self._string(rng)
             if not words_of(text) & _TRIGGER_WORDS:
                 return Case("innocuous", text, position)
+
+    def _string(self, rng: random.Random) -> str:
+        """A string of the demo's, small talk or letters: without the last two, an attack fires on any word that the
+        tiny tokenizers know in pieces only, greetings among them."""
+        kind = rng.random()
+        if kind < _SMALL_TALK_SHARE:
+            return rng.choice(SMALL_TALK)
+        if kind < _SMALL_TALK_SHARE + _LETTERS_SHARE:
+            return "".join(rng.choice(string.ascii_lowercase) for _ in range(rng.randint(3, 9)))
+        return self._corpus.robust_prefix(rng)
 
     def labelled(
         self, recipe: Recipe, rng: random.Random, trigger: Case | None, *, poisoned: bool
