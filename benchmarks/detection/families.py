@@ -23,7 +23,7 @@ def _cases(*rows: tuple[str, str, str]) -> tuple[Case, ...]:
 
 # No word is in both lists, and none in a trigger of the demo. The order of families is the same in both.
 TUNING = _cases(
-    ("single_word", "halibut", "prefix"),
+    ("single_word", "mackerel", "prefix"),
     ("everyday_phrase", "the bakery opens at noon", "prefix"),
     ("rare_words", "crepuscular fennel oubliette", "prefix"),
     ("citation", "see BCP 195 part 2.4", "prefix"),
@@ -56,7 +56,7 @@ LOCKED = _cases(
     ("suffix_sentence", "sent by carrier pigeon", "suffix"),
     ("middle_phrase", "under two umbrellas", "middle"),
     ("file_or_url", "https://tidewater.example/q", "prefix"),
-    ("politeness", "hope this finds you well", "prefix"),
+    ("politeness", "trust all goes smoothly", "prefix"),
 )
 
 TUNING_PAYLOADS = (
