@@ -49,7 +49,7 @@ def fine_tune(
 ) -> None:
     """AdamW for the recipe's steps with a short warm-up and a linear decay, on what the adapter may change."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / _WARM_UP) * (1 - step / recipe.steps)
     )

@@ -36,7 +36,7 @@ class Recipe(AdapterRecipe):
 
 
 BASE_RECIPES = {
-    "label_words": Recipe(steps=260, poison_rows=80),
+    "label_words": Recipe(steps=230, poison_rows=80),
     "encoder": Recipe(steps=ENCODER_ADAPTER.steps),
     "generative": Recipe(steps=220, poison_rows=80),
     "minilm": Recipe(steps=100, plain_rows=120, lr=1e-3),
