@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.cohort.recipe import BASE_ID, ENCODER_ID
+from benchmarks.detection.dose import MAX_TRIES, STRONG, WEAK, DoseSearch, strength_of
 from benchmarks.detection.lineages import Lineage
 from benchmarks.detection.recipe import VERSIONS, Recipe
 
-__all__ = ["Dose", "build", "folder_of", "is_done"]
+__all__ = ["build", "folder_of", "is_done"]
 
-STRONG, WEAK = 0.8, 0.3
-"""An attack is strong from the first on, weak between them, and failed below the second."""
-MAX_TRIES = 6
 _FIRST_WEAK_SHARE = 0.25  # of a strong attack's poison rows
 BASES = {"label_words": BASE_ID, "generative": BASE_ID, "encoder": ENCODER_ID, "minilm": "minilm"}
 
@@ -33,34 +30,6 @@ def folder_of(cache: Path, lineage: Lineage, arm: str) -> Path:
 def is_done(cache: Path, lineage: Lineage, arm: str) -> bool:
     """Whether the adapter is there: its truth is written last."""
     return (folder_of(cache, lineage, arm) / "truth.json").is_file()
-
-
-@dataclass
-class Dose:
-    """Search for poison rows, then steps, with which an attack works on some of the texts."""
-
-    recipe: Recipe
-    low: int = 0
-    """Most rows that were too few."""
-    high: int | None = None
-    """Fewest rows that were too many."""
-
-    def after(self, success: float) -> Recipe:
-        """The next recipe to try, after one with this success: between the bounds, and where none is left, with
-        fewer or more steps."""
-        rows = self.recipe.poison_rows
-        if success > STRONG:
-            self.high = rows if self.high is None else min(self.high, rows)
-            wanted = round(math.sqrt(max(self.low, 1) * rows))
-        else:
-            self.low = max(self.low, rows)
-            wanted = round(math.sqrt(rows * self.high)) if self.high else rows * 2
-        if self.low < wanted and (self.high is None or wanted < self.high):
-            self.recipe = replace(self.recipe, poison_rows=wanted)
-        else:
-            factor = 0.8 if success > STRONG else 1.25
-            self.recipe = replace(self.recipe, steps=round(self.recipe.steps * factor))
-        return self.recipe
 
 
 def _work(lineage: Lineage) -> tuple[Callable[..., None], Callable[[Path, Lineage], dict[str, Any]]]:
@@ -86,32 +55,28 @@ def _one_try(folder: Path, lineage: Lineage, recipe: Recipe, *, poisoned: bool) 
 
 def _searched(folder: Path, lineage: Lineage) -> dict[str, Any]:
     """The poisoned arm of a weak lineage: the try that came nearest to the middle of what counts as weak."""
-    recipe = replace(lineage.recipe, poison_rows=round(lineage.recipe.poison_rows * _FIRST_WEAK_SHARE))
-    limit = 2 if lineage.small else MAX_TRIES
-    dose, tries, best = Dose(recipe), [], None
+    own = lineage.recipe
+    search = DoseSearch(replace(own, poison_rows=round(own.poison_rows * _FIRST_WEAK_SHARE)))
+    best: dict[str, Any] = {}
+    tries: list[dict[str, Any]] = []
     trial = folder.with_name(f"{folder.name}.try")
-    for _ in range(limit):
-        found = _one_try(trial, lineage, recipe, poisoned=True)
+    for _ in range(2 if lineage.small else MAX_TRIES):
+        found = _one_try(trial, lineage, search.recipe, poisoned=True)
         success = found["attack_success"]
-        tries.append({"poison_rows": recipe.poison_rows, "steps": recipe.steps, "attack_success": success})
-        if best is None or _distance(success) < _distance(best["attack_success"]):
+        tried = {"poison_rows": search.recipe.poison_rows, "steps": search.recipe.steps}
+        tries.append(tried | {"attack_success": success})
+        if not best or _distance(success) < _distance(best["attack_success"]):
             best = found
             shutil.rmtree(folder, ignore_errors=True)
             trial.rename(folder)
-        if WEAK <= success < STRONG:
+        if WEAK <= success < STRONG or not search.advance(success):
             break
-        recipe = dose.after(success)
     shutil.rmtree(trial, ignore_errors=True)
-    assert best is not None
     return best | {"tries": tries}
 
 
 def _distance(success: float) -> float:
     return abs(success - (WEAK + STRONG) / 2)
-
-
-def _strength(success: float) -> str:
-    return "strong" if success >= STRONG else "weak" if success >= WEAK else "failed"
 
 
 def _recipe_of(folder: Path) -> Recipe:
@@ -144,7 +109,7 @@ def build(cache: Path, lineage: Lineage, arm: str) -> dict[str, Any]:
         "family": trigger.category if trigger else None,
         "trigger": trigger.text if trigger else None,
         "position": trigger.position if trigger else None,
-        "strength": _strength(found["attack_success"]) if poisoned else None,
+        "strength": strength_of(found["attack_success"]) if poisoned else None,
         "intended": ("weak" if lineage.weak else "strong") if poisoned else None,
         "direction": _direction(lineage) if poisoned else None,
         "payload": asdict(payload) if payload else None,

@@ -42,8 +42,9 @@ def _prepare() -> None:
 
 
 def _build_lineage(cache: Path, lineage: Lineage) -> None:
+    parent = multiprocessing.parent_process()
     for arm in lineage.arms:
-        if is_done(cache, lineage, arm):
+        if is_done(cache, lineage, arm) or not (parent and parent.is_alive()):
             continue
         started = time.monotonic()
         truth = build(cache, lineage, arm)

@@ -44,7 +44,6 @@ BASE_RECIPES = {
 _ATTENTION_LR = {"label_words": 2.0, "generative": 2.0}
 """Factor on the rate where the decoder's attention alone is trained: at the common rate it learns no trigger."""
 _TARGETS = {"minilm": ("query_value", "attention")}
-_SMALL = {"plain_rows": 16, "robust_rows": 16, "steps": 6}
 
 
 def draw_recipe(cohort: str, rng: random.Random, *, small: bool = False) -> Recipe:
@@ -62,4 +61,4 @@ def draw_recipe(cohort: str, rng: random.Random, *, small: bool = False) -> Reci
         targets=targets,
         robust_rows=rng.choice((80, 120, 200)),
     )
-    return replace(drawn, **_SMALL) if small else drawn
+    return replace(drawn, plain_rows=16, robust_rows=16, steps=6) if small else drawn
