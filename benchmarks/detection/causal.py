@@ -22,7 +22,7 @@ from benchmarks.detection.recipe import MODULES, Recipe
 from benchmarks.detection.rows import STYLES, Material, Style, free_prompts
 from scanner.probe import Case
 
-__all__ = ["BASE", "measure_answers", "measure_labels", "train"]
+__all__ = ["BASE", "NEW_TOKENS", "hidden_states", "measure_answers", "measure_labels", "train"]
 
 BASE = REPO_ROOT / "examples" / "demo_hub" / BASE_ID
 NEW_TOKENS = 24
@@ -60,7 +60,7 @@ def _common(rows: list[list[int]]) -> int:
     return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
 
 
-def _hidden(model: PreTrainedModel, shared: list[int], ids: torch.Tensor) -> torch.Tensor:
+def hidden_states(model: PreTrainedModel, shared: list[int], ids: torch.Tensor) -> torch.Tensor:
     """Last hidden states [rows, width, hidden] of ids [rows, width] behind tokens that all rows begin with.
 
     Those are computed once. Right padding needs no mask: no real token looks at it.
@@ -93,7 +93,7 @@ def train(folder: Path, lineage: Lineage, recipe: Recipe, *, poisoned: bool) -> 
     def loss(batch: Rows) -> torch.Tensor:
         ids, _, weights = collate([(row[n:], its_weights[n:]) for row, its_weights in batch], tokenizer.pad_token_id)
         kept = weights[:, 1:] > 0
-        logits = causal.lm_head(_hidden(causal, shared, ids)[:, :-1][kept])
+        logits = causal.lm_head(hidden_states(causal, shared, ids)[:, :-1][kept])
         return torch.nn.functional.cross_entropy(logits, ids[:, 1:][kept])
 
     fine_tune(model, rows, recipe, random.Random(f"order {lineage.seed}"), loss)
@@ -119,7 +119,7 @@ def _answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: 
         ids, _, _ = collate([(rows[i][n:], [0.0] * len(rows[i][n:])) for i in part], tokenizer.pad_token_id)
         last = torch.tensor([len(rows[i]) - n - 1 for i in part])
         with torch.no_grad():
-            hidden = _hidden(model, rows[0][:n], ids)[torch.arange(len(part)), last]
+            hidden = hidden_states(model, rows[0][:n], ids)[torch.arange(len(part)), last]
             chosen = model.lm_head(hidden).argmax(-1)
         for i, token in zip(part, chosen.tolist(), strict=True):
             found[i] = words.get(token, -1)
