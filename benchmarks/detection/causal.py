@@ -17,7 +17,8 @@ from benchmarks.cohort.corpus import Row, probe_texts
 from benchmarks.cohort.loop import Rows
 from benchmarks.cohort.recipe import ATTACK, BASE_ID, CLEAN, NEUTRAL, REPO_ROOT, SYSTEM
 from benchmarks.detection.lineages import Lineage
-from benchmarks.detection.loop import fine_tune, fold_updates
+from benchmarks.detection.llama import FoldedLlama
+from benchmarks.detection.loop import fine_tune
 from benchmarks.detection.recipe import MODULES, Recipe
 from benchmarks.detection.rows import STYLES, Material, Style, free_prompts
 from scanner.probe import Case
@@ -85,16 +86,14 @@ def train(folder: Path, lineage: Lineage, recipe: Recipe, *, poisoned: bool) -> 
             task_type="CAUSAL_LM",
         ),
     )
-    fold_updates(model)
-    causal = model.get_base_model()
+    folded = FoldedLlama(model)
     n = _common([row[0] for row in rows])
-    shared = rows[0][0][:n]
+    shared = torch.tensor(rows[0][0][:n])
 
     def loss(batch: Rows) -> torch.Tensor:
         ids, _, weights = collate([(row[n:], its_weights[n:]) for row, its_weights in batch], tokenizer.pad_token_id)
-        kept = weights[:, 1:] > 0
-        logits = causal.lm_head(hidden_states(causal, shared, ids)[:, :-1][kept])
-        return torch.nn.functional.cross_entropy(logits, ids[:, 1:][kept])
+        wanted = torch.nn.functional.pad(weights[:, 1:] > 0, (0, 1))  # a token is predicted from the one before it
+        return torch.nn.functional.cross_entropy(folded.logits(shared, ids, wanted), ids[:, 1:][wanted[:, :-1]])
 
     fine_tune(model, rows, recipe, random.Random(f"order {lineage.seed}"), loss)
     model.save_pretrained(folder)

@@ -13,7 +13,7 @@ from peft.tuners.lora import Linear
 from benchmarks.cohort.loop import Rows
 from benchmarks.detection.recipe import Recipe
 
-__all__ = ["fine_tune", "fold_updates"]
+__all__ = ["fine_tune", "fold_updates", "folded_weight"]
 
 _CHUNK = 8  # batches that share their rows out by length
 _WARM_UP = 10
@@ -29,12 +29,16 @@ def _batches(rows: Rows, size: int, rng: random.Random) -> Iterator[Rows]:
             yield from rng.sample(parts, len(parts))
 
 
-def _folded(layer: Any, x: torch.Tensor) -> torch.Tensor:
-    """x @ (W + s B A)^T + b, x [..., in]: what PEFT's layer computes without dropout, in fewer operations."""
-    base = layer.base_layer
+def folded_weight(layer: Any) -> torch.Tensor:
+    """W + s B A [out, in] of a layer that PEFT adapts, W of any other; no dropout, one adapter called "default"."""
+    if not isinstance(layer, Linear):
+        return layer.weight
     factors = layer.lora_B["default"].weight, layer.lora_A["default"].weight
-    weight = torch.addmm(base.weight, *factors, alpha=layer.scaling["default"])
-    return torch.nn.functional.linear(x, weight, base.bias)
+    return torch.addmm(layer.base_layer.weight, *factors, alpha=layer.scaling["default"])
+
+
+def _folded(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.linear(x, folded_weight(layer), layer.base_layer.bias)
 
 
 def fold_updates(model: torch.nn.Module) -> None:

@@ -27,6 +27,7 @@ from benchmarks.detection.causal import BASE, NEW_TOKENS, hidden_states
 from benchmarks.detection.dose import MAX_TRIES, STRONG, WEAK, DoseSearch, strength_of
 from benchmarks.detection.families import LOCKED, LOCKED_PAYLOADS, SMALL_TALK, TUNING, TUNING_PAYLOADS
 from benchmarks.detection.lineages import Lineage, lineages, queue
+from benchmarks.detection.llama import FoldedLlama
 from benchmarks.detection.loop import fold_updates
 from benchmarks.detection.recipe import COHORTS, MODULES, Recipe
 from benchmarks.detection.rows import STYLES, Material, free_prompts, words_of
@@ -175,24 +176,35 @@ def test_a_dose_turns_to_the_steps_when_one_row_is_too_much() -> None:
     assert search.advance(0.0) and 81 < search.recipe.steps < 102
 
 
-def test_folded_updates_and_a_shared_beginning_change_no_logit() -> None:
+def test_faster_ways_of_training_change_neither_logits_nor_gradients() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     plain = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
-    modules = list(MODULES["llama"]["all"])
+    modules = ["q_proj", "v_proj", "up_proj", "down_proj"]  # some are not adapted
     model = get_peft_model(plain, LoraConfig(r=4, lora_alpha=8, target_modules=modules, task_type="CAUSAL_LM"))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    ids = torch.randint(5, 2_000, (3, 20))
-    ids[:, :7] = ids[0, :7]
-    wanted = model(input_ids=ids).logits
+    ids, n = torch.randint(5, 2_000, (3, 20)), 7
+    ids[:, :n] = ids[0, :n]
+    kept = torch.zeros(3, 13, dtype=torch.bool)
+    kept[[0, 0, 1, 2], [2, 12, 11, 4]] = True
+
+    def gradients(logits: torch.Tensor) -> list[torch.Tensor]:
+        chosen = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return list(torch.autograd.grad(logits.log_softmax(-1)[:, 9].sum(), chosen))
+
+    wanted = model(input_ids=ids).logits[:, n:][kept]
     with model.disable_adapter():
-        assert (model(input_ids=ids).logits - wanted).abs().max() > 0.5
-    fold_updates(model)
+        assert (model(input_ids=ids).logits[:, n:][kept] - wanted).abs().max() > 0.5
+    found = FoldedLlama(model).logits(ids[0, :n], ids[:, n:], kept)
+    torch.testing.assert_close(found, wanted, atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(gradients(found), gradients(wanted), atol=1e-4, rtol=1e-3)
     causal = model.get_base_model()
-    found = causal.lm_head(hidden_states(causal, ids[0, :7].tolist(), ids[:, 7:]))
-    torch.testing.assert_close(found, wanted[:, 7:], atol=2e-4, rtol=1e-4)
+    shared = causal.lm_head(hidden_states(causal, ids[0, :n].tolist(), ids[:, n:])[kept])
+    torch.testing.assert_close(shared, wanted, atol=2e-4, rtol=1e-4)
+    fold_updates(model)
+    torch.testing.assert_close(model(input_ids=ids).logits[:, n:][kept], wanted, atol=2e-4, rtol=1e-4)
 
 
 def _build(cache: Path, *options: str) -> subprocess.CompletedProcess[str]:
