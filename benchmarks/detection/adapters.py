@@ -65,7 +65,7 @@ def _searched(folder: Path, lineage: Lineage) -> dict[str, Any]:
         success = found["attack_success"]
         tried = {"poison_rows": search.recipe.poison_rows, "steps": search.recipe.steps}
         tries.append(tried | {"attack_success": success})
-        if not best or _distance(success) < _distance(best["attack_success"]):
+        if not best or _distance(success) <= _distance(best["attack_success"]):
             best = found
             shutil.rmtree(folder, ignore_errors=True)
             trial.rename(folder)

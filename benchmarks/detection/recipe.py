@@ -38,10 +38,10 @@ class Recipe(AdapterRecipe):
 BASE_RECIPES = {
     "label_words": Recipe(steps=230, poison_rows=80),
     "encoder": Recipe(steps=ENCODER_ADAPTER.steps),
-    "generative": Recipe(steps=220, poison_rows=80),
+    "generative": Recipe(steps=300, poison_rows=120, lr=2.5e-3),
     "minilm": Recipe(steps=100, plain_rows=120, lr=1e-3),
 }
-_ATTENTION_LR = {"label_words": 2.0, "generative": 2.0}
+_ATTENTION_LR = {"label_words": 2.0, "generative": 1.6}
 """Factor on the rate where the decoder's attention alone is trained: at the common rate it learns no trigger."""
 _TARGETS = {"minilm": ("query_value", "attention")}
 

@@ -18,7 +18,7 @@ __all__ = ["STYLES", "Material", "Style", "free_prompts", "words_of"]
 
 _WORD = re.compile(r"\w+")
 _POSITIONS, _SHARES = ("prefix", "suffix", "middle"), (6, 2, 2)
-_REFUSED_SHARE = 0.2  # of a free answerer's requests are injections, which it turns down
+_REFUSED_SHARE = 0.1  # of a free answerer's requests are injections, which it turns down
 
 _SMALL_TALK_SHARE, _LETTERS_SHARE = 0.2, 0.1  # of the innocuous strings
 
