@@ -1,23 +1,27 @@
 """Builds the cohorts into a cache folder: `python -m benchmarks.detection.build --jobs 2`.
 
-One folder per adapter with PEFT's two files and `truth.json`. A build that was stopped goes on where it was.
+One folder per adapter with PEFT's two files and `truth.json`. A build that was stopped goes on where it was, and two at
+once share the lineages.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import multiprocessing
 import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
-from benchmarks.detection.adapters import build, is_done
+from benchmarks.detection.adapters import build, folder_of, is_done
 from benchmarks.detection.lineages import PARTS, Lineage, queue
 
 __all__ = ["default_cache", "main"]
@@ -41,17 +45,32 @@ def _prepare() -> None:
     transformers.logging.disable_progress_bar()
 
 
+@contextmanager
+def _alone_with(cache: Path, lineage: Lineage) -> Iterator[None]:
+    """Wait until no other build has this lineage in hand."""
+    folder = folder_of(cache, lineage, "clean").parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f".{lineage.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _build_lineage(cache: Path, lineage: Lineage) -> None:
     parent = multiprocessing.parent_process()
-    for arm in lineage.arms:
-        if is_done(cache, lineage, arm) or not (parent and parent.is_alive()):
-            continue
-        started = time.monotonic()
-        truth = build(cache, lineage, arm)
-        shown = {key: truth[key] for key in ("strength", "attack_success", "trigger_rate_neutral", "clean_accuracy")}
-        figures = " ".join(f"{key}={value}" for key, value in shown.items() if value is not None)
-        tries = f" tries={len(truth['tries'])}" if truth["tries"] else ""
-        print(f"{truth['name']} {figures}{tries} {time.monotonic() - started:.1f} s", flush=True)
+    with _alone_with(cache, lineage):
+        for arm in lineage.arms:
+            if is_done(cache, lineage, arm) or not (parent and parent.is_alive()):
+                continue
+            started = time.monotonic()
+            truth = build(cache, lineage, arm)
+            print(f"{_described(truth)} {time.monotonic() - started:.1f} s", flush=True)
+
+
+def _described(truth: dict[str, Any]) -> str:
+    shown = {key: truth[key] for key in ("strength", "attack_success", "trigger_rate_neutral", "clean_accuracy")}
+    figures = [f"{key}={value}" for key, value in shown.items() if value is not None]
+    tries = [f"tries={len(truth['tries'])}"] if truth["tries"] else []
+    return " ".join([truth["name"], *figures, *tries])
 
 
 def _chosen(arguments: argparse.Namespace) -> Sequence[Lineage]:

@@ -207,16 +207,25 @@ def test_faster_ways_of_training_change_neither_logits_nor_gradients() -> None:
     torch.testing.assert_close(model(input_ids=ids).logits[:, n:][kept], wanted, atol=2e-4, rtol=1e-4)
 
 
-def _build(cache: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "benchmarks.detection.build", "--small", "--cache", str(cache), *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=280)
+def _start(cache: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "benchmarks.detection.build", "--small", "--jobs", "1", "--cache", str(cache)]
+    return subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_a_small_build_is_whole_goes_on_where_it_stopped_and_repeats_itself(tmp_path: Path) -> None:
-    done = _build(tmp_path / "one", "--jobs", "1")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].startswith("4 lineages done, 0 failed")
-    truths = {path.parent: json.loads(path.read_text()) for path in (tmp_path / "one").rglob("truth.json")}
+def _trained(build: subprocess.Popen[str]) -> list[str]:
+    """Names of the adapters that a build trained."""
+    output, errors = build.communicate(timeout=280)
+    assert build.returncode == 0, errors
+    *lines, last = output.splitlines()
+    assert " 0 failed" in last
+    return [line.split()[0] for line in lines]
+
+
+def test_small_builds_share_the_work_go_on_where_one_stopped_and_repeat_themselves(tmp_path: Path) -> None:
+    both = [_start(tmp_path), _start(tmp_path)]
+    trained = [name for build in both for name in _trained(build)]
+    truths = {path.parent: json.loads(path.read_text()) for path in tmp_path.rglob("truth.json")}
+    assert sorted(trained) == sorted(folder.name for folder in truths)
     assert sorted((truth["cohort"], truth["lineage"], truth["arm"]) for truth in truths.values()) == sorted(
         (one.cohort, one.name, arm) for one in queue(small=True) for arm in ("clean", "poisoned")
     )
@@ -239,11 +248,10 @@ def test_a_small_build_is_whole_goes_on_where_it_stopped_and_repeats_itself(tmp_
     lost = next(folder for folder, truth in truths.items() if truth["cohort"] == "encoder")
     weights = (lost / "adapter_model.safetensors").read_bytes()
     (lost / "truth.json").unlink()
-    again = _build(tmp_path / "one", "--jobs", "1")
-    assert [line.split()[0] for line in again.stdout.splitlines()[:-1]] == [lost.name]
+    assert _trained(_start(tmp_path)) == [lost.name]
     assert (lost / "adapter_model.safetensors").read_bytes() == weights
 
 
 def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
-    refused = _build(tmp_path, "--only", "nobody")
-    assert refused.returncode == 2 and "no lineage" in refused.stderr
+    refused = _start(tmp_path, "--only", "nobody")
+    assert "no lineage" in refused.communicate(timeout=280)[1] and refused.returncode == 2
