@@ -14,7 +14,13 @@ from scanner.search_model import TOWARD_ATTACK, TOWARD_CLEAN
 
 torch = pytest.importorskip("torch", reason="the behaviour stage needs the probe extra")
 PLAN = SearchPlan(
-    positions=("prefix", "middle"), noise_rows=16, pool=64, beam=2, proposals=12, keep=8, max_tokens=3, random_strings=2
+    positions=("prefix", "middle"),
+    noise_rows=32,
+    beam=2,
+    proposals=12,
+    keep=8,
+    max_tokens=3,
+    random_strings=2,
 )
 PROBE = load_probe("broad", None, 24)
 
