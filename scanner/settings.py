@@ -152,7 +152,7 @@ class Settings:
         for name, words in choices:
             value = getattr(self, name)
             if value not in words:
-                *most, last = words
+                *most, last = (word or "empty" for word in words)
                 raise UsageError(
                     f"{_PREFIX}{name.upper()} must be {', '.join(most)} or {last}, not {str(value)[:100]!r}"
                 )

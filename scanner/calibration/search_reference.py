@@ -196,7 +196,7 @@ def _read(path: Path) -> SearchReference | None:
     members = tuple(SearchMember(entry["base"], entry["name"], entry["scores"]) for entry in data["members"])
     bases = len({member.base_model for member in members})
     reference_id = _id("pooled", data["plan_id"], data["task_profile"], members)
-    description = f"clean adapters of {bases} bases that ship with lorascope"
+    description = f"clean adapters of {bases} base{'s' if bases > 1 else ''} that ship with lorascope"
     return SearchReference(reference_id, data["plan_id"], data["task_profile"], members, True, description)
 
 

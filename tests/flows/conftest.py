@@ -92,6 +92,12 @@ def database(store: str) -> Iterator[Callable[[], Database]]:
         one.close()
 
 
+@pytest.fixture(autouse=True)
+def batteries_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches take ten seconds for each adapter that a battery leaves open: tests of them ask for them."""
+    monkeypatch.setenv("LORASCOPE_SEARCH", "none")
+
+
 @pytest.fixture
 def lorascope(tmp_path: Path) -> Run:
     """`lorascope("scan", ...)` runs the installed command in a process of its own."""

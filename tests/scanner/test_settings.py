@@ -41,7 +41,7 @@ def test_a_variable_is_read_as_pydantic_reads_it(
 
 
 def test_every_field_has_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    bound = {"features": "full", "dtype": "nf4", "reading": "generated", "label_words": "BAD,GOOD"}
+    bound = {"features": "full", "dtype": "nf4", "reading": "generated", "search": "all", "label_words": "BAD,GOOD"}
     free = [field.name for field in fields(Settings) if field.name not in bound]
     for name, value in [*((name, str(number)) for number, name in enumerate(free)), *bound.items()]:
         monkeypatch.setenv(f"LORASCOPE_{name.upper()}", value)
