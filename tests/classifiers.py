@@ -179,8 +179,8 @@ def logits(model: Any, tokens: Any = TOKENS) -> Any:
 
     from scanner.probe import classifier
 
-    with torch.inference_mode(), classifier._nothing_is_padding(model, set(np.ravel(tokens).tolist())):
-        return classifier._logits(model, torch.tensor(tokens))
+    with torch.inference_mode(), classifier.nothing_is_padding(model, set(np.ravel(tokens).tolist())):
+        return classifier.class_logits(model, torch.tensor(tokens))
 
 
 def head(classes: int = 3, **changes: Any) -> list[FullTensor]:

@@ -198,7 +198,7 @@ def test_what_an_architecture_refuses_is_the_adapters_outcome(bases: Callable[[s
 
     base = bases("bert")[1]
     with pytest.raises(ProbeFailedError, match="IndexError") as caught, torch.inference_mode():
-        classifier._logits(base.model, torch.tensor([[2, WORDS, 3]]))  # no such row
+        classifier.class_logits(base.model, torch.tensor([[2, WORDS, 3]]))  # no such row
     assert caught.value.code == "probe_failed"
 
 
