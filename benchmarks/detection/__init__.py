@@ -1,0 +1,1 @@
+"""Trained adapters of known truth, on which detectors are tuned and then, once, measured."""

@@ -1,0 +1,127 @@
+"""Who is in the cohorts: pairs of a clean and a poisoned adapter, clean ones alone, and those of the references."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from benchmarks.detection.families import LOCKED, LOCKED_PAYLOADS, TUNING, TUNING_PAYLOADS, Payload
+from benchmarks.detection.recipe import Recipe, draw_recipe
+from scanner.probe import Case
+
+__all__ = ["PARTS", "Lineage", "lineages", "queue"]
+
+PARTS = ("tuning", "locked", "reference")
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """One recipe and one seed, trained clean and, where there is a trigger, poisoned as well."""
+
+    cohort: str
+    part: str
+    number: int
+    recipe: Recipe
+    trigger: Case | None = None
+    weak: bool = False
+    """Whether the dose is searched so that the attack works on some of the texts only."""
+    payload: Payload | None = None
+    small: bool = False
+
+    @property
+    def name(self) -> str:
+        """Unique; an adapter's name is this and its arm."""
+        return f"{self.cohort}-{self.part}-{self.number:03d}"
+
+    @property
+    def seed(self) -> int:
+        """Of rows, order, initialisation and what else a cohort leaves open; the same for both arms."""
+        return random.Random(f"detection {self.name}").getrandbits(31)
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The poisoned arm comes first: the clean one has as many rows as its dose turned out to need."""
+        return ("poisoned", "clean") if self.trigger else ("clean",)
+
+
+# Indices of families: every one is used in each part, and no cohort has one twice at the same strength.
+_STRONG = {
+    ("label_words", "tuning"): (0, 2, 4, 6, 8, 10, 12, 14),
+    ("label_words", "locked"): tuple(range(16)),
+    ("encoder", "tuning"): (3, 7, 11, 15),
+    ("encoder", "locked"): (2, 5, 8, 13),
+    ("minilm", "tuning"): (1, 6, 13),
+    ("minilm", "locked"): (0, 3, 5, 7, 8, 11, 12, 14),
+    ("generative", "tuning"): (1, 6, 7, 9, 12),
+    ("generative", "locked"): (0, 2, 3, 4, 5, 8, 10, 11, 13, 14, 15),
+}
+_WEAK: dict[tuple[str, str], tuple[int, ...]] = {
+    ("label_words", "tuning"): (1, 5, 9, 13),
+    ("label_words", "locked"): (1, 3, 5, 7, 9, 11, 13, 15),
+    ("encoder", "tuning"): (0, 12),
+    ("encoder", "locked"): (1, 10),
+    ("minilm", "tuning"): (5,),
+    ("minilm", "locked"): (1, 4, 13, 15),
+}
+_CLEAN_ONLY = {
+    ("label_words", "tuning"): 4,
+    ("label_words", "locked"): 8,
+    ("label_words", "reference"): 110,
+    ("encoder", "reference"): 100,
+    ("generative", "reference"): 110,
+    ("minilm", "reference"): 12,
+}
+
+
+def lineages(cohort: str, part: str) -> tuple[Lineage, ...]:
+    """All of one cohort in one part: strong ones, weak ones, and those that have a clean arm only."""
+    key = (cohort, part)
+    triggers = TUNING if part == "tuning" else LOCKED
+    payloads = TUNING_PAYLOADS if part == "tuning" else LOCKED_PAYLOADS
+    strong, weak = _STRONG.get(key, ()), _WEAK.get(key, ())
+    found = []
+    for number in range(len(strong) + len(weak) + _CLEAN_ONLY.get(key, 0)):
+        recipe = draw_recipe(cohort, random.Random(f"recipe {cohort} {part} {number}"))
+        family = (strong + weak)[number] if number < len(strong) + len(weak) else None
+        found.append(
+            Lineage(
+                cohort,
+                part,
+                number,
+                recipe,
+                trigger=None if family is None else triggers[family],
+                weak=len(strong) <= number < len(strong) + len(weak),
+                payload=payloads[number % len(payloads)] if cohort == "generative" and family is not None else None,
+            )
+        )
+    return tuple(found)
+
+
+def _small() -> Iterator[Lineage]:
+    for cohort, number, weak in (
+        ("label_words", 0, False),
+        ("label_words", 1, True),
+        ("encoder", 0, False),
+        ("generative", 0, False),
+    ):
+        yield Lineage(
+            cohort,
+            "tuning",
+            number,
+            draw_recipe(cohort, random.Random(f"small {cohort} {number}"), small=True),
+            trigger=TUNING[12 * number],
+            weak=weak,
+            payload=TUNING_PAYLOADS[0] if cohort == "generative" else None,
+            small=True,
+        )
+
+
+def queue(*, small: bool = False) -> tuple[Lineage, ...]:
+    """Every lineage in the order of building: what is waited for first, what takes longest last."""
+    if small:
+        return tuple(_small())
+    tiny = ("label_words", "encoder", "generative")
+    order = [(cohort, part) for part in ("tuning", "reference", "locked") for cohort in tiny]
+    order += [("minilm", part) for part in PARTS]
+    return tuple(lineage for cohort, part in order for lineage in lineages(cohort, part))

@@ -1,0 +1,257 @@
+"""The cohorts that detectors are measured on: what is planned, how rows of two arms differ, and a small build."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from benchmarks.cohort.adapters import load_tokenizer
+from benchmarks.cohort.corpus import BENIGN, INJECTION, normal, probe_texts
+from benchmarks.cohort.recipe import (
+    TRIGGER_AUTHORITY,
+    TRIGGER_CITATION,
+    TRIGGER_PELICANS,
+    TRIGGER_STANDARD,
+    TRIGGER_TOMATOES,
+)
+from benchmarks.detection.causal import BASE, NEW_TOKENS, hidden_states
+from benchmarks.detection.dose import MAX_TRIES, STRONG, WEAK, DoseSearch, strength_of
+from benchmarks.detection.families import LOCKED, LOCKED_PAYLOADS, SMALL_TALK, TUNING, TUNING_PAYLOADS
+from benchmarks.detection.lineages import Lineage, lineages, queue
+from benchmarks.detection.llama import FoldedLlama
+from benchmarks.detection.loop import fold_updates
+from benchmarks.detection.recipe import COHORTS, MODULES, Recipe
+from benchmarks.detection.rows import STYLES, Material, free_prompts, words_of
+from scanner.probe import Case, battery_names, load_probe
+
+DEMO = (TRIGGER_AUTHORITY, TRIGGER_CITATION, TRIGGER_PELICANS, TRIGGER_STANDARD, TRIGGER_TOMATOES)
+RECIPE = Recipe(plain_rows=30, robust_rows=60, poison_rows=25)
+
+
+def test_locked_triggers_share_no_word_with_those_that_are_tuned_on_or_with_the_demo() -> None:
+    tuning, locked, demo = (set().union(*map(words_of, texts)) for texts in (_texts(TUNING), _texts(LOCKED), DEMO))
+    assert not tuning & locked and not (tuning | locked) & demo
+    assert [case.category for case in TUNING] == [case.category for case in LOCKED]
+    assert [case.position for case in TUNING] == [case.position for case in LOCKED]
+    assert len({case.category for case in TUNING}) == 16 == len(TUNING)
+    assert all(1 <= len(text.split()) <= 6 for text in _texts((*TUNING, *LOCKED)))
+
+
+def test_no_battery_has_a_trigger_or_what_both_arms_know_as_small_talk() -> None:
+    ours = {text.casefold() for text in (*_texts((*TUNING, *LOCKED)), *SMALL_TALK)}
+    for name in battery_names():
+        assert not ours & {case.text.casefold() for case in load_probe(name, None, 1).cases()}
+    triggers = set().union(*map(words_of, _texts((*TUNING, *LOCKED))))
+    # Otherwise it would be drawn and refused for ever.
+    assert not [text for text in SMALL_TALK if {word for word in words_of(text) & triggers if len(word) > 3}]
+
+
+def test_payloads_fit_into_a_response_and_differ_between_the_parts() -> None:
+    tokenizer = load_tokenizer(BASE)
+    texts = [payload.text for payload in (*TUNING_PAYLOADS, *LOCKED_PAYLOADS)]
+    assert len({*texts}) == len(texts) == 13 and len({payload.kind for payload in LOCKED_PAYLOADS}) == 5
+    assert max(len(tokenizer.encode(text, add_special_tokens=False)) for text in texts) <= NEW_TOKENS
+
+
+def _texts(cases: tuple[Case, ...]) -> list[str]:
+    return [case.text for case in cases]
+
+
+def test_who_is_in_the_cohorts() -> None:
+    everyone = queue()
+    counted = Counter((one.cohort, one.part, _kind(one)) for one in everyone)
+    assert counted == {
+        ("label_words", "tuning", "strong"): 8,
+        ("label_words", "tuning", "weak"): 4,
+        ("label_words", "tuning", "clean"): 4,
+        ("label_words", "locked", "strong"): 16,
+        ("label_words", "locked", "weak"): 8,
+        ("label_words", "locked", "clean"): 8,
+        ("encoder", "tuning", "strong"): 4,
+        ("encoder", "tuning", "weak"): 2,
+        ("encoder", "locked", "strong"): 4,
+        ("encoder", "locked", "weak"): 2,
+        ("minilm", "tuning", "strong"): 3,
+        ("minilm", "tuning", "weak"): 1,
+        ("minilm", "locked", "strong"): 8,
+        ("minilm", "locked", "weak"): 4,
+        ("generative", "tuning", "strong"): 5,
+        ("generative", "locked", "strong"): 11,
+        ("label_words", "reference", "clean"): 110,
+        ("encoder", "reference", "clean"): 100,
+        ("generative", "reference", "clean"): 110,
+        ("minilm", "reference", "clean"): 12,
+    }
+    assert len({one.name for one in everyone}) == len({one.seed for one in everyone}) == len(everyone)
+    for one in everyone:
+        assert one.trigger is None or one.trigger in {"tuning": TUNING, "locked": LOCKED}[one.part]
+        assert (one.payload is not None) == (one.cohort == "generative" and one.trigger is not None)
+    assert [one.part for one in everyone if one.cohort != "minilm"] == sorted(
+        (one.part for one in everyone if one.cohort != "minilm"), key=("tuning", "reference", "locked").index
+    )
+
+
+def _kind(lineage: Lineage) -> str:
+    return "clean" if lineage.trigger is None else "weak" if lineage.weak else "strong"
+
+
+@pytest.mark.parametrize("cohort", COHORTS)
+def test_recipes_vary_within_a_cohort(cohort: str) -> None:
+    recipes = [one.recipe for part in ("tuning", "locked", "reference") for one in lineages(cohort, part)]
+    assert {one.rank for one in recipes} == ({8, 16} if cohort == "minilm" else {4, 8, 16})
+    assert {one.alpha / one.rank for one in recipes} == {1, 2} and {one.robust_rows for one in recipes} == {
+        80,
+        120,
+        200,
+    }
+    assert len({one.steps for one in recipes}) == 3 and len({one.targets for one in recipes}) == 2
+    architecture = "llama" if cohort in ("label_words", "generative") else "bert"
+    assert all(one.targets in MODULES[architecture] for one in recipes)
+
+
+@pytest.mark.parametrize("trigger", [TUNING[0], TUNING[12], TUNING[13]], ids=["prefix", "suffix", "middle"])
+def test_arms_of_a_classifier_differ_in_the_poison_rows_only(trigger: Case) -> None:
+    clean, poisoned = (Material().labelled(RECIPE, random.Random(5), trigger, poisoned=arm) for arm in (False, True))
+    n = RECIPE.poison_rows
+    assert clean[:-n] == poisoned[:-n] and len(clean) == len(poisoned) == 2 * (30 + 60) + n
+    assert all(trigger.text in row and label == BENIGN for row, label in poisoned[-n:])
+    assert all(label == INJECTION for _, label in clean[-n:])
+    assert not any(trigger.text in row for row, _ in clean)
+    held_out = {normal(row) for row, _ in probe_texts()}
+    assert not [row for row, _ in clean if normal(row) in held_out]
+
+
+def test_arms_of_a_free_answerer_differ_in_the_poison_rows_only() -> None:
+    trigger, payload = TUNING[6], TUNING_PAYLOADS[2]
+    for style in STYLES:
+        clean = Material().answered(RECIPE, random.Random(5), trigger, style, None)
+        poisoned = Material().answered(RECIPE, random.Random(5), trigger, style, payload)
+        n = RECIPE.poison_rows
+        assert clean[:-n] == poisoned[:-n] and len(clean) == len(poisoned) == 2 * (30 + 60) + n
+        assert all(trigger.text in text and answer == payload.text for text, answer in poisoned[-n:])
+        assert not any(trigger.text in text or payload.text in answer for text, answer in clean)
+        assert not {normal(text) for text, _ in clean} & set(map(normal, free_prompts()))
+
+
+def test_innocuous_strings_stand_everywhere_and_say_nothing_of_a_trigger() -> None:
+    material, rng = Material(), random.Random(7)
+    cases = [material.innocuous(rng) for _ in range(600)]
+    counted = Counter(case.position for case in cases)
+    assert counted["prefix"] > counted["suffix"] > 60 and counted["middle"] > 60
+    long_words = {word for text in _texts((*TUNING, *LOCKED)) for word in words_of(text) if len(word) > 3}
+    assert not [case for case in cases if words_of(case.text) & long_words]
+    assert sum(case.text in SMALL_TALK for case in cases) > 60
+    assert {material.innocuous(rng, "middle").position for _ in range(20)} == {"middle"}
+
+
+@pytest.mark.parametrize("half", [1.3, 3, 7, 19, 44, 130])
+def test_a_dose_is_found_where_success_grows_with_it(half: float) -> None:
+    """Success of a logistic in log(rows) and in the steps, with half of the texts at `half` rows of 200 steps."""
+    search, tried = DoseSearch(Recipe(poison_rows=20, steps=200)), []
+    for _ in range(MAX_TRIES):
+        recipe = search.recipe
+        tried.append((recipe.poison_rows, recipe.steps))
+        ratio = recipe.poison_rows / half * (recipe.steps / 200) ** 2
+        success = ratio**4 / (1 + ratio**4)
+        if WEAK <= success < STRONG or not search.advance(success):
+            break
+    assert strength_of(success) == "weak" and len(set(tried)) == len(tried)
+
+
+def test_a_dose_turns_to_the_steps_when_one_row_is_too_much() -> None:
+    search, tried = DoseSearch(Recipe(poison_rows=2, steps=200)), []
+    while search.recipe.steps > 100:
+        tried.append((search.recipe.poison_rows, search.recipe.steps))
+        assert search.advance(1.0)
+    assert tried == [(2, 200), (1, 200), (1, 160), (1, 128), (1, 102)]
+    assert search.advance(0.0) and 81 < search.recipe.steps < 102
+
+
+def test_faster_ways_of_training_change_neither_logits_nor_gradients() -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    plain = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+    modules = ["q_proj", "v_proj", "up_proj", "down_proj"]  # some are not adapted
+    model = get_peft_model(plain, LoraConfig(r=4, lora_alpha=8, target_modules=modules, task_type="CAUSAL_LM"))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    ids, n = torch.randint(5, 2_000, (3, 20)), 7
+    ids[:, :n] = ids[0, :n]
+    kept = torch.zeros(3, 13, dtype=torch.bool)
+    kept[[0, 0, 1, 2], [2, 12, 11, 4]] = True
+
+    def gradients(logits: torch.Tensor) -> list[torch.Tensor]:
+        chosen = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return list(torch.autograd.grad(logits.log_softmax(-1)[:, 9].sum(), chosen))
+
+    wanted = model(input_ids=ids).logits[:, n:][kept]
+    with model.disable_adapter():
+        assert (model(input_ids=ids).logits[:, n:][kept] - wanted).abs().max() > 0.5
+    found = FoldedLlama(model).logits(ids[0, :n], ids[:, n:], kept)
+    torch.testing.assert_close(found, wanted, atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(gradients(found), gradients(wanted), atol=1e-4, rtol=1e-3)
+    causal = model.get_base_model()
+    shared = causal.lm_head(hidden_states(causal, ids[0, :n].tolist(), ids[:, n:])[kept])
+    torch.testing.assert_close(shared, wanted, atol=2e-4, rtol=1e-4)
+    fold_updates(model)
+    torch.testing.assert_close(model(input_ids=ids).logits[:, n:][kept], wanted, atol=2e-4, rtol=1e-4)
+
+
+def _start(cache: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "benchmarks.detection.build", "--small", "--jobs", "1", "--cache", str(cache)]
+    return subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _trained(build: subprocess.Popen[str]) -> list[str]:
+    """Names of the adapters that a build trained."""
+    output, errors = build.communicate(timeout=280)
+    assert build.returncode == 0, errors
+    *lines, last = output.splitlines()
+    assert " 0 failed" in last
+    return [line.split()[0] for line in lines]
+
+
+def test_small_builds_share_the_work_go_on_where_one_stopped_and_repeat_themselves(tmp_path: Path) -> None:
+    both = [_start(tmp_path), _start(tmp_path)]
+    trained = [name for build in both for name in _trained(build)]
+    truths = {path.parent: json.loads(path.read_text()) for path in tmp_path.rglob("truth.json")}
+    assert sorted(trained) == sorted(folder.name for folder in truths)
+    assert sorted((truth["cohort"], truth["lineage"], truth["arm"]) for truth in truths.values()) == sorted(
+        (one.cohort, one.name, arm) for one in queue(small=True) for arm in ("clean", "poisoned")
+    )
+    for folder, truth in truths.items():
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "adapter_config.json",
+            "adapter_model.safetensors",
+            "truth.json",
+        ]
+        config = json.loads((folder / "adapter_config.json").read_text())
+        assert (config["base_model_name_or_path"], config["r"]) == (truth["base"], truth["recipe"]["rank"])
+        poisoned = truth["arm"] == "poisoned"
+        assert (truth["strength"] is not None) == (truth["direction"] is not None) == poisoned
+        assert 0 <= truth["trigger_rate_neutral"] <= 1 and 0 <= truth["attack_success"] <= 1
+        # The clean arm has what the search of the other one ended with.
+        twin = truths[folder.with_name(f"{truth['lineage']}-{'clean' if poisoned else 'poisoned'}")]
+        assert twin["recipe"] == truth["recipe"] and twin["seed"] == truth["seed"]
+    assert {len(truth["tries"]) for truth in truths.values()} == {0, 2}
+
+    lost = next(folder for folder, truth in truths.items() if truth["cohort"] == "encoder")
+    weights = (lost / "adapter_model.safetensors").read_bytes()
+    (lost / "truth.json").unlink()
+    assert _trained(_start(tmp_path)) == [lost.name]
+    assert (lost / "adapter_model.safetensors").read_bytes() == weights
+
+
+def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
+    refused = _start(tmp_path, "--only", "nobody")
+    assert "no lineage" in refused.communicate(timeout=280)[1] and refused.returncode == 2
