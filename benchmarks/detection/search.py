@@ -22,7 +22,17 @@ import platformdirs
 from benchmarks.cohort.recipe import BASE_ID, ENCODER_ID, REPO_ROOT
 from scanner.probe import SearchPlan, load_probe
 
-__all__ = ["PROFILES", "SMALL_PLAN", "SMALL_TEXTS", "TEXTS", "base_folder", "built", "default_cache", "found_of"]
+__all__ = [
+    "PROFILES",
+    "SMALL_PLAN",
+    "SMALL_TEXTS",
+    "TEXTS",
+    "base_folder",
+    "built",
+    "default_cache",
+    "found_of",
+    "read_truth",
+]
 
 TEXTS, SMALL_TEXTS = 60, 8
 SMALL_PLAN = SearchPlan(
@@ -61,6 +71,13 @@ def built(cache: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """(folder, truth) of every adapter that is done."""
     for path in sorted(cache.glob("*/*/truth.json")):
         yield path.parent, json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_truth(folder: Path) -> dict[str, Any] | None:
+    """What is known about an adapter; None where it is not built."""
+    path = folder / "truth.json"
+    truth: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return truth
 
 
 def found_of(folder: Path, plan: SearchPlan) -> dict[str, Any] | None:
