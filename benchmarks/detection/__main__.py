@@ -38,7 +38,8 @@ def _steps(args: argparse.Namespace) -> list[list[str]]:
     """The commands that bring the part up to date. Clean tuning adapters are what weights are compared with."""
     common = ["--cache", str(args.cache), "--jobs", str(args.jobs), *(["--small"] if args.small else [])]
     parts = sorted({"tuning", args.part}, reverse=True)
-    sentry = ["--adaptersentry", args.adaptersentry] if args.adaptersentry else []
+    wanted = args.adaptersentry or ("none" if args.small else "")
+    sentry = ["--adaptersentry", wanted] if wanted else []
     steps = [["build", "--part", part, *common] for part in parts]
     steps += [["search", "--part", args.part, *common]]
     return steps + [["detect", "--part", part, *common, *sentry] for part in parts]
@@ -126,7 +127,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="processes, one thread each")
     parser.add_argument("--as-is", action="store_true", help="no building, no asking: a table of what is there")
     parser.add_argument("--small", action="store_true", help="a tiny build and a plan that finds nothing")
-    parser.add_argument("--adaptersentry", metavar="PATH", help="the program, or none; default: installed when missing")
+    parser.add_argument(
+        "--adaptersentry", metavar="PATH", help="the program, or none; default: installed, not of --small"
+    )
     parser.add_argument("--references", type=Path, default=SHIPPED, help="pooled references; default: the shipped ones")
     parser.add_argument("--lock", type=Path, default=LOCK, help=argparse.SUPPRESS)
     parser.add_argument("--break-lock", action="store_true", help="score the locked part with another plan; recorded")

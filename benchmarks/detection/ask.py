@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.detection.search import PROFILES, base_folder
+from benchmarks.detection.search import PROFILES, TEXTS, base_folder
 from benchmarks.detection.study import study_rates, study_statistics
 from benchmarks.weights.bare import WEIGHTS
 from benchmarks.weights.processes import run_measured
@@ -19,13 +19,23 @@ from scanner.adapter import AdapterView, open_safetensors, parse_config, read_js
 from scanner.calibration import Policy, judge_behaviour
 from scanner.errors import ProbeCrashedError, SkipError
 from scanner.model import GENERATIVE, LABEL_WORDS, SEQUENCE_CLASSIFICATION, PrefixRun
-from scanner.probe import load_probe
+from scanner.probe import Probe, load_probe
 from scanner.weights import scan_weights
 
-__all__ = ["WEIGHT_FEATURES", "Clock", "Resident", "ask_sentry", "ask_weights", "open_adapter"]
+__all__ = ["WEIGHT_FEATURES", "Clock", "Resident", "ask_sentry", "ask_weights", "load_probes", "open_adapter"]
 
 WEIGHT_FEATURES = ("global_frobN_std", "global_frobN_mean", "mlp_frobN_mean")
 MAX_RANK = 4_096
+_SMALL_TEXTS, _SMALL_STEP = 2, 5
+
+
+def load_probes(*, small: bool = False) -> dict[str, Probe]:
+    """The two batteries with their texts; `small` is a fifth of their strings, of each family of V one."""
+    probes = {name: load_probe(name, None, _SMALL_TEXTS if small else TEXTS) for name in ("V", "broad")}
+    if not small:
+        return probes
+    shorter = {name: replace(one.battery, cases=one.battery.cases[::_SMALL_STEP]) for name, one in probes.items()}
+    return {name: replace(one, battery=shorter[name]) for name, one in probes.items()}
 
 
 @dataclass
@@ -66,11 +76,11 @@ class Resident:
 
     Args:
         cohort: whose adapters are asked.
-        texts: of each label, and prompts.
+        probes: `V` and `broad`.
     """
 
-    def __init__(self, cohort: str, texts: int) -> None:
-        self._cohort, self._probes = cohort, {name: load_probe(name, None, texts) for name in ("V", "broad")}
+    def __init__(self, cohort: str, probes: Mapping[str, Probe]) -> None:
+        self._cohort, self._probes = cohort, probes
         self._ask: dict[str, Callable[[AdapterView], _Asked]] = {}
         if PROFILES[cohort] == SEQUENCE_CLASSIFICATION:
             from scanner.probe.base import load_classifier

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.detection.adapters import folder_of, is_done
+from benchmarks.detection.ask import Resident, ask_sentry, ask_weights, load_probes, open_adapter
 from benchmarks.detection.lineages import queue
-from benchmarks.detection.search import SMALL_TEXTS, TEXTS, default_cache
-from benchmarks.weights.sentry import VERSION, Sentry, cached_sentry, find_sentry
+from benchmarks.detection.search import default_cache
+from benchmarks.weights.sentry import VERSION, Sentry, find_sentry
 from scanner.calibration import Policy
-from scanner.probe import load_probe
 from scanner.weights import FEATURE_VERSION
 
 __all__ = ["PARTS", "detect_version", "detected"]
@@ -30,18 +30,14 @@ PARTS = ("tuning", "locked")
 """Adapters of the references are searched only."""
 _RULES = 1
 """Raised with every change of what is computed here."""
-_residents: dict[str, Any] = {}
+_residents: dict[str, Resident] = {}
 
 
 def detect_version(*, small: bool = False) -> str:
     """`1-<8 hex digits>`, over everything that a score comes from besides the adapter."""
-    probes = [load_probe(name, None, _texts(small)).identity for name in ("V", "broad")]
+    probes = [probe.identity for probe in load_probes(small=small).values()]
     text = json.dumps([_RULES, probes, Policy().version, FEATURE_VERSION, VERSION])
     return f"{_RULES}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-def _texts(small: bool) -> int:
-    return SMALL_TEXTS if small else TEXTS
 
 
 def detected(folder: Path, version: str) -> dict[str, Any] | None:
@@ -54,8 +50,6 @@ def detected(folder: Path, version: str) -> dict[str, Any] | None:
 def _detect(job: tuple[str, str, str, bool, Sentry | str]) -> str:
     import torch
 
-    from benchmarks.detection.ask import Resident, ask_sentry, ask_weights, open_adapter
-
     name, cohort, version, small, sentry = job
     folder = Path(name)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -63,7 +57,7 @@ def _detect(job: tuple[str, str, str, bool, Sentry | str]) -> str:
     if found is None:
         if cohort not in _residents:
             _residents.clear()  # one base at a time
-            _residents[cohort] = Resident(cohort, _texts(small))
+            _residents[cohort] = Resident(cohort, load_probes(small=small))
         view, resident = open_adapter(folder), _residents[cohort]
         found = {
             "study": resident.study(view),
@@ -85,12 +79,10 @@ def _is_whole(found: dict[str, Any] | None, sentry: Sentry | str) -> bool:
     return found is not None and ("reason" not in found["adaptersentry"] or isinstance(sentry, str))
 
 
-def _find_sentry(wanted: str | None, *, may_install: bool) -> Sentry | str:
+def _find_sentry(wanted: str | None) -> Sentry | str:
     """AdapterSentry, or the reason why there is none."""
     if wanted == "none":
         return "left out"
-    if wanted is None and not may_install and not cached_sentry().exists():
-        return "not installed"
     try:
         return find_sentry(Path(wanted) if wanted else None)
     except RuntimeError as error:
@@ -106,9 +98,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[""], metavar="NAME", help="adapters whose name begins so")
     parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
     parser.add_argument("--adaptersentry", metavar="PATH", help="the program, or none; default: installed when missing")
-    parser.add_argument("--small", action="store_true", help="few texts, of the small build; nothing is installed")
+    parser.add_argument("--small", action="store_true", help="few texts, of the small build")
     args = parser.parse_args()
-    version, sentry = detect_version(small=args.small), _find_sentry(args.adaptersentry, may_install=not args.small)
+    version, sentry = detect_version(small=args.small), _find_sentry(args.adaptersentry)
     parts: Sequence[str] = (args.part,) if args.part else PARTS
     jobs = []
     for lineage in queue(small=args.small):

@@ -31,12 +31,8 @@ def judge_targets(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for title, key, figure, least in _RECALLS:
         judged.append(_judged(decisions, title, key, figure, f"recall of {figure} ones", least))
     judged += [_judged(decisions, title, COMBINED, "false_flags", "clean ones flagged", 0.0) for title in _EVERY]
-    judged += [
-        _judged(
-            decisions, title, SEARCH, "recovered", "trigger recovered among those that the search flags", _RECOVERED
-        )
-        for title in _EVERY
-    ]
+    what = "trigger recovered among those that the search flags"
+    judged += [_judged(decisions, title, SEARCH, "recovered", what, _RECOVERED) for title in _EVERY]
     return judged
 
 
