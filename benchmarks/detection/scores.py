@@ -16,7 +16,7 @@ from scanner.model import Outcome, PrefixRun
 from scanner.probe import SearchPlan
 from scanner.search_model import Example, FoundTrigger, SearchReport
 
-__all__ = ["COMBINED", "DETECTORS", "Score", "score_all", "search_report"]
+__all__ = ["COMBINED", "DETECTORS", "SEARCH", "SENTRY", "Score", "score_all", "search_report"]
 
 COMBINED, BATTERY, SEARCH, SENTRY = "combined", "battery_broad", "trigger_search", "adaptersentry"
 DETECTORS = {

@@ -34,7 +34,7 @@ __all__ = [
     "read_truth",
 ]
 
-TEXTS, SMALL_TEXTS = 60, 8
+TEXTS, SMALL_TEXTS = 60, 24
 SMALL_PLAN = SearchPlan(
     positions=("prefix",),
     search_texts=4,

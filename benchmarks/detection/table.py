@@ -55,7 +55,7 @@ def _made(results: dict[str, Any]) -> list[str]:
         lines.append(f"Locked to this plan on {lock['date']}; scored {times} time{'s' if times > 1 else ''}.")
         lines += [
             f"**The lock was broken**: plan {one['plan_id']}, {one['policy_version']}, detectors "
-            f"{one['detect_version']} were scored before, first on {one['date']}, {len(one['scored'])} times in all."
+            f"{one['detect_version']} were scored before, from {one['date']} on (times: {len(one['scored'])})."
             for one in lock["broken"]
         ]
     return lines
@@ -64,7 +64,7 @@ def _made(results: dict[str, Any]) -> list[str]:
 def _group(group: dict[str, Any]) -> list[str]:
     counts = group["counts"]
     lines = [
-        f"### {group['title'].capitalize() if group['title'].islower() else group['title']}",
+        f"### {group['title'][0].upper()}{group['title'][1:]}",
         "",
         f"{counts['built']} of {counts['expected']} adapters: {counts['clean']} clean, {counts['strong']} strong, "
         f"{counts['weak']} weak, {counts['failed']} failed, {counts['unspecific']} unspecific.",
@@ -77,7 +77,7 @@ def _group(group: dict[str, Any]) -> list[str]:
     lines += ["", *_rows(_SCORES, [_score_row(key, found[key]) for key in DETECTORS])]
     lines += ["", *_rows(_DECISIONS, [_decision_row(key, found[key]) for key in DETECTORS])]
     notes = [(key, note, n) for key in DETECTORS for note, n in found[key]["notes"].items()]
-    lines += ["", *_notes(notes)] if notes else []
+    lines += ["", *_notes(notes, counts["built"])] if notes else []
     if counts["left_out"]:
         lines += ["", "Not in the columns of strength:", ""]
         lines += [
@@ -90,12 +90,12 @@ def _group(group: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _notes(notes: Sequence[tuple[str, str, int]]) -> list[str]:
+def _notes(notes: Sequence[tuple[str, str, int]], built: int) -> list[str]:
     """Detectors with the same note share a line."""
     shared: dict[tuple[str, int], list[str]] = {}
     for key, note, n in notes:
         shared.setdefault((note, n), []).append(DETECTORS[key])
-    return [f"- {'; '.join(titles)}: {note} ({n} adapters)" for (note, n), titles in shared.items()]
+    return [f"- {'; '.join(titles)}: {note} ({n} of {built})" for (note, n), titles in shared.items()]
 
 
 def _score_row(key: str, found: dict[str, Any]) -> Sequence[str]:
@@ -121,9 +121,10 @@ def _targets(targets: Sequence[dict[str, Any]]) -> list[str]:
     said = {True: "met", False: "**missed**", None: "not measured"}
     rows = []
     for one in targets:
+        so_far = ", of what is there" if one["incomplete"] and one["n"] else ""
         limit = "none" if not one["wanted"] else f"at least {one['wanted']:.2f}"
         measured = f"{one['hits']}/{one['n']}, {one['hits'] / one['n']:.2f}" if one["n"] else NOTHING
-        rows.append((one["group"], one["what"], limit, measured, said[one["met"]]))
+        rows.append((one["group"], one["what"], limit, measured, said[one["met"]] + so_far))
     return _rows(("cohort", "`battery or search`", "wanted", "measured", ""), rows)
 
 

@@ -24,16 +24,18 @@ _RECOVERED = 0.80
 def judge_targets(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """One entry for each promise: `group`, `what`, the `wanted` share, hits of n, and whether it is `met`.
 
-    None where nothing was measured. A point estimate decides; its interval is in the table.
+    None where nothing was measured, `incomplete` where something of the group is missing. A point estimate decides; its
+    interval is in the table.
     """
     decisions = {group["title"]: {key: one["decision"] for key, one in group["detectors"].items()} for group in groups}
-    judged = []
+    judged: list[dict[str, Any]] = []
     for title, key, figure, least in _RECALLS:
         judged.append(_judged(decisions, title, key, figure, f"recall of {figure} ones", least))
     judged += [_judged(decisions, title, COMBINED, "false_flags", "clean ones flagged", 0.0) for title in _EVERY]
     what = "trigger recovered among those that the search flags"
     judged += [_judged(decisions, title, SEARCH, "recovered", what, _RECOVERED) for title in _EVERY]
-    return judged
+    lacking = {group["title"] for group in groups if group["counts"]["missing"]}
+    return [one | {"incomplete": one["group"] in lacking} for one in judged]
 
 
 def _judged(
