@@ -26,11 +26,11 @@ __all__ = ["WEIGHT_FEATURES", "Clock", "Resident", "ask_sentry", "ask_weights", 
 
 WEIGHT_FEATURES = ("global_frobN_std", "global_frobN_mean", "mlp_frobN_mean")
 MAX_RANK = 4_096
-_SMALL_TEXTS, _SMALL_STEP = 2, 5
+_SMALL_TEXTS, _SMALL_STEP = 2, 10
 
 
 def load_probes(*, small: bool = False) -> dict[str, Probe]:
-    """The two batteries with their texts; `small` is a fifth of their strings, of each family of V one."""
+    """The two batteries with their texts; `small` is a tenth of their strings."""
     probes = {name: load_probe(name, None, _SMALL_TEXTS if small else TEXTS) for name in ("V", "broad")}
     if not small:
         return probes

@@ -34,7 +34,9 @@ __all__ = [
     "read_truth",
 ]
 
-TEXTS, SMALL_TEXTS = 60, 24
+TEXTS = 60
+SMALL_TEXTS = {"label_words": 8, "generative": 8, "encoder": 16, "minilm": 16}
+"""With fewer than 16 there is no search: free answers would take most of the time."""
 SMALL_PLAN = SearchPlan(
     positions=("prefix",),
     search_texts=4,
@@ -103,7 +105,7 @@ def _search_of(cohort: str, small: bool) -> Any:
         from scanner.probe.search.run import CausalSearch, ClassifierSearch
 
         _searches.clear()
-        probe, folder = load_probe("broad", None, SMALL_TEXTS if small else TEXTS), base_folder(cohort)
+        probe, folder = load_probe("broad", None, SMALL_TEXTS[cohort] if small else TEXTS), base_folder(cohort)
         is_causal = PROFILES[cohort] != "sequence-classification"
         base: Any = load_base(folder, "cpu") if is_causal else load_classifier(folder, "cpu")
         kind: Any = CausalSearch if is_causal else ClassifierSearch
