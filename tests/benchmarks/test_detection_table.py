@@ -277,6 +277,7 @@ def test_an_empty_cache_is_a_table_of_what_is_missing_and_a_foreign_lock_stops_t
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_small_run_makes_the_whole_table(tmp_path: Path) -> None:
     out = tmp_path / "RESULTS.md"
     done = _command("--small", "--cache", str(tmp_path / "cache"), "--out", str(out))
