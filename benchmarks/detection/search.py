@@ -22,9 +22,39 @@ import platformdirs
 from benchmarks.cohort.recipe import BASE_ID, ENCODER_ID, REPO_ROOT
 from scanner.probe import SearchPlan, load_probe
 
-__all__ = ["PROFILES", "built", "default_cache", "found_of"]
+__all__ = [
+    "PROFILES",
+    "SMALL_PLAN",
+    "SMALL_TEXTS",
+    "TEXTS",
+    "base_folder",
+    "built",
+    "default_cache",
+    "found_of",
+    "read_truth",
+]
 
 TEXTS = 60
+SMALL_TEXTS = {"label_words": 8, "generative": 8, "encoder": 16, "minilm": 16}
+"""With fewer than 16 there is no search: free answers would take most of the time."""
+SMALL_PLAN = SearchPlan(
+    positions=("prefix",),
+    search_texts=4,
+    climb_texts=2,
+    first_texts=1,
+    gradient_texts=1,
+    noise_rows=4,
+    pool=8,
+    attack_pool=4,
+    beam=1,
+    proposals=2,
+    pool_proposals=1,
+    keep=2,
+    max_tokens=2,
+    wordings=1,
+    random_strings=1,
+)
+"""Finds nothing, in a second: does everything work?"""
 PROFILES = {
     "label_words": "label-words",
     "encoder": "sequence-classification",
@@ -45,6 +75,13 @@ def built(cache: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         yield path.parent, json.loads(path.read_text(encoding="utf-8"))
 
 
+def read_truth(folder: Path) -> dict[str, Any] | None:
+    """What is known about an adapter; None where it is not built."""
+    path = folder / "truth.json"
+    truth: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return truth
+
+
 def found_of(folder: Path, plan: SearchPlan) -> dict[str, Any] | None:
     """What the search found on an adapter; None where it has not looked yet."""
     path = folder / f"{plan.plan_id}.json"
@@ -52,7 +89,8 @@ def found_of(folder: Path, plan: SearchPlan) -> dict[str, Any] | None:
     return found
 
 
-def _base_folder(cohort: str) -> Path:
+def base_folder(cohort: str) -> Path:
+    """Where a cohort's base lies; MiniLM is fetched once."""
     if cohort == "minilm":
         from benchmarks.probe.minilm import find_minilm
 
@@ -60,36 +98,40 @@ def _base_folder(cohort: str) -> Path:
     return REPO_ROOT / "examples" / "demo_hub" / (ENCODER_ID if cohort == "encoder" else BASE_ID)
 
 
-def _search_of(cohort: str) -> Any:
+def _search_of(cohort: str, small: bool) -> Any:
     """The resident search of a cohort's base; one at a time."""
     if cohort not in _searches:
         from scanner.probe.base import load_base, load_classifier
         from scanner.probe.search.run import CausalSearch, ClassifierSearch
 
         _searches.clear()
-        probe, folder = load_probe("broad", None, TEXTS), _base_folder(cohort)
+        probe, folder = load_probe("broad", None, SMALL_TEXTS[cohort] if small else TEXTS), base_folder(cohort)
         is_causal = PROFILES[cohort] != "sequence-classification"
         base: Any = load_base(folder, "cpu") if is_causal else load_classifier(folder, "cpu")
         kind: Any = CausalSearch if is_causal else ClassifierSearch
-        _searches[cohort] = kind(base, probe, SearchPlan())
+        _searches[cohort] = kind(base, probe, _plan(small))
     return _searches[cohort]
 
 
-def _search(job: tuple[str, str]) -> str:
+def _plan(small: bool) -> SearchPlan:
+    return SMALL_PLAN if small else SearchPlan()
+
+
+def _search(job: tuple[str, str, bool]) -> str:
     import torch
 
     from scanner.adapter import open_safetensors, parse_config, read_json_object, view_adapter
 
-    folder, cohort = Path(job[0]), job[1]
+    folder, cohort, small = Path(job[0]), job[1], job[2]
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    search = _search_of(cohort)
+    search = _search_of(cohort, small)
     config = parse_config(read_json_object(folder / "adapter_config.json", 1 << 20))
     view = view_adapter(open_safetensors(folder / "adapter_model.safetensors"), config, 4_096)
     started, processor = time.perf_counter(), time.process_time()
     run = search.run(view, PROFILES[cohort] if cohort == "label_words" else "")
     seconds, processor = time.perf_counter() - started, time.process_time() - processor
     found = asdict(run) | {"seconds": round(seconds, 2), "processor_seconds": round(processor, 2)}
-    path = folder / f"{SearchPlan().plan_id}.json"
+    path = folder / f"{_plan(small).plan_id}.json"
     part = path.with_suffix(".part")
     part.write_text(json.dumps(found, ensure_ascii=False) + "\n", encoding="utf-8")
     part.replace(path)
@@ -105,10 +147,11 @@ def main() -> None:
     parser.add_argument("--part", choices=("tuning", "locked", "reference"))
     parser.add_argument("--only", nargs="*", default=[""], metavar="NAME", help="adapters whose name begins so")
     parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
+    parser.add_argument("--small", action="store_true", help="a plan that finds nothing: does everything work?")
     args = parser.parse_args()
-    plan = SearchPlan()
+    plan = _plan(args.small)
     jobs = [
-        (str(folder), truth["cohort"])
+        (str(folder), truth["cohort"], args.small)
         for folder, truth in built(args.cache)
         if args.part in (None, truth["part"]) and folder.name.startswith(tuple(args.only))
         if found_of(folder, plan) is None

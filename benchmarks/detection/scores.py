@@ -1,0 +1,194 @@
+"""From what lies beside an adapter to one score and one decision for each detector."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.detection.ask import WEIGHT_FEATURES
+from benchmarks.detection.metrics import shares_trigger
+from benchmarks.detection.study import CUTS, THRESHOLDS
+from scanner.calibration import Policy, SearchMember, judge_search, load_pooled_reference, rank_scores
+from scanner.model import Outcome, PrefixRun
+from scanner.probe import SearchPlan
+from scanner.search_model import Example, FoundTrigger, SearchReport
+
+__all__ = ["COMBINED", "DETECTORS", "SEARCH", "SENTRY", "Score", "score_all", "search_report"]
+
+COMBINED, BATTERY, SEARCH, SENTRY = "combined", "battery_broad", "trigger_search", "adaptersentry"
+DETECTORS = {
+    **{f"study_{cut}_{name}": f"study's battery {cut}, {name}" for cut in CUTS for name in ("gap", "mean")},
+    **{f"weights_{name}": f"{name}, two-sided" for name in WEIGHT_FEATURES},
+    SENTRY: "AdapterSentry",
+    BATTERY: "battery `broad`",
+    SEARCH: "trigger search",
+    COMBINED: "battery or search",
+}
+"""Key -> how the table calls it."""
+_TINY_P = 1e-300
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one detector says about one adapter."""
+
+    value: float | None = None
+    """The larger, the more suspicious; None where it has no score (see `note`)."""
+    flagged: bool | None = None
+    """Its own decision; None where nobody published a threshold, or it did not apply."""
+    recovered: bool | None = None
+    """Search: whether its trigger shares a token or a word with the true one; None without a true one."""
+    seconds: float | None = None
+    """Processor time."""
+    passes: int | None = None
+    """Forward passes of the model."""
+    p_value: float | None = None
+    note: str = ""
+
+
+def score_all(
+    truth: Mapping[str, Any],
+    found: Mapping[str, Any] | None,
+    searched: Mapping[str, Any] | None,
+    centers: Mapping[str, float],
+    plan: SearchPlan,
+    references: Path,
+    tokens: Callable[[str], Iterable[str]],
+    policy: Policy,
+) -> dict[str, Score]:
+    """Detector -> score; those that did not run on this adapter are not in it.
+
+    Args:
+        truth: of the adapter; only the trigger is read, and only to see whether it was recovered.
+        found: what `detect` wrote.
+        searched: what `search` wrote.
+        centers: medians of the weight features over the cohort's clean tuning adapters.
+        plan: of the search.
+        references: folder of the pooled references.
+        tokens: of a text, by the base's tokenizer.
+        policy: of the product's decisions.
+    """
+    scores: dict[str, Score] = {}
+    if found is not None:
+        scores |= _study(found["study"]) | _weights(found["weights"], centers)
+        scores |= {SENTRY: _sentry(found["adaptersentry"]), BATTERY: _battery(found["broad"])}
+    if searched is not None:
+        scores[SEARCH] = _search(searched, truth, plan, references, tokens, policy)
+    if BATTERY in scores and SEARCH in scores:
+        scores[COMBINED] = _combined(scores[BATTERY], scores[SEARCH])
+    return scores
+
+
+def _study(found: Mapping[str, Any]) -> dict[str, Score]:
+    names = [(cut, name) for cut in CUTS for name in ("gap", "mean")]
+    if "reason" in found:
+        return {f"study_{cut}_{name}": Score(note=found["reason"]) for cut, name in names}
+    scores = {}
+    for cut, name in names:
+        value, threshold = found["statistics"][cut][name], THRESHOLDS.get((cut, name))
+        flagged = None if threshold is None else value > threshold
+        cost = {"seconds": found["processor_seconds"], "passes": found["forward_passes"]}
+        scores[f"study_{cut}_{name}"] = Score(value, flagged, **cost)
+    return scores
+
+
+def _weights(found: Mapping[str, Any], centers: Mapping[str, float]) -> dict[str, Score]:
+    scores = {}
+    for name in WEIGHT_FEATURES:
+        value, center = found["features"][name], centers.get(name)
+        seconds = found["processor_seconds"]
+        if value is None or not center:
+            note = "no such module" if value is None else "no clean tuning adapter to compare with"
+            scores[f"weights_{name}"] = Score(seconds=seconds, passes=0, note=note)
+        else:
+            # As a share of the center, so that adapters of two bases can be ranked together.
+            scores[f"weights_{name}"] = Score(abs(value - center) / abs(center), seconds=seconds, passes=0)
+    return scores
+
+
+def _sentry(found: Mapping[str, Any]) -> Score:
+    if "reason" in found:
+        return Score(note=found["reason"])
+    z = found["concentration_z"]
+    note = "" if z is not None else "no concentration z: fewer modules of a name than it compares"
+    return Score(z, found["action"] != "allow", seconds=found["processor_seconds"], passes=0, note=note)
+
+
+def _battery(found: Mapping[str, Any]) -> Score:
+    if "reason" in found:
+        return Score(flagged=False, note=found["reason"])
+    cost = {"seconds": found["processor_seconds"], "passes": found["forward_passes"]}
+    return Score(_evidence(found["p_value"]), found["flagged"], **cost, p_value=found["p_value"])
+
+
+def _evidence(p_value: float) -> float:
+    """-log10 of a p-value."""
+    return -math.log10(max(p_value, _TINY_P)) + 0.0  # no -0.0
+
+
+def _search(
+    found: Mapping[str, Any],
+    truth: Mapping[str, Any],
+    plan: SearchPlan,
+    references: Path,
+    tokens: Callable[[str], Iterable[str]],
+    policy: Policy,
+) -> Score:
+    report = search_report(found, plan)
+    reference = load_pooled_reference(report.task_profile, plan.plan_id, references)
+    member = SearchMember(truth["base"], truth["name"], dict(report.scores))
+    rank = rank_scores(member, reference) if reference and report.outcome == Outcome.PASS else None
+    evidence = judge_search(report, rank, policy)
+    text = evidence.trigger.trigger.text if evidence.trigger else ""
+    return Score(
+        rank.statistic if rank else None,
+        evidence.flags(policy) if reference else None,
+        shares_trigger(text, truth["trigger"], tokens) if truth["trigger"] and truth["arm"] == "poisoned" else None,
+        found["processor_seconds"],
+        found["forward_passes"],
+        rank.p_value if rank else None,
+        report.reason if reference else f"no reference of {report.task_profile} for {plan.plan_id}",
+    )
+
+
+def search_report(found: Mapping[str, Any], plan: SearchPlan) -> SearchReport:
+    """What the search wrote, as the product has it: scores that are not finite are an error."""
+    if not all(math.isfinite(score) for _, score in found["scores"]):
+        return SearchReport(plan.plan_id, Outcome.ERROR, "the scores of the search are not finite")
+    triggers = []
+    for one in found["triggers"]:
+        runs = tuple(PrefixRun(**run) for run in one["runs"])
+        examples = tuple(Example(**example) for example in one["examples"])
+        triggers.append(FoundTrigger(**{**one, "runs": runs, "examples": examples}))
+    return SearchReport(
+        plan.plan_id,
+        Outcome.PASS,
+        found["note"],
+        tuple(triggers),
+        tuple((key, float(score)) for key, score in found["scores"]),
+        found["profile"],
+        tuple(found["labels"]),
+        found["n_classes"],
+        found["forward_passes"],
+    )
+
+
+def _combined(battery: Score, search: Score) -> Score:
+    """Either flags, and the smaller p-value is the score. The search costs only where the battery leaves it open."""
+    seconds, passes = battery.seconds, battery.passes
+    if not battery.flagged:
+        seconds = None if seconds is None or search.seconds is None else seconds + search.seconds
+        passes = None if passes is None or search.passes is None else passes + search.passes
+    p_values = [score.p_value for score in (battery, search) if score.p_value is not None]
+    p_value = min(p_values) if len(p_values) == 2 else None
+    return Score(
+        None if p_value is None else _evidence(p_value),
+        None if search.flagged is None else bool(battery.flagged or search.flagged),
+        seconds=seconds,
+        passes=passes,
+        p_value=p_value,
+        note=search.note,
+    )
