@@ -274,21 +274,3 @@ def test_an_empty_cache_is_a_table_of_what_is_missing_and_a_foreign_lock_stops_t
     out.unlink()
     refused = _command(*options)
     assert refused.returncode == 1 and "--break-lock" in refused.stderr and not out.exists()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_small_run_makes_the_whole_table(tmp_path: Path) -> None:
-    out = tmp_path / "RESULTS.md"
-    done = _command("--small", "--cache", str(tmp_path / "cache"), "--out", str(out))
-    assert done.returncode == 0, done.stderr
-    results = json.loads((tmp_path / "results" / "tuning.json").read_text(encoding="utf-8"))
-    assert results["missing"] == [] and "Nothing is missing." in done.stdout
-    assert len(results["adapters"]) == 8
-    assert {frozenset(row["scores"]) for row in results["adapters"]} == {frozenset(DETECTORS)}
-    built = {group["title"]: group["counts"]["built"] for group in results["groups"]}
-    assert (built["label words"], built["sequence classification"], built["generative"]) == (4, 2, 2)
-    for title in DETECTORS.values():
-        assert done.stdout.count(f"| {title} | ") == 2 * 4  # two tables of each group that has adapters
-    assert out.read_text(encoding="utf-8").endswith(done.stdout.rstrip() + "\n")
-    assert str(tmp_path) not in out.read_text(encoding="utf-8") + json.dumps(results)
