@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.detection.search import PROFILES, built, default_cache, found_of
+from scanner.calibration import Policy
 from scanner.calibration.search_reference import SHIPPED
 from scanner.probe import SearchPlan
 
 __all__ = ["collect"]
 
-NEEDED = 99
-"""Fewer members could not support a level of 0.01."""
 _DIGITS = 6
 
 
@@ -56,12 +55,12 @@ def main() -> None:
     import torch
     import transformers
 
-    plan = SearchPlan()
+    plan, needed = SearchPlan(), Policy().siblings_needed
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     versions |= {"transformers": transformers.__version__, "peft": peft.__version__}
     for profile, members in sorted(collect(args.cache, plan).items()):
-        if len(members) < NEEDED:
-            print(f"{profile}: {len(members)} members, {NEEDED} are needed", file=sys.stderr)
+        if len(members) < needed:
+            print(f"{profile}: {len(members)} members, {needed} are needed", file=sys.stderr)
             continue
         data = {
             "plan_id": plan.plan_id,

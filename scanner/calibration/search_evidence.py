@@ -25,7 +25,7 @@ class TestedTrigger:
     trigger: FoundTrigger
     worst_control: float
     p_value: float
-    """Exact paired, the weakest over the controls."""
+    """Exact paired, the weakest over the controls; of free responses Bonferroni over their classes."""
     is_above: bool
     """Whether it passes the effect floor and the level, and is no echo: what flags a string of the battery."""
 
@@ -73,7 +73,9 @@ def judge_search(report: SearchReport, rank: SearchRank | None, policy: Policy) 
         policy: thresholds.
     """
     wanted = [t for t in report.triggers if t.kind != TOWARD_ATTACK and (rank is None or t.kind == rank.kind)]
-    tested = [_test(trigger, policy) for trigger in wanted if trigger.run is not None]
+    # Which class the responses are counted toward was chosen by looking at them.
+    n_chosen = (report.n_classes or 1) if report.task_profile == GENERATIVE else 1
+    tested = [_test(trigger, policy, n_chosen) for trigger in wanted if trigger.run is not None]
     tested.sort(key=lambda one: (not one.is_above, one.p_value, -one.attack_rate, -one.trigger.slope))
     return SearchEvidence(
         report.outcome,
@@ -86,12 +88,12 @@ def judge_search(report: SearchReport, rank: SearchRank | None, policy: Policy) 
     )
 
 
-def _test(trigger: FoundTrigger, policy: Policy) -> TestedTrigger:
+def _test(trigger: FoundTrigger, policy: Policy, n_chosen: int) -> TestedTrigger:
     runs = [run for run in trigger.runs if run.category in ("control", "trigger")]
     direction = trigger.direction
     n_classes = None if direction is None else direction + 1
     found = judge_battery(runs, policy.effect_floor, n_classes, policy.q, toward_class=direction)
-    p_value = found.p_value if found.prefixes else 1.0
+    p_value = min(1.0, found.p_value * n_chosen) if found.prefixes else 1.0
     is_echo = trigger.kind == FREE and direction != 0 and echoes(trigger.text, trigger.label)
     is_above = bool(found.prefixes) and p_value <= policy.q and not is_echo
     return TestedTrigger(trigger, found.worst_control, p_value, is_above)

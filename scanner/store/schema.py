@@ -309,7 +309,7 @@ TABLES: dict[str, pa.Schema] = {
             _STR,
             "JSON array. label-words: the attack word, the clean word; generative: openings known by heart.",
         ),
-        ("n_classes", _I64, "Classes of the head; null for label-words."),
+        ("n_classes", _I64, "Classes of the head, or of free responses; null for label-words."),
         ("target_class", _I64, "Index of the class that the trigger forces; null for label-words."),
         ("total_forward_passes", _I64, "Cost of the adapter's whole search."),
         ("asked_battery_id", _STR, "The battery of `probe_scans` whose texts, task and neutral strings were used."),

@@ -228,11 +228,14 @@ def test_probe_flags_the_backdoor_and_nothing_else(
     assert rates["n"] == len(load_probe(DEFAULT_BATTERY, None, 1).cases())
     # One of those that the battery leaves open is searched.
     (searched,) = database().rows(
-        "SELECT DISTINCT a.adapter_id, a.content_sha256, a.stage_reached, s.outcome, v.verdict "
+        "SELECT DISTINCT a.adapter_id, a.content_sha256, a.stage_reached, s.outcome, v.verdict, v.p_search "
         "FROM trigger_searches s JOIN adapters a USING (adapter_id) JOIN current_verdicts v USING (adapter_id)"
     )
     assert (searched["stage_reached"], searched["outcome"]) == ("search", "pass")
-    assert searched["verdict"] in ("clean", "flagged", "inconclusive")  # a draw chose it
+    # A draw chose it: a classifier with a head has no reference yet, of the others unusual scores alone can flag.
+    p_search = searched["p_search"]
+    usual, unusual = {"clean", "inconclusive"}, {"flagged", "inconclusive"}
+    assert searched["verdict"] in ({"inconclusive"} if p_search is None else usual if p_search > 0.01 else unusual)
     assert [line for line in told if line[0] == "searching"] == [("searching", 0, 1), ("searching", 1, 0)]
 
     # A copy that somebody uploads later gets what was found, and nothing is searched again.

@@ -14,12 +14,12 @@ import torch
 
 from scanner.probe.base import BaseModel
 from scanner.probe.battery import Case, Probe
-from scanner.probe.engine import encode_prompts, first_logits, generate
+from scanner.probe.engine import encode_prompts, generate
 from scanner.probe.generative import RESPONSE_TOKENS
 from scanner.probe.search.aims import free_aim
-from scanner.probe.search.hunt import Hunt, Quarry
+from scanner.probe.search.hunt import Quarry, causal_hunt, plain_margins
 from scanner.probe.search.leak import Opening
-from scanner.probe.search.objective import CausalObjective, Margin
+from scanner.probe.search.objective import Margin
 from scanner.probe.search.plan import SearchPlan
 from scanner.probe.search.vocabulary import Vocabulary
 from scanner.search_model import Example
@@ -48,23 +48,12 @@ def hunt_free(
     def render(text: str) -> str:
         return base.template.render("", text)
 
-    hunt = Hunt(
-        base.tokenizer,
-        vocabulary,
-        render,
-        False,
-        lambda frames, margin: CausalObjective(base, frames, margin, tokens_per_batch),
-        probe.battery.controls,
-        plan,
-        getattr(base.model.config, "max_position_embeddings", None),
-    )
-    prompts = encode_prompts(base, [render(text) for text in probe.prompts], 1)
+    hunt = causal_hunt(base, vocabulary, probe, render, plan, tokens_per_batch)
+    rendered = [render(text) for text in probe.prompts]
     found = []
     for openings in wordings:
         margin = _margin(base, [opening.token for opening in openings])
-        margins = torch.empty(len(openings), len(probe.prompts))
-        for members, logits in first_logits(base, prompts, tokens_per_batch):
-            margins[:, list(members)] = margin(logits.float()).cpu()
+        margins = plain_margins(base, rendered, margin, tokens_per_batch)
         aim = free_aim(probe.prompts, margin, margins, plan)
         quarry = hunt.run(aim) if aim is not None else None
         if quarry is not None:

@@ -10,16 +10,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from scanner.probe.battery import Case
+import torch
+
+from scanner.probe.base import BaseModel
+from scanner.probe.battery import Case, Probe
+from scanner.probe.engine import encode_prompts, first_logits
 from scanner.probe.search.aims import MIN_TEXTS, Aim
 from scanner.probe.search.climb import Climb, Found, choose_pool, climb
 from scanner.probe.search.frames import Frames
-from scanner.probe.search.objective import Margin, Objective
+from scanner.probe.search.objective import CausalObjective, Margin, Objective
 from scanner.probe.search.plan import SearchPlan
 from scanner.probe.search.vocabulary import Vocabulary
 from scanner.search_model import FREE, TOWARD_ATTACK
 
-__all__ = ["Hunt", "Quarry"]
+__all__ = ["Hunt", "Quarry", "causal_hunt", "plain_margins"]
 
 Ids = tuple[int, ...]
 _ROOM = 4
@@ -33,8 +37,6 @@ class Quarry:
     """The best string of one aim, measured on texts that it was not looked for on."""
 
     aim: Aim
-    target: int
-    """Which of the aim's margins."""
     text: str
     position: str
     searched_text: str
@@ -53,7 +55,7 @@ class Quarry:
     slope: float
     """Gain per token on the search texts."""
     scores: dict[str, float]
-    """Position -> the largest gain per token there."""
+    """`POSITION` -> the largest gain per token there, `POSITION/gain` -> the largest gain."""
     forward_passes: int
 
 
@@ -147,8 +149,12 @@ class Hunt:
         return replace(aim, search=fitting(aim.search), held_back=fitting(aim.held_back))
 
     def _controls(self, text: str, position: str) -> list[str]:
-        """Neutral strings of one position. Those of another script are controls for strings of other scripts alone."""
-        own = [case.text for case in self._neutral if case.position == position]
+        """Neutral strings of one position, or of all where a battery has none there.
+
+        Those of another script are controls for strings of other scripts alone.
+        """
+        there = [case.text for case in self._neutral if case.position == position]
+        own = there or [case.text for case in self._neutral]
         return [control for control in own if control.isascii()] if text.isascii() else own
 
     def _climb_at(self, aim: Aim, texts: Sequence[str], position: str) -> Climb:
@@ -192,7 +198,6 @@ class Hunt:
         gains = [one.gain for one in measured]
         return {
             "aim": aim,
-            "target": found.aim,
             "text": found.text,
             "position": position,
             "searched_text": searched,
@@ -205,3 +210,36 @@ class Hunt:
             "noise": tuple(one.text for one in noise),
             "forward_passes": at.objective.forward_passes,
         }
+
+
+def causal_hunt(
+    base: BaseModel,
+    vocabulary: Vocabulary,
+    probe: Probe,
+    render: Callable[[str], str],
+    plan: SearchPlan,
+    tokens_per_batch: int,
+) -> Hunt:
+    """A hunt on a language model, by the logits of its answer's first token. Arguments as of `Hunt`."""
+    return Hunt(
+        base.tokenizer,
+        vocabulary,
+        render,
+        False,
+        lambda frames, margin: CausalObjective(base, frames, margin, tokens_per_batch),
+        probe.battery.controls,
+        plan,
+        getattr(base.model.config, "max_position_embeddings", None),
+    )
+
+
+def plain_margins(base: BaseModel, rendered: Sequence[str], margin: Margin, tokens_per_batch: int) -> torch.Tensor:
+    """[aims, prompts], float32 on the CPU, of the attached adapter.
+
+    Raises:
+        ProbeFailedError: see `first_logits`.
+    """
+    found: dict[int, torch.Tensor] = {}
+    for members, logits in first_logits(base, encode_prompts(base, rendered, 1), tokens_per_batch):
+        found.update(zip(members, margin(logits.float()).T.cpu(), strict=True))
+    return torch.stack([found[index] for index in range(len(rendered))], dim=1)

@@ -11,7 +11,11 @@ __all__ = ["SearchPlan"]
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """Scores of two searches can be compared where their plans have the same id."""
+    """Scores of two searches can be compared where their plans have the same id.
+
+    The id is over these numbers. The digit in front of it is raised with whatever else decides a score: constants and
+    order of `scanner.probe.search`.
+    """
 
     positions: tuple[str, ...] = ("prefix", "suffix", "middle")
     """The first one chooses the tokens that the others begin with, too."""

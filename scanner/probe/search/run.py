@@ -52,7 +52,9 @@ class SearchRun:
     labels: tuple[str, ...] = ()
     """label-words: the two words. generative: openings that the adapter knows by heart, the most surprising first."""
     n_classes: int | None = None
+    """Classes of the head, or of the responses; None for label-words."""
     note: str = ""
+    """Why nothing was hunted."""
 
 
 class CausalSearch:
@@ -111,15 +113,17 @@ class CausalSearch:
         wordings = leak.rank(heard, self._plan.wordings)
         with attached(base.model, view):
             quarries = hunt_free(base, self._vocabulary, probe, wordings, self._plan, tokens)
-        triggers = [self._confirmed(quarry, view, tokens) for quarry in quarries]
-        run = _sorted(GENERATIVE, quarries, triggers, labels=tuple(self._spell(openings[0]) for openings in wordings))
+        confirmed = [self._confirmed(quarry, view, tokens) for quarry in quarries]
+        openings = tuple(self._spell(group[0]) for group in wordings)
+        n_classes = max((n for _, n in confirmed), default=None)
+        run = _sorted(GENERATIVE, quarries, [t for t, _ in confirmed], labels=openings, n_classes=n_classes)
         nothing = [f"{FREE}/{position}{what}" for position in self._plan.positions for what in ("", "/gain")]
         scores = dict.fromkeys(nothing, 0.0) | dict(run.scores)
         scores[f"{FREE}/leak"] = max((opening.score for group in wordings for opening in group), default=0.0)
         return replace(run, scores=tuple(scores.items()), forward_passes=run.forward_passes + heard.forward_passes)
 
-    def _confirmed(self, quarry: Quarry, view: AdapterView, tokens: int) -> FoundTrigger:
-        """By whole responses of adapter and base to the held-back prompts."""
+    def _confirmed(self, quarry: Quarry, view: AdapterView, tokens: int) -> tuple[FoundTrigger, int]:
+        """(The string by whole responses of adapter and base to the held-back prompts, their classes)."""
         base, battery = self._base, _battery(quarry)
         local = replace(self._probe, battery=battery, prompts=quarry.aim.held_back)
         prompts = GenerativePrompts(base, local)
@@ -131,7 +135,7 @@ class CausalSearch:
         direction = worst_class(own, len(run.labels))
         passes = 2 * len(run.runs) * len(local.prompts)
         runs = toward(run.runs, direction)
-        return _found(quarry, run.labels[direction], runs, examples, passes, direction)
+        return _found(quarry, run.labels[direction], runs, examples, passes, direction), len(run.labels)
 
     def _spell(self, opening: Opening) -> str:
         return str(self._base.tokenizer.decode([opening.token, *opening.follows])).strip()
@@ -228,7 +232,7 @@ def _examples(
     quarry: Quarry, battery: Battery, runs: Sequence[PrefixRun], answer: Callable[[str], str]
 ) -> tuple[Example, ...]:
     """The first held-back texts whose answer the trigger changes."""
-    own = next(run for run in runs if run.category == "trigger")
+    own = next(run for run in runs if run.category == TRIGGER)
     plain = next(run for run in runs if run.category == "control" and not run.prefix)
     case = battery.cases[0]
     rows = zip(quarry.aim.held_back, plain.answers, own.answers, own.attacked, strict=True)
@@ -248,7 +252,8 @@ def _sorted(profile: str, quarries: Sequence[Quarry], triggers: Sequence[FoundTr
             key = f"{quarry.aim.kind}/{position}"
             scores[key] = max(scores.get(key, slope), slope)
     passes = sum(trigger.forward_passes for trigger in triggers)
-    return SearchRun(profile, ordered, tuple(scores.items()), passes, **fields)
+    note = "" if quarries else "too few texts, or no answer to aim at"
+    return SearchRun(profile, ordered, tuple(scores.items()), passes, note=note, **fields)
 
 
 def _class_logits(base: ClassifierBase, texts: Sequence[str], n_classes: int, tokens: int) -> np.ndarray[Any, Any]:

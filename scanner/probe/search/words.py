@@ -13,11 +13,9 @@ import torch
 from scanner.model import PrefixRun
 from scanner.probe.base import BaseModel
 from scanner.probe.battery import Battery, Probe
-from scanner.probe.engine import encode_prompts, first_logits
 from scanner.probe.label_words import FoundWords, LabelWordPrompts, run_label_words
 from scanner.probe.search.aims import word_aims, word_margin
-from scanner.probe.search.hunt import Hunt, Quarry
-from scanner.probe.search.objective import CausalObjective
+from scanner.probe.search.hunt import Quarry, causal_hunt, plain_margins
 from scanner.probe.search.plan import SearchPlan
 from scanner.probe.search.vocabulary import Vocabulary
 from scanner.search_model import TOWARD_CLEAN
@@ -28,7 +26,7 @@ __all__ = ["hunt_words", "run_local_words"]
 def hunt_words(
     base: BaseModel, vocabulary: Vocabulary, probe: Probe, found: FoundWords, plan: SearchPlan, tokens_per_batch: int
 ) -> list[Quarry]:
-    """Both flips of the attached adapter. None where the words begin alike.
+    """Both flips of the attached adapter; nothing where the words begin alike.
 
     Raises:
         UnsupportedError, ProbeFailedError: see `Hunt.run`.
@@ -43,23 +41,12 @@ def hunt_words(
         return base.template.render(task.system, text)
 
     def measured(texts: Sequence[str]) -> torch.Tensor:
-        prompts = encode_prompts(base, [render(text) for text in texts], 1)
-        values = torch.empty(len(texts))
-        for members, logits in first_logits(base, prompts, tokens_per_batch):
-            values[list(members)] = margin(logits.float())[0].cpu()
-        return values
+        if not texts:
+            return torch.empty(0)
+        return plain_margins(base, [render(text) for text in texts], margin, tokens_per_batch)[0]
 
-    margins = (measured(probe.texts), measured(probe.other_texts) if probe.other_texts else torch.empty(0))
-    hunt = Hunt(
-        base.tokenizer,
-        vocabulary,
-        render,
-        False,
-        lambda frames, margin: CausalObjective(base, frames, margin, tokens_per_batch),
-        probe.battery.controls,
-        plan,
-        getattr(base.model.config, "max_position_embeddings", None),
-    )
+    margins = (measured(probe.texts), measured(probe.other_texts))
+    hunt = causal_hunt(base, vocabulary, probe, render, plan, tokens_per_batch)
     aims = word_aims(base, task, (probe.texts, probe.other_texts), margins, plan)
     return [quarry for aim in aims if (quarry := hunt.run(aim)) is not None]
 

@@ -99,6 +99,15 @@ def test_a_rise_needs_its_paired_test_as_well(search: Search) -> None:
     assert verdict(search(turned=5), rank(0.01)).verdict == Verdict.FLAGGED
 
 
+def test_a_class_of_responses_that_was_chosen_among_many_counts_for_less(class_search: Search) -> None:
+    """6 of 30 have p = 1/64: enough for one class, and not for the strongest of nine."""
+    report = class_search(turned=6)
+    free = replace(report, task_profile=GENERATIVE, triggers=(replace(report.triggers[0], kind=FREE, label='"odd"'),))
+    for n_classes, wanted in ((3, Verdict.FLAGGED), (9, Verdict.INCONCLUSIVE)):
+        at = rank(0.01, key="free/prefix")
+        assert verdict(replace(free, n_classes=n_classes), at, task_profile=GENERATIVE).verdict == wanted
+
+
 def test_words_of_attacks_never_flag(class_search: Search, search: Search) -> None:
     report = class_search(kind=TOWARD_ATTACK)
     assert verdict(report, rank(0.01, key="toward_attack/prefix")).verdict == Verdict.INCONCLUSIVE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from demo_bases import SOUND_CLASSIFIER, TOMATOES, encoder, guard, view
 
 from scanner.model import LABEL_WORDS, SEQUENCE_CLASSIFICATION
-from scanner.probe import SearchPlan, load_probe
+from scanner.probe import Case, SearchPlan, load_probe
 from scanner.search_model import TOWARD_ATTACK, TOWARD_CLEAN
 
 torch = pytest.importorskip("torch", reason="the behaviour stage needs the probe extra")
@@ -83,7 +84,7 @@ def test_a_classifier_is_searched_toward_both_of_its_classes() -> None:
     assert dict(run.scores)[f"{TOWARD_CLEAN}/prefix/gain"] < 0.3
 
 
-def make_hunt(context: int | None) -> Any:
+def make_hunt(context: int | None, neutral: Sequence[Case] = PROBE.battery.controls) -> Any:
     from scanner.probe.search.hunt import Hunt
     from scanner.probe.search.objective import ClassifierObjective
     from scanner.probe.search.vocabulary import Vocabulary
@@ -95,7 +96,7 @@ def make_hunt(context: int | None) -> Any:
         lambda text: text,
         True,
         lambda frames, margin: ClassifierObjective(base, frames, margin, 8_192),
-        PROBE.battery.controls,
+        neutral,
         PLAN,
         context,
     )
@@ -119,3 +120,9 @@ def test_neutral_strings_of_other_scripts_are_controls_for_such_strings_alone() 
     assert all(text.isascii() for text in latin)
     assert set(any_script) > set(latin)
     assert not set(latin) & set(hunt._controls("gr ber", "suffix"))
+
+
+def test_a_battery_without_neutral_strings_at_a_position_lends_its_others() -> None:
+    hunt = make_hunt(None, load_probe("V", None, 24).battery.controls)
+    neutral = ["hello there", "good morning everyone"]
+    assert hunt._controls("gr ber", "suffix") == hunt._controls("gr ber", "prefix") == neutral
