@@ -132,6 +132,7 @@ def plain_crawl(store: str, tmp_path: Path) -> Callable[..., int]:
         polled = stages.poll_new_repos.fn(str(work), endpoint, store, **options)
         workspace = Workspace(work)
         grouped = stages.resolve_bases.fn(str(work), endpoint, store, polled["repos"])
+        n_searched = 0
         for number, (base, repos) in enumerate(_shards(workspace.read_repos(grouped["repos"]), Settings())):
             shard = f"shard{number}"
             listed = workspace.write_repos(shard, repos)
@@ -143,12 +144,13 @@ def plain_crawl(store: str, tmp_path: Path) -> Callable[..., int]:
                 str(work), endpoint, store, name, shard, [batch["records"]],
                 mode=probe, battery="V", texts=None, texts_limit=4, reading="scored",
             )  # fmt: skip
+            n_searched += probed["n_searched"]
             stages.append_batch.fn(
                 probed["records"], store, crawl_id=name, base_model=base, probe_id=probed["probe_id"],
                 scanned_at=started.isoformat(),
             )  # fmt: skip
         verdicts = stages.judge_crawl.fn(store, endpoint, name)
-        summary = {"n_adapters": sum(verdicts.values()), "verdicts": verdicts}
+        summary = {"n_adapters": sum(verdicts.values()), "n_searched": n_searched, "verdicts": verdicts}
         stages.record_crawl.fn(
             str(work), store, endpoint, name, polled, summary, base=None, started_at=started.isoformat()
         )
