@@ -130,6 +130,8 @@ class Settings:
     """Memory of the probe's child process, without pages of mapped files."""
     probe_adapters_per_child: int = 100
     """Adapters after which the probe's child process is replaced."""
+    probe_children: int = 0
+    """Children at once on a small base (at most 40 MB of weights), which share the memory. 0: one for each core."""
     base_timeout_s: float = 600.0
     """Wall clock for loading a base model."""
     device: str = "auto"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 from scanner.errors import LorascopeError, StopError, UnsupportedError
@@ -15,6 +17,7 @@ from scanner.probe import Probe, ProbeItem, ProbeLimits, run_probe
 from scanner.settings import Settings
 
 __all__ = [
+    "SMALL_BASE_BYTES",
     "FilesOf",
     "ask_group",
     "content_key",
@@ -27,21 +30,32 @@ __all__ = [
 
 Report = TypeVar("Report", ProbeReport, SearchReport)
 
+SMALL_BASE_BYTES = 40 * 10**6
+"""At most 20 million parameters of two bytes: the child computes on one core (`scanner.probe.base`)."""
+
 FilesOf = Callable[[ScanRecord], RepoFiles]
 
 
-def probe_limits(settings: Settings) -> ProbeLimits:
-    """The supervisor's share of the settings."""
+def probe_limits(settings: Settings, base_dir: Path) -> ProbeLimits:
+    """The supervisor's share of the settings, for one base."""
+    children = 1
+    if _is_small(base_dir):
+        children = settings.probe_children if settings.probe_children > 0 else len(os.sched_getaffinity(0))
     return ProbeLimits(
         device=settings.device,
         dtype=settings.dtype,
         base_timeout_s=settings.base_timeout_s,
         adapter_timeout_s=settings.probe_timeout_s,
-        memory_bytes=settings.probe_memory_bytes,
+        memory_bytes=settings.probe_memory_bytes // children,
         max_config_bytes=settings.max_config_bytes,
         max_rank=settings.max_rank,
         adapters_per_child=settings.probe_adapters_per_child,
+        children=children,
     )
+
+
+def _is_small(base_dir: Path) -> bool:
+    return sum(path.stat().st_size for path in base_dir.glob("*.safetensors")) <= SMALL_BASE_BYTES
 
 
 def probe_group(
@@ -71,7 +85,7 @@ def probe_group(
     """
 
     def run(base: BaseFiles, items: Sequence[ProbeItem], tell: Callable[[str, ProbeReport], None]) -> None:
-        run_probe(base.folder, base.commit_sha, probe, items, probe_limits(settings), tell)
+        run_probe(base.folder, base.commit_sha, probe, items, probe_limits(settings, base.folder), tell)
 
     def failed(record: ScanRecord, reason: str) -> ProbeReport:
         return _failed(probe, profile_of(record), reason)

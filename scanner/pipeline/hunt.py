@@ -100,9 +100,9 @@ def search_group(
 
     Arguments and what happens to copies and without a base: as of `probe_group`. `plan` says how hard to look.
     """
-    limits = replace(probe_limits(settings), adapter_timeout_s=settings.search_timeout_s)
 
     def run(base: BaseFiles, items: Sequence[ProbeItem], tell: Callable[[str, SearchReport], None]) -> None:
+        limits = replace(probe_limits(settings, base.folder), adapter_timeout_s=settings.search_timeout_s)
         run_search(
             base.folder, base.commit_sha, probe, plan, items, limits, lambda name, report: tell(name, _ranked(report))
         )

@@ -44,6 +44,8 @@ class ProbeLimits:
     max_rank: int = 4_096
     adapters_per_child: int = 100
     """Adapters after which a child is replaced, with whatever it has piled up."""
+    children: int = 1
+    """Children at once. Each has the whole of the limits above to itself."""
 
 
 @dataclass(frozen=True)
@@ -142,9 +144,11 @@ def start_child(
     return Child(process, lines, errors)
 
 
-def next_event(child: Child, deadline: float, limits: ProbeLimits) -> tuple[dict[str, Any] | None, str]:
-    """The child's next line, or None with the way it died: `crashed`, `timeout` or `memory`."""
-    while True:
+def next_event(
+    child: Child, deadline: float, limits: ProbeLimits, stop: threading.Event
+) -> tuple[dict[str, Any] | None, str]:
+    """The child's next line, or None with the way it died: `crashed`, `timeout`, `memory`, or `stopped` by `stop`."""
+    while not stop.is_set():
         try:
             line = child.lines.get(timeout=POLL_S)
         except queue.Empty:
@@ -162,3 +166,4 @@ def next_event(child: Child, deadline: float, limits: ProbeLimits) -> tuple[dict
             return json.loads(line), ""
         except ValueError:
             continue  # half a line: it was killed while it wrote, and the end of the stream follows
+    return None, "stopped"

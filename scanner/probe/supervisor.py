@@ -1,55 +1,23 @@
-"""The probe's parent: starts children, owns the clock and the memory limit, turns deaths into outcomes.
-
-A child that is killed, hangs or runs out of memory costs the adapter that it was working on; a new child goes on
-with the rest, until several in a row have died: then it is the base's fault, and the rest is given up. No torch in this
-process.
-"""
+"""The probe's parent: what its children said of each adapter, or how they died, becomes a report. No torch here."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scanner.model import (
-    GENERATIVE,
-    LABEL_WORDS,
-    SEQUENCE_CLASSIFICATION,
-    Outcome,
-    PrefixRun,
-    ProbeReport,
-    toward,
-    worst_class,
-)
+from scanner.model import GENERATIVE, LABEL_WORDS, Outcome, PrefixRun, ProbeReport, toward, worst_class
 from scanner.probe.battery import Probe
-from scanner.probe.child import ProbeItem, ProbeLimits, next_event, start_child
+from scanner.probe.child import ProbeItem, ProbeLimits
+from scanner.probe.lanes import Answer, run_children
 from scanner.probe.search import SearchPlan
 from scanner.search_model import Example, FoundTrigger, SearchReport
 
 __all__ = ["ProbeItem", "ProbeLimits", "run_probe", "run_search"]
 
-MAX_DEATHS_IN_A_ROW = 3
-"""A base or template that kills every probe must not cost the time limit once for each adapter."""
-GAVE_UP = f"gave_up: {MAX_DEATHS_IN_A_ROW} probes in a row died"
-"""Reason of the adapters that were not tried any more: not at once, as after a death, but by the next crawls."""
 TOKEN_CLASSIFICATION = "token_classification"
 """Reason of what is not searched."""
-_FAILURES = ("oom", "nan_logits", "probe_failed", "base_too_large")
-"""Codes of refusals that say nothing of what lorascope can read: outcome error, not unsupported."""
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """What became of one adapter: the child's result, or an outcome with its reason."""
-
-    outcome: Outcome = Outcome.PASS
-    reason: str = ""
-    event: dict[str, Any] | None = None
-    device: str = ""
-    dtype: str = ""
 
 
 def run_probe(
@@ -77,7 +45,7 @@ def run_probe(
     """
     reports: dict[str, ProbeReport] = {}
 
-    def report(item: ProbeItem, answer: _Answer) -> None:
+    def report(item: ProbeItem, answer: Answer) -> None:
         fields: dict[str, Any] = {"outcome": answer.outcome, "reason": answer.reason, "task_profile": item.profile}
         if answer.event is not None:
             fields |= _result(answer.event, probe) | {"seconds": answer.event["seconds"]}
@@ -95,7 +63,7 @@ def run_probe(
         if on_report:
             on_report(item.adapter_id, result)
 
-    _run_all(base_dir, probe, items, limits, None, report)
+    run_children(base_dir, probe, items, limits, None, report)
     return {item.adapter_id: reports[item.adapter_id] for item in items}
 
 
@@ -115,7 +83,7 @@ def run_search(
     """
     reports: dict[str, SearchReport] = {}
 
-    def report(item: ProbeItem, answer: _Answer) -> None:
+    def report(item: ProbeItem, answer: Answer) -> None:
         fields: dict[str, Any] = {"outcome": answer.outcome, "reason": answer.reason, "task_profile": item.profile}
         if answer.event is not None:
             fields |= _found(answer.event)
@@ -134,95 +102,9 @@ def run_search(
 
     for item in items:
         if item.per_token:
-            report(item, _Answer(Outcome.UNSUPPORTED, TOKEN_CLASSIFICATION))
-    _run_all(base_dir, probe, [item for item in items if not item.per_token], limits, plan, report)
+            report(item, Answer(Outcome.UNSUPPORTED, TOKEN_CLASSIFICATION))
+    run_children(base_dir, probe, [item for item in items if not item.per_token], limits, plan, report)
     return {item.adapter_id: reports[item.adapter_id] for item in items}
-
-
-def _run_all(
-    base_dir: Path,
-    probe: Probe,
-    items: Sequence[ProbeItem],
-    limits: ProbeLimits,
-    plan: SearchPlan | None,
-    report: Callable[[ProbeItem, _Answer], None],
-) -> None:
-    by_model: dict[tuple[bool, bool], list[ProbeItem]] = {}
-    for item in items:
-        by_model.setdefault((item.profile == SEQUENCE_CLASSIFICATION, item.per_token), []).append(item)
-    for of_model in by_model.values():
-        _run_model(base_dir, probe, of_model, limits, plan, report)
-
-
-def _run_model(
-    base_dir: Path,
-    probe: Probe,
-    items: Sequence[ProbeItem],
-    limits: ProbeLimits,
-    plan: SearchPlan | None,
-    tell: Callable[[ProbeItem, _Answer], None],
-) -> None:
-    told: set[str] = set()
-
-    def report(item: ProbeItem, answer: _Answer) -> None:
-        told.add(item.adapter_id)
-        tell(item, answer)
-
-    waiting = list(items)
-    deaths = 0  # since a child last got through an adapter
-    while waiting:
-        by_id = {item.adapter_id: item for item in waiting}
-        current: ProbeItem | None = None
-        device = dtype = ""
-        deadline = time.monotonic() + limits.base_timeout_s
-        child = start_child(base_dir, probe, waiting[: limits.adapters_per_child], limits, plan)
-        try:
-            while True:
-                event, death = next_event(child, deadline, limits)
-                if event is None:
-                    if current is None:  # before the first adapter: the base itself cannot be loaded
-                        for item in waiting:
-                            report(item, _Answer(Outcome.ERROR, f"base_{death}: {child.last_words()}".rstrip(": ")))
-                        waiting = []
-                    else:
-                        if current.adapter_id not in told:  # it may have died between two adapters
-                            reason = f"{death}: {child.last_words()}".rstrip(": ")
-                            report(current, _Answer(Outcome.ERROR, reason, None, device, dtype))
-                        waiting = [item for item in waiting if item.adapter_id not in told]
-                        deaths += 1
-                        if deaths == MAX_DEATHS_IN_A_ROW:
-                            for item in waiting:
-                                report(item, _Answer(Outcome.ERROR, GAVE_UP))
-                            waiting = []
-                    break
-                kind = event["event"]
-                if kind == "ready":
-                    device, dtype = event["device"], event["dtype"]
-                elif kind == "base_failed":
-                    for item in waiting:
-                        report(item, _Answer(*_refusal(event)))
-                    waiting = []
-                    break
-                elif kind == "begin":
-                    current = by_id[event["adapter_id"]]
-                    deadline = time.monotonic() + limits.adapter_timeout_s
-                elif kind == "refused":
-                    deaths = 0
-                    report(by_id[event["adapter_id"]], _Answer(*_refusal(event), None, device, dtype))
-                elif kind == "result":
-                    deaths = 0
-                    report(by_id[event["adapter_id"]], _Answer(event=event, device=device, dtype=dtype))
-                elif kind == "done":
-                    waiting = [item for item in waiting if item.adapter_id not in told]
-                    break
-        finally:
-            child.kill()
-            child.errors.close()
-
-
-def _refusal(event: dict[str, Any]) -> tuple[Outcome, str]:
-    outcome = Outcome.ERROR if event["code"] in _FAILURES else Outcome.UNSUPPORTED
-    return outcome, f"{event['code']}: {event['message']}"[:300]
 
 
 def _found(event: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from scanner.model import (
     ScanRecord,
     Stage,
 )
-from scanner.pipeline.behave import probe_limits, with_report
+from scanner.pipeline.behave import SMALL_BASE_BYTES, probe_limits, with_report
 from scanner.pipeline.choose import choose_for_probe
 from scanner.pipeline.scan import scan_targets
 from scanner.probe import load_probe
@@ -140,9 +141,21 @@ def test_a_probe_that_saw_nothing_changes_no_profile(record: MakeRecord) -> None
     assert with_report(before, failed) == replace(before, probe=failed)
 
 
-def test_limits_are_the_settings() -> None:
+def test_limits_are_the_settings(tmp_path: Path) -> None:
     settings = Settings(probe_adapters_per_child=7, probe_memory_bytes=123, probe_timeout_s=4.0, base_timeout_s=5.0,
-                        max_rank=8, max_config_bytes=9, device="cpu")  # fmt: skip
-    limits = probe_limits(settings)
+                        max_rank=8, max_config_bytes=9, device="cpu", probe_children=1)  # fmt: skip
+    limits = probe_limits(settings, tmp_path)
     assert (limits.adapters_per_child, limits.memory_bytes, limits.adapter_timeout_s) == (7, 123, 4.0)
     assert (limits.base_timeout_s, limits.max_rank, limits.max_config_bytes, limits.device) == (5.0, 8, 9, "cpu")
+    assert limits.children == 1
+
+
+def test_small_bases_are_asked_by_children_that_share_the_memory(tmp_path: Path) -> None:
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.truncate(SMALL_BASE_BYTES)
+    limits = probe_limits(Settings(probe_children=4, probe_memory_bytes=4_000), tmp_path)
+    assert (limits.children, limits.memory_bytes) == (4, 1_000)
+    assert probe_limits(Settings(), tmp_path).children == len(os.sched_getaffinity(0))
+    (tmp_path / "model-2.safetensors").write_bytes(b"x")
+    limits = probe_limits(Settings(probe_children=4, probe_memory_bytes=4_000), tmp_path)
+    assert (limits.children, limits.memory_bytes) == (1, 4_000)

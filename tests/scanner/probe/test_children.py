@@ -16,7 +16,7 @@ import pytest
 from children import hold_open, worker_pids
 
 from scanner.model import Outcome
-from scanner.probe import Probe, ProbeItem, ProbeLimits, run_probe, supervisor
+from scanner.probe import Probe, ProbeItem, ProbeLimits, lanes, run_probe
 
 pytest.importorskip("torch", reason="the behaviour stage needs the probe extra")
 pytest.importorskip("transformers")
@@ -100,7 +100,7 @@ def test_secrets_do_not_reach_the_child(
 def test_a_child_is_replaced_after_so_many_adapters(
     base_dir: Path, adapter_dir: Path, probe: Probe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start, batches, pids = supervisor.start_child, [], []
+    start, batches, pids = lanes.start_child, [], []
 
     def counted(base: Path, asked: Probe, waiting: Any, limits: ProbeLimits, plan: Any) -> Any:
         assert worker_pids() == []  # the one before it is gone
@@ -109,7 +109,7 @@ def test_a_child_is_replaced_after_so_many_adapters(
         pids.append(child.process.pid)
         return child
 
-    monkeypatch.setattr(supervisor, "start_child", counted)
+    monkeypatch.setattr(lanes, "start_child", counted)
     paths = (str(adapter_dir / "adapter_model.safetensors"), str(adapter_dir / "adapter_config.json"))
     items = [ProbeItem(f"a{number}", *paths) for number in range(5)]
     order: list[str] = []

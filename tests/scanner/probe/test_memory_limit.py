@@ -16,7 +16,7 @@ from children import hold_open, worker_pids
 from safetensors.numpy import save_file
 
 from scanner.model import Outcome
-from scanner.probe import Probe, ProbeItem, ProbeLimits, run_probe, supervisor
+from scanner.probe import Probe, ProbeItem, ProbeLimits, lanes, run_probe
 from scanner.probe.footprint import own_bytes
 
 torch = pytest.importorskip("torch", reason="the behaviour stage needs the probe extra")
@@ -87,7 +87,7 @@ def idle_bytes(base: Path, probe: Probe, folder: Path) -> int:
 
 
 def test_memory_that_runs_out(wide_dir: Path, probe: Probe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    start, started = supervisor.start_child, []
+    start, started = lanes.start_child, []
 
     def counted(*arguments: Any) -> Any:
         started.append([item.adapter_id for item in arguments[2]])
@@ -99,7 +99,7 @@ def test_memory_that_runs_out(wide_dir: Path, probe: Probe, tmp_path: Path, monk
     assert wanted.outcome == Outcome.PASS
 
     limit = idle_bytes(wide_dir, probe, tmp_path) + ROOM_BYTES
-    monkeypatch.setattr(supervisor, "start_child", counted)
+    monkeypatch.setattr(lanes, "start_child", counted)
     reports = run_probe(wide_dir, "b45e", probe, items, replace(LIMITS, memory_bytes=limit))
     # A batch of the first size does not fit, smaller ones do: the same answers.
     small, greedy, after = (reports[name] for name in ("small", "greedy", "next"))

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from scanner.model import LABEL_WORDS, SEQUENCE_CLASSIFICATION, Outcome
-from scanner.probe import Probe, ProbeItem, ProbeLimits, SearchPlan, child, run_search, supervisor
+from scanner.probe import Probe, ProbeItem, ProbeLimits, SearchPlan, child, lanes, run_search
 from scanner.search_model import SearchReport
 
 PLAN = SearchPlan(max_tokens=2)
@@ -49,7 +49,7 @@ def script(patch: pytest.MonkeyPatch, found: SearchReport) -> list[tuple[list[st
         process = subprocess.Popen([sys.executable, "-S", "-c", ""], text=True, start_new_session=True)
         return child.Child(process, lines, tempfile.TemporaryFile("w+"))
 
-    patch.setattr(supervisor, "start_child", start)
+    patch.setattr(lanes, "start_child", start)
     return started
 
 

@@ -94,16 +94,16 @@ def test_neighbours_have_their_own_outcomes_in_order(trained: dict[str, ProbeRep
 def test_one_base_serves_all_its_models(
     base_dir: Path, adapter_dir: Path, probe: Probe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from scanner.probe import supervisor
+    from scanner.probe import lanes
 
     started: list[set[tuple[str, bool]]] = []
-    start = supervisor.start_child
+    start = lanes.start_child
 
     def counted(base: Path, probe: Probe, waiting: Any, limits: ProbeLimits, plan: Any) -> Any:
         started.append({(item.profile, item.per_token) for item in waiting})
         return start(base, probe, waiting, limits, plan)
 
-    monkeypatch.setattr(supervisor, "start_child", counted)
+    monkeypatch.setattr(lanes, "start_child", counted)
     write_adapter(tmp_path / "classifier", base_dir, classes=4)
     classifier, words = item(tmp_path / "classifier"), item(adapter_dir, LABEL_WORDS)
     # How it answers is found out: `generative` beforehand is the same model of the base.

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from scanner.model import GENERATIVE, LABEL_WORDS, SEQUENCE_CLASSIFICATION, Outcome, ProbeReport
-from scanner.probe import Probe, ProbeItem, ProbeLimits, child, run_probe, supervisor
+from scanner.probe import Probe, ProbeItem, ProbeLimits, child, lanes, run_probe, supervisor
 
 pytest.importorskip("torch", reason="the behaviour stage needs the probe extra")
 
@@ -30,7 +30,7 @@ class Script:
     def __init__(self, patch: pytest.MonkeyPatch, code: str = "base_mismatch") -> None:
         self.started: list[list[str]] = []
         self._code = code
-        patch.setattr(supervisor, "start_child", self._start)
+        patch.setattr(lanes, "start_child", self._start)
 
     def _start(self, _base: Path, _probe: Probe, waiting: Sequence[ProbeItem], *_limits: Any) -> child.Child:
         self.started.append([item.adapter_id for item in waiting])
@@ -293,7 +293,7 @@ def test_a_job_is_what_its_reader_needs(
     monkeypatch.setattr(child.json, "dump", kept)
     limits = replace(LIMITS, memory_bytes=12 * 1024**3, max_rank=7, max_config_bytes=99)
     item = ProbeItem("one", "w", None, "all", SEQUENCE_CLASSIFICATION, "task_type TOKEN_CLS", True, "name", ("v",))
-    started = supervisor.start_child(base_dir, probe, [item], limits, None)
+    started = lanes.start_child(base_dir, probe, [item], limits, None)
     started.kill()
     started.errors.close()
     (job,) = jobs
