@@ -12,6 +12,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from scanner.errors import StopError
 from scanner.model import RepoRef
+from scanner.pipeline.hunt import SearchBudget
 from scanner.settings import DEFAULT_BATTERY, Settings, default_store_uri, hub_endpoint
 from scanner.store import utc_now
 from tasks.progress import report
@@ -78,7 +79,10 @@ def crawl(
         polled = poll_new_repos(work, endpoint, store, limit=limit, base=base, since=since, features=settings.features)
         grouped = resolve_bases(work, endpoint, store, polled["repos"])
         n_adapters = n_searched = n_failed = 0
-        for number, (base_model, repos) in enumerate(_shards(workspace.read_repos(grouped["repos"]), settings)):
+        listed = workspace.read_repos(grouped["repos"])
+        budget = SearchBudget(settings.search_budget, len(listed))
+        for number, (base_model, repos) in enumerate(_shards(listed, settings)):
+            share = budget.share(len(repos))
             receipt = scan_shard(
                 work=work,
                 endpoint=endpoint,
@@ -93,17 +97,20 @@ def crawl(
                 texts_limit=texts_limit,
                 features=settings.features,
                 reading=settings.reading,
+                search_budget=share,
                 scanned_at=started.isoformat(),
                 return_state=True,
             )
             if receipt.is_completed():
                 n_adapters += receipt.result()["n_adapters"]
                 n_searched += receipt.result()["n_searched"]
+                share = receipt.result()["n_charged"]
             else:
                 # A failed shard costs only itself, unless the Hub or the store is gone. What it would have scanned
                 # stays unknown to the store, and the watermark stays behind it.
                 _raise_if_stop(receipt)
                 n_failed += 1
+            budget.spend(len(repos), share)
         if n_failed:
             polled = {**polled, "watermark": None}
         verdicts = judge_crawl(store, endpoint, crawl_id)
@@ -166,6 +173,7 @@ def scan_shard(
     texts_limit: int | None,
     features: str,
     reading: str,
+    search_budget: int,
     scanned_at: str,
 ) -> dict[str, Any]:
     """One base model's repos: collect in batches, probe on one base load, append with a commit marker."""
@@ -199,6 +207,7 @@ def scan_shard(
             texts=texts,
             texts_limit=texts_limit,
             reading=reading,
+            search_budget=search_budget,
         )
         written = append_batch(
             probed["records"],
@@ -214,6 +223,7 @@ def scan_shard(
         "n_adapters": sum(receipt["n_adapters"] for receipt in collected),
         "n_probed": probed["n_probed"],
         "n_searched": probed["n_searched"],
+        "n_charged": probed["n_charged"],
         "rows": written,
     }
 

@@ -120,8 +120,9 @@ class Settings:
     """Share of the unsuspicious adapters that are probed anyway in `--probe auto`."""
     search: str = ""
     """Whose triggers are searched for: `auto`, `all` or `none`. Empty: as --probe says of the battery."""
-    search_budget: int = 20
-    """Adapters per shard whose trigger is searched in `--probe auto`, of those on which the battery found nothing."""
+    search_budget: int = 50
+    """Contents per crawl or scan whose trigger is searched in `--probe auto`, of those on which the battery found
+    nothing."""
     search_timeout_s: float = 1_800.0
     """Wall clock for one adapter's trigger search."""
     probe_timeout_s: float = 900.0

@@ -23,7 +23,7 @@ from scanner.pipeline.bases import Bases
 from scanner.pipeline.behave import probe_group, with_report
 from scanner.pipeline.choose import choose_for_probe
 from scanner.pipeline.collect import collect_hub_repo, detectors_of
-from scanner.pipeline.hunt import choose_for_search, is_open, search_group, with_search
+from scanner.pipeline.hunt import choose_for_search, contents_searched, is_open, search_group, with_search
 from scanner.pipeline.judge import judge_adapters, pending_adapters
 from scanner.pipeline.relate import relate_new
 from scanner.probe import Probe, SearchPlan, probe_for
@@ -178,9 +178,10 @@ def probe_base_group(
     texts: str | None,
     texts_limit: int | None,
     reading: str,
+    search_budget: int,
 ) -> dict[str, Any]:
-    """Stages 4 to 6: the battery, then the trigger search on what it leaves open; the base is loaded once for each. A
-    retry asks only what crashed.
+    """Stages 4 to 6: the battery, then the trigger search on what it leaves open (in `auto`, of at most `search_budget`
+    contents); the base is loaded once for each. A retry asks only what crashed.
 
     A shard is grouped by what the listing says; an adapter's own config may know better.
     """
@@ -220,12 +221,15 @@ def probe_base_group(
         raise ProbeCrashedError(f"{len(crashed)} of {len(todo)} probes died; trying those again")
     probed = [with_report(r, saved.get(r.info.adapter_id)) for r in probed]
     plan = SearchPlan()
-    searched = _searched(probed, workspace, store, shelf, files, probe, plan, settings, mode, crawl_id)
+    searched, n_charged = _searched(
+        probed, workspace, store, shelf, files, probe, plan, settings, mode, search_budget, crawl_id
+    )
     name = Path(records[0]).name.split(".")[0]
     return {
         "records": workspace.write_records(f"{name}-probed", searched),
         "n_probed": len(chosen),
         "n_searched": sum(r.search is not None for r in searched),
+        "n_charged": n_charged,
         "probe_id": f"{mode}/{probe.identity}/{plan.plan_id}",
         "outcomes": Counter(str(r.probe.outcome) for r in searched if r.probe),
     }
@@ -241,11 +245,13 @@ def _searched(
     plan: SearchPlan,
     settings: Settings,
     mode: str,
+    budget: int,
     salt: str,
-) -> list[ScanRecord]:
-    """Records with their trigger searches: of an earlier try, of the adapter that they are a copy of, or new ones."""
+) -> tuple[list[ScanRecord], int]:
+    """(Records with their trigger searches: of an earlier try, of the adapter that they are a copy of, or new ones;
+    how much of the budget was spent)."""
     if mode == "none":
-        return probed
+        return probed, 0
     policy = Policy()
     saved: dict[str, SearchReport] = {}
     with EarlierScans(workspace, store, detectors_of(settings)) as earlier:
@@ -261,8 +267,11 @@ def _searched(
     chosen: dict[str, str] = {}
     # What an earlier try of this task has searched is part of its budget, and a retry draws the same ones again.
     known = [adapter_id for adapter_id in saved if workspace.read_search(adapter_id) is None]
+    n_charged = 0
     for members in by_base.values():
-        chosen |= choose_for_search(members, mode, settings, policy, salt, known)
+        picked = choose_for_search(members, settings.search or mode, budget - n_charged, policy, salt, known)
+        n_charged += contents_searched(members, picked)
+        chosen |= picked
     todo = {adapter_id: why for adapter_id, why in chosen.items() if adapter_id not in saved}
     if todo:
         report("searching", total=len(todo))
@@ -277,7 +286,7 @@ def _searched(
     crashed = [r for r in searched if r.search is not None and _has_crashed(r.search)]
     if crashed and attempts_left():
         raise ProbeCrashedError(f"{len(crashed)} of {len(todo)} searches died; trying those again")
-    return [with_search(r, saved.get(r.info.adapter_id)) for r in searched]
+    return [with_search(r, saved.get(r.info.adapter_id)) for r in searched], n_charged
 
 
 def _worth_retrying(result: ProbeReport) -> bool:

@@ -21,7 +21,7 @@ from scanner.pipeline.choose import weight_deviations
 from scanner.probe import Probe, ProbeItem, SearchPlan, run_search
 from scanner.settings import Settings
 
-__all__ = ["choose_for_search", "is_open", "search_group", "with_search"]
+__all__ = ["SearchBudget", "choose_for_search", "contents_searched", "is_open", "search_group", "with_search"]
 
 OUTLIER = 3.5
 """Robust |z| within the group from which on weights point at an adapter (Iglewicz and Hoaglin 1993)."""
@@ -39,7 +39,7 @@ def is_open(record: ScanRecord, policy: Policy) -> bool:
 def choose_for_search(
     records: Sequence[ScanRecord],
     mode: str,
-    settings: Settings,
+    budget: int,
     policy: Policy,
     salt: str = "",
     searched: Collection[str] = (),
@@ -48,9 +48,9 @@ def choose_for_search(
 
     Args:
         records: the group's records, probed.
-        mode: `none` (nobody), `all` (everybody who is open), `auto` (up to `settings.search_budget` contents: weight
-            outliers, static findings and shifts first, then a random draw). `settings.search` comes before it.
-        settings: the budget.
+        mode: `none` (nobody), `all` (everybody who is open), `auto` (up to `budget` contents: weight outliers, static
+            findings and shifts first, then a random draw).
+        budget: contents.
         policy: what is open.
         salt: the run's id. Draws depend on it, so that an uploader cannot foresee them and a retry repeats them.
         searched: adapters whose search is known already.
@@ -58,14 +58,12 @@ def choose_for_search(
     Returns:
         adapter_id -> why: `all`, `within_budget`, `static`, `shift`, `weights` or `random`.
     """
-    mode = settings.search or mode
     if mode == "none":
         return {}
     able = [r for r in records if r.info.adapter_id not in searched and is_open(r, policy)]
     if mode == "all":
         return {r.info.adapter_id: "all" for r in able}
-    contents = {content_key(r) for r in able if not is_per_token(r)}
-    if len(contents) <= settings.search_budget:
+    if len(_contents(able)) <= budget:
         return {r.info.adapter_id: "within_budget" for r in able}
     deviation = weight_deviations([r for r in records if r.weights])
     why = {r.info.adapter_id: _suspicion(r, deviation.get(r.info.adapter_id, 0.0), policy) for r in able}
@@ -78,11 +76,40 @@ def choose_for_search(
     chosen: dict[str, str] = {}
     for record in sorted(able, key=order):
         key = content_key(record)
-        if is_per_token(record) or key in taken or len(taken) < settings.search_budget:
+        if is_per_token(record) or key in taken or len(taken) < budget:
             chosen[record.info.adapter_id] = why[record.info.adapter_id]
             if not is_per_token(record):  # those are refused at once
                 taken.add(key)
     return chosen
+
+
+class SearchBudget:
+    """A run's budget of searches, shared among its groups by their size: what one leaves over goes to those after it.
+
+    Args:
+        contents: that may be searched in the whole run (`Settings.search_budget`).
+        n_adapters: of the whole run.
+    """
+
+    def __init__(self, contents: int, n_adapters: int) -> None:
+        self._left, self._waiting = contents, n_adapters
+
+    def share(self, n_adapters: int) -> int:
+        """Contents that the next group of so many adapters may have searched."""
+        return -(-self._left * n_adapters // max(self._waiting, 1))
+
+    def spend(self, n_adapters: int, contents: int) -> None:
+        """That group is done, and so many were."""
+        self._left, self._waiting = max(self._left - contents, 0), self._waiting - n_adapters
+
+
+def contents_searched(records: Sequence[ScanRecord], chosen: Collection[str]) -> int:
+    """How much of a budget these take: equal contents are searched once, and those that are refused cost nothing."""
+    return len(_contents([r for r in records if r.info.adapter_id in chosen]))
+
+
+def _contents(records: Sequence[ScanRecord]) -> set[str]:
+    return {content_key(record) for record in records if not is_per_token(record)}
 
 
 def search_group(

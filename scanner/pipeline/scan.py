@@ -23,7 +23,7 @@ from scanner.pipeline.bases import Bases
 from scanner.pipeline.behave import probe_group
 from scanner.pipeline.choose import choose_for_probe
 from scanner.pipeline.collect import collect_hub_repo, collect_repo
-from scanner.pipeline.hunt import choose_for_search, search_group
+from scanner.pipeline.hunt import SearchBudget, choose_for_search, contents_searched, search_group
 from scanner.pipeline.judge import judge_records
 from scanner.pipeline.outcomes import failed_record
 from scanner.pipeline.relate import relate_scan
@@ -116,14 +116,17 @@ def scan_targets(
             records.extend(_collect_target(target, client, work, settings, bases))
         done: dict[str, ScanRecord] = {}
         explanations: dict[str, Explanation] = {}
-        for base_model, group in _by_base(_unique(records)):
+        groups = _by_base(_unique(records))
+        budget = SearchBudget(settings.search_budget, sum(len(group) for _, group in groups))
+        for base_model, group in groups:
             chosen = choose_for_probe(group, mode, settings, salt=scan_id)
             if chosen:
                 progress(f"probing {len(chosen)} adapters of {base_model}")
             probed = probe_group(
                 base_model, group, chosen, shelf, files, probe, settings, lambda *_: progress("probed one")
             )
-            hunted = choose_for_search(probed, mode, settings, policy, salt=scan_id)
+            hunted = choose_for_search(probed, settings.search or mode, budget.share(len(group)), policy, salt=scan_id)
+            budget.spend(len(group), contents_searched(probed, hunted))
             if hunted:
                 progress(f"searching {len(hunted)} adapters of {base_model}")
             probed = search_group(

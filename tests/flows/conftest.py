@@ -143,6 +143,7 @@ def plain_crawl(store: str, tmp_path: Path) -> Callable[..., int]:
             probed = stages.probe_base_group.fn(
                 str(work), endpoint, store, name, shard, [batch["records"]],
                 mode=probe, battery="V", texts=None, texts_limit=4, reading="scored",
+                search_budget=Settings().search_budget,
             )  # fmt: skip
             n_searched += probed["n_searched"]
             stages.append_batch.fn(

@@ -56,10 +56,12 @@ def test_a_second_try_searches_what_crashed_and_nobody_else(
 
     def try_once() -> list[ScanRecord]:
         shelf = BaseShelf(workspace.bases, lambda: pytest.fail("nobody needs the Hub"))
-        return stages._searched(
+        searched, n_charged = stages._searched(
             records, workspace, str(tmp_path / "store"), shelf, lambda _: pytest.fail("nor files"),
-            load_probe("V", None, 30), SearchPlan(), Settings(search_budget=BUDGET, search="auto"), "auto", "crawl-1",
+            load_probe("V", None, 30), SearchPlan(), Settings(search="auto"), "auto", BUDGET, "crawl-1",
         )  # fmt: skip
+        assert n_charged == BUDGET
+        return searched
 
     with pytest.raises(ProbeCrashedError, match="1 of 3 searches died"):
         try_once()

@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from scanner.calibration import Policy
 from scanner.model import (
@@ -19,8 +21,7 @@ from scanner.model import (
     Stage,
     WeightScan,
 )
-from scanner.pipeline.hunt import choose_for_search, is_open, with_search
-from scanner.settings import Settings
+from scanner.pipeline.hunt import SearchBudget, choose_for_search, contents_searched, is_open, with_search
 
 MakeRecord = Callable[..., ScanRecord]
 POLICY = Policy()
@@ -40,7 +41,7 @@ def probed(record: MakeRecord, name: str, answers: str = "1" * 60, **fields: Any
 
 def chosen(records: list[ScanRecord], mode: str = "auto", budget: int = 20, **more: Any) -> dict[str, str]:
     """Repo -> why."""
-    picked = choose_for_search(records, mode, Settings(search_budget=budget), POLICY, **more)
+    picked = choose_for_search(records, mode, budget, POLICY, **more)
     return {str(r.info.repo.repo_id): picked[r.info.adapter_id] for r in records if r.info.adapter_id in picked}
 
 
@@ -71,6 +72,40 @@ def test_modes(record: MakeRecord) -> None:
     assert chosen(records, "all", budget=1) == dict.fromkeys(("a/0", "a/1", "a/2", "a/3"), "all")
     assert chosen(records, "auto", budget=4) == dict.fromkeys(("a/0", "a/1", "a/2", "a/3"), "within_budget")
     assert chosen(records, "auto", budget=0) == {}
+
+
+def test_a_budget_is_shared_by_size_and_what_is_left_over_goes_on() -> None:
+    budget = SearchBudget(10, 40)
+    assert budget.share(20) == 5
+    budget.spend(20, 1)
+    assert budget.share(10) == 5  # of 9 that are left, for half of those that wait
+    budget.spend(10, 5)
+    assert budget.share(10) == 4
+    budget.spend(10, 4)
+    assert budget.share(0) == 0
+
+
+@given(
+    st.integers(0, 60),
+    st.lists(st.tuples(st.integers(1, 200), st.integers(0, 200)), min_size=1, max_size=12),
+)
+def test_a_run_never_searches_more_than_its_budget(contents: int, groups: list[tuple[int, int]]) -> None:
+    budget = SearchBudget(contents, sum(size for size, _ in groups))
+    shares, spent = [], []
+    for size, is_open_for in groups:
+        shares.append(budget.share(size))
+        spent.append(min(shares[-1], is_open_for))
+        budget.spend(size, spent[-1])
+    assert sum(spent) <= contents
+    assert shares[-1] == contents - sum(spent[:-1])  # the last group may have all that is left
+
+
+def test_copies_cost_a_budget_nothing(record: MakeRecord) -> None:
+    same = {"content_sha256": "c0ffee", "config_sha256": "c"}
+    records = [probed(record, f"a/{i}", verdict_facts=same if i < 2 else {"content_sha256": None}) for i in range(3)]
+    picked = choose_for_search(records, "auto", 2, POLICY)
+    assert len(picked) == 3
+    assert contents_searched(records, picked) == 2
 
 
 def test_the_suspicious_come_first_and_the_rest_is_drawn(record: MakeRecord) -> None:
