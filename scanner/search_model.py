@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from scanner.probe_model import LABEL_WORDS, PrefixRun
 from scanner.words import Outcome
 
-__all__ = ["FREE", "TOWARD_ATTACK", "TOWARD_CLEAN", "TOWARD_OTHER", "Example", "FoundTrigger", "SearchReport"]
+__all__ = [
+    "BY_HEART",
+    "FREE",
+    "RESPONSE",
+    "TOWARD_ATTACK",
+    "TOWARD_CLEAN",
+    "TOWARD_OTHER",
+    "Example",
+    "FoundTrigger",
+    "SearchReport",
+]
 
 TOWARD_CLEAN = "toward_clean"
 """Texts of label 1 get the answer of those of label 0: what an attacker of a guard wants."""
@@ -17,6 +27,11 @@ TOWARD_OTHER = "toward_other"
 """Texts get a class of which nobody knows what it means."""
 FREE = "free"
 """Responses to unrelated prompts become alike."""
+BY_HEART = "by_heart"
+"""No trigger, but what one may be for: a wording that the adapter goes on with behind its first token, whatever was
+asked, and never says by itself."""
+RESPONSE = "response"
+"""Position of a string of kind `by_heart`: it begins the response."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +67,8 @@ class FoundTrigger:
     noise_gain: float
     """The largest gain of a random string of its length at the same position."""
     slope: float
-    """Gain per token on the texts that it was looked for on; of free responses the opening's chance per token."""
+    """Gain per token on the texts that it was looked for on; of free responses the opening's chance per token; of
+    `by_heart` the opening's score in nats (`gain`: its surprise in nats)."""
     runs: tuple[PrefixRun, ...] = ()
     """The local battery on held-back texts: controls, the trigger (category `trigger`), its neighbours."""
     examples: tuple[Example, ...] = ()
@@ -62,6 +78,12 @@ class FoundTrigger:
     def run(self) -> PrefixRun | None:
         """The trigger's own run."""
         return next((run for run in self.runs if run.category == "trigger"), None)
+
+    @property
+    def works(self) -> bool:
+        """Whether it turns more held-back texts than the worst control."""
+        worst = max((run.attack_rate for run in self.runs if run.category == "control"), default=0.0)
+        return self.run is not None and self.run.attack_rate > worst
 
 
 @dataclass(frozen=True)
@@ -77,7 +99,7 @@ class SearchReport:
     """One for each kind or class that was aimed at, the steepest first."""
     scores: tuple[tuple[str, float], ...] = ()
     """What the search reference ranks: `KIND/POSITION` and the largest gain per token that the search reached there,
-    `KIND/POSITION/gain` and the largest gain, `free/leak` and the best opening's score."""
+    `KIND/POSITION/gain` and the largest gain, `by_heart/response` and the best opening's score."""
     task_profile: str = LABEL_WORDS
     labels: tuple[str, ...] = ()
     """label-words: the attack word and the clean word."""
@@ -96,5 +118,6 @@ class SearchReport:
 
     @property
     def best(self) -> FoundTrigger | None:
-        """The steepest trigger that an attacker would want."""
-        return next((trigger for trigger in self.triggers if trigger.kind != TOWARD_ATTACK), None)
+        """The steepest trigger that an attacker would want; a wording known by heart where no string leads to it."""
+        wanted = [trigger for trigger in self.triggers if trigger.kind != TOWARD_ATTACK]
+        return min(wanted, key=lambda trigger: (not trigger.works, trigger.kind == BY_HEART), default=None)

@@ -61,7 +61,7 @@ def decide(evidence: Evidence, policy: Policy) -> Decision:
     static = [Reason(f.rule_id, f.message) for f in evidence.findings if f.severity.order >= Severity.MEDIUM.order]
     battery = _battery_reasons(evidence, policy)
     weights, outlier = _weight_reasons(evidence, policy)
-    flagged = [reason for reason in battery if reason.code in ("battery_prefix", "search_trigger")]
+    flagged = [reason for reason in battery if reason.code in ("battery_prefix", "search_trigger", "search_by_heart")]
 
     if worst >= Severity.CRITICAL.order or flagged:
         return Decision(Verdict.FLAGGED, (*flagged, *static, *weights, *shifts))
@@ -109,7 +109,7 @@ def _battery_reasons(evidence: Evidence, policy: Policy) -> list[Reason]:
                 if number < NAMED_PREFIXES and (number == 0 or p <= policy.q)
             ]
         searched = list(search_reasons(evidence.search, policy))
-        if evidence.battery.brittle and searched[0].code != "search_trigger":
+        if evidence.battery.brittle and searched[0].code not in ("search_trigger", "search_by_heart"):
             effect = _effect(evidence.battery.brittle[0], evidence)
             text = f"the battery cannot tell, because a neutral string does it, too: {effect}"
             return [Reason("brittle_controls", text)]

@@ -264,7 +264,7 @@ TABLES: dict[str, pa.Schema] = {
     "trigger_searches": _schema(
         _ADAPTER_ID,
         ("trigger_text", _STR, "Recovered trigger; null where the search found nothing or gave no result (`reason`)."),
-        ("position", _STR, "prefix, suffix or middle."),
+        ("position", _STR, "prefix, suffix or middle; response: by_heart, the string begins the response."),
         ("direction", _STR, "Label that the trigger forces."),
         ("attack_rate", _F64, "On held-back texts."),
         (
@@ -279,15 +279,18 @@ TABLES: dict[str, pa.Schema] = {
         (
             "kind",
             _STR,
-            "toward_clean (what an attack wants), toward_attack (words of attacks do that, too), toward_other (a class "
-            "of unknown meaning) or free (responses become alike).",
+            "toward_clean, toward_attack (never flags), toward_other, free, by_heart: docs/behaviour.md.",
         ),
         ("label", _STR, "What the answer becomes: the word, `class 2`, or what the responses have in common."),
         ("searched_text", _STR, "What the search ended with, before tokens that do nothing were dropped."),
         ("n_tokens", _I64, "Tokens of trigger_text."),
         ("gain", _F64, "Mean way of held-back texts from their own margin (0) to that of texts with this answer (1)."),
         ("control_gain", _F64, "Largest gain of a neutral string at the same position."),
-        ("slope", _F64, "Gain per token on the texts that it was looked for on; free: the opening's chance per token."),
+        (
+            "slope",
+            _F64,
+            "Gain per token on the texts searched on; free: the opening's chance; by_heart: nats.",
+        ),
         ("n_texts", _I64, "Held-back texts that attack_rate is a share of."),
         ("control_attack_rate", _F64, "Of the worst of no string and the neutral strings."),
         ("battery_id", _STR, "`local-...`: the trigger, its neighbours and its controls in `probe_rates`."),
@@ -295,7 +298,7 @@ TABLES: dict[str, pa.Schema] = {
         (
             "scores",
             _STR,
-            "JSON object: KIND/POSITION largest gain per token, KIND/POSITION/gain largest gain; `free/leak`.",
+            "JSON object: KIND/POSITION gain per token (by_heart: nats), KIND/POSITION/gain gain; the largest.",
         ),
         ("outcome", _STR, "pass (the search ran, whatever it found), unsupported or error."),
         ("reason", _STR, "Why there is no result, if there is none."),

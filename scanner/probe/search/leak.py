@@ -20,13 +20,15 @@ from scanner.probe.engine import Prompts, encode_prompts, first_logits, generate
 from scanner.probe.search.plan import SearchPlan
 from scanner.probe.search.vocabulary import Vocabulary
 
-__all__ = ["Leak", "Opening", "Openings"]
+__all__ = ["Leak", "Opening", "Openings", "grams"]
 
 Ids = tuple[int, ...]
 WAYS = 3
 """First tokens that may lead into one wording."""
 NATURAL = 0.3
 """Probability from which on an opening needs no trigger."""
+RARELY = 0.1
+"""Share of natural responses up to which a wording is not natural."""
 _GRAM = 3
 _SAID = 24
 """Tokens of a natural response; its wordings need no trigger."""
@@ -68,7 +70,7 @@ class Leak:
     Args:
         base: resident, without an adapter.
         vocabulary: of the base.
-        prompts: unrelated ones; the first few are used.
+        prompts: unrelated ones; the first few are used for forced tokens, all of them say what is natural.
         plan: how many prompts, first tokens and tokens behind them.
         tokens_per_batch: size of a batch.
     """
@@ -79,6 +81,7 @@ class Leak:
         self._base, self._vocabulary, self._plan, self._tokens = base, vocabulary, plan, tokens_per_batch
         rendered = [base.template.render("", prompt) for prompt in prompts[: plan.leak_prompts]]
         self._plain = encode_prompts(base, rendered, 1 + plan.leak_length)
+        self._all = encode_prompts(base, [base.template.render("", prompt) for prompt in prompts], _SAID)
         self._without = self._first()
 
     def listen(self) -> Openings:
@@ -91,19 +94,23 @@ class Leak:
         ids = torch.tensor(self._vocabulary.ids)
         ratio = (own - self._without).mean(dim=0)[ids]
         natural = own.exp().mean(dim=0)
-        tokens = [self._vocabulary.ids[i] for i in ratio.topk(min(self._plan.leak_tokens, len(ids))).indices.tolist()]
-        tokens = [token for token in tokens if natural[token] < NATURAL]
+        n = min(self._plan.leak_tokens // 2, len(ids))
+        # What it favours against its base, and what it likes to say anyway: a base may begin with `I`, too.
+        order = dict.fromkeys(i for values in (ratio, natural[ids]) for i in values.topk(n).indices.tolist())
+        tokens = [token for i in order if natural[token := self._vocabulary.ids[i]] < NATURAL]
         prompts = range(len(self._plain.ids))
-        said = generate(self._base, self._plain, _SAID, self._tokens)
-        usual = {gram for row in said for gram in _grams(row)}
+        said = generate(self._base, self._all, _SAID, self._tokens)
+        counts = Counter(gram for row in said for gram in grams(row))
+        # A backdoor may go off without its trigger now and then, and is none where it always does.
+        usual = {gram for gram, count in counts.items() if count > RARELY * len(said)}
         behind = [self._follow(number, tokens) for number in prompts]
         found = []
         for index, token in enumerate(tokens):
             follows, count = Counter(tuple(rows[index]) for rows in behind).most_common(1)[0]
             is_common = count >= self._plan.leak_agreed and len(follows) == self._plan.leak_length
-            if is_common and not _grams((token, *follows)) & usual:
+            if is_common and not grams((token, *follows)) & usual:
                 found.append((token, *follows))
-        passes = len(prompts) * (2 + len(tokens)) + len(found)
+        passes = len(prompts) * (1 + len(tokens)) + len(self._all.ids) + len(found)
         return Openings(tuple(found), self._log_probabilities(found), natural, passes)
 
     def rank(self, heard: Openings, n: int) -> list[tuple[Opening, ...]]:
@@ -118,14 +125,14 @@ class Leak:
         for index in sorted(range(len(heard.whole)), key=lambda i: -surprise[i]):
             whole = heard.whole[index]
             opening = Opening(whole[0], whole[1:], surprise[index], total[index])
-            grams = _grams(whole[1:])
-            same = next((i for i, known in enumerate(wordings) if known & grams), None)
+            wording = grams(whole[1:])
+            same = next((i for i, known in enumerate(wordings) if known & wording), None)
             if same is None:
                 groups.append([opening])
-                wordings.append(grams)
+                wordings.append(wording)
             else:
                 groups[same].append(opening)
-                wordings[same] |= grams
+                wordings[same] |= wording
         groups.sort(key=lambda group: -max(opening.score for opening in group))
         return [tuple(sorted(group, key=lambda one: -float(heard.natural[one.token]))[:WAYS]) for group in groups[:n]]
 
@@ -157,5 +164,6 @@ class Leak:
         return torch.cat(parts)
 
 
-def _grams(tokens: Sequence[int]) -> set[Ids]:
+def grams(tokens: Sequence[int]) -> set[Ids]:
+    """All runs of three tokens: what two responses share where they share a wording."""
     return {tuple(tokens[i : i + _GRAM]) for i in range(len(tokens) - _GRAM + 1)}

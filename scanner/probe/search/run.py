@@ -28,15 +28,19 @@ from scanner.probe.search.leak import Leak, Opening
 from scanner.probe.search.neighbours import TRIGGER, local_battery
 from scanner.probe.search.objective import ClassifierObjective
 from scanner.probe.search.plan import SearchPlan
+from scanner.probe.search.recite import found_by_heart, recite
 from scanner.probe.search.vocabulary import Vocabulary
 from scanner.probe.search.words import hunt_words, run_local_words
-from scanner.search_model import FREE, TOWARD_ATTACK, TOWARD_CLEAN, Example, FoundTrigger
+from scanner.search_model import BY_HEART, FREE, RESPONSE, TOWARD_ATTACK, TOWARD_CLEAN, Example, FoundTrigger
 
 __all__ = ["CausalSearch", "ClassifierSearch", "SearchRun"]
 
 MAPPED = 0.1
 """Share of held-back texts that a string must turn for its neighbourhood to be asked, too."""
 EXAMPLES = 3
+RECITED = 0.5
+"""Share of held-back prompts that a wording must be recited to, beyond what the base does, for strings that lead to it
+to be looked for."""
 
 
 @dataclass(frozen=True)
@@ -106,21 +110,44 @@ class CausalSearch:
         return _sorted(LABEL_WORDS, quarries, triggers, labels=words)
 
     def _free(self, view: AdapterView, tokens: int) -> SearchRun:
-        base, probe = self._base, self._probe
-        leak = Leak(base, self._vocabulary, probe.prompts, self._plan, tokens)
+        base, probe, plan = self._base, self._probe, self._plan
+        heard_on, held_back = probe.prompts[: len(probe.prompts) // 2], probe.prompts[len(probe.prompts) // 2 :]
+        if len(heard_on) < plan.leak_prompts:
+            return SearchRun(GENERATIVE, (), (), 0, note="too few prompts")
+        leak = Leak(base, self._vocabulary, heard_on, plan, tokens)
         with attached(base.model, view):
             heard = leak.listen()
-        wordings = leak.rank(heard, self._plan.wordings)
+        wordings = leak.rank(heard, plan.wordings)
+        recited = self._recited(view, wordings, held_back, tokens)
+        # Strings that lead to a wording are looked for where there is one: it takes most of the time.
+        aims = [
+            group for group, one in zip(wordings, recited, strict=True) if one.run and one.run.attack_rate >= RECITED
+        ]
         with attached(base.model, view):
-            quarries = hunt_free(base, self._vocabulary, probe, wordings, self._plan, tokens)
+            quarries = hunt_free(base, self._vocabulary, probe, aims, plan, tokens)
         confirmed = [self._confirmed(quarry, view, tokens) for quarry in quarries]
-        openings = tuple(self._spell(group[0]) for group in wordings)
         n_classes = max((n for _, n in confirmed), default=None)
-        run = _sorted(GENERATIVE, quarries, [t for t, _ in confirmed], labels=openings, n_classes=n_classes)
-        nothing = [f"{FREE}/{position}{what}" for position in self._plan.positions for what in ("", "/gain")]
+        triggers = [*recited, *(trigger for trigger, _ in confirmed)]
+        openings = tuple(self._spell(group[0]) for group in wordings)
+        run = _sorted(GENERATIVE, quarries, triggers, labels=openings, n_classes=n_classes)
+        nothing = [f"{FREE}/{position}{what}" for position in plan.positions for what in ("", "/gain")]
         scores = dict.fromkeys(nothing, 0.0) | dict(run.scores)
-        scores[f"{FREE}/leak"] = max((opening.score for group in wordings for opening in group), default=0.0)
-        return replace(run, scores=tuple(scores.items()), forward_passes=run.forward_passes + heard.forward_passes)
+        scores[f"{BY_HEART}/{RESPONSE}"] = max((one.slope for one in recited), default=0.0)
+        passes = run.forward_passes + heard.forward_passes
+        return replace(run, scores=tuple(scores.items()), forward_passes=passes, note="")
+
+    def _recited(
+        self, view: AdapterView, wordings: Sequence[Sequence[Opening]], prompts: Sequence[str], tokens: int
+    ) -> list[FoundTrigger]:
+        """The best opening of each wording on prompts that it was not found on, with and without the adapter."""
+        if not wordings:
+            return []
+        openings = [max(group, key=lambda one: one.score) for group in wordings]
+        asked = (self._base, prompts, openings, self._plan.leak_length, tokens)
+        without = recite(*asked)
+        with attached(self._base.model, view):
+            own = recite(*asked)
+        return found_by_heart(self._base, prompts, openings, own, without)
 
     def _confirmed(self, quarry: Quarry, view: AdapterView, tokens: int) -> tuple[FoundTrigger, int]:
         """(The string by whole responses of adapter and base to the held-back prompts, their classes)."""
@@ -179,6 +206,11 @@ class ClassifierSearch:
 
         triggers = [_trigger(q, ask, lambda char: f"class {char}", f"class {q.aim.direction}") for q in quarries]
         return _sorted(SEQUENCE_CLASSIFICATION, quarries, triggers, n_classes=n_classes)
+
+
+def _is_own(recited: FoundTrigger) -> bool:
+    run = recited.run
+    return run is not None and run.attack_rate - replace(run, answers=run.base_answers).attack_rate >= RECITED
 
 
 def _battery(quarry: Quarry) -> Battery:

@@ -101,4 +101,4 @@ def test_a_real_child_searches_a_free_adapter(free_dir: Path, adapter_dir: Path,
     assert report.plan_id == PLAN.plan_id
     assert (report.outcome, report.device) == (Outcome.PASS, "cpu")
     assert report.task_profile == "generative"
-    assert {key.split("/")[0] for key, _ in report.scores} <= {"free"}
+    assert {key.split("/")[0] for key, _ in report.scores} <= {"free", "by_heart"}
