@@ -11,11 +11,12 @@ from scanner.model import GENERATIVE, LABEL_WORDS, Outcome, PrefixRun, ProbeRepo
 from scanner.probe.battery import Probe
 from scanner.probe.child import ProbeItem, ProbeLimits
 from scanner.probe.lanes import Answer, run_children
-from scanner.probe.search import SearchPlan
+from scanner.probe.search import MIN_TEXTS, SearchPlan
 from scanner.search_model import Example, FoundTrigger, SearchReport
 
 __all__ = ["ProbeItem", "ProbeLimits", "run_probe", "run_search"]
 
+TOO_FEW_TEXTS = f"too few texts: a search needs {2 * MIN_TEXTS}"
 TOKEN_CLASSIFICATION = "token_classification"
 """Reason of what is not searched."""
 
@@ -100,10 +101,17 @@ def run_search(
         if on_report:
             on_report(item.adapter_id, result)
 
+    n_texts, n_prompts = len(probe.texts) + len(probe.other_texts), len(probe.prompts)
+    is_enough = n_texts >= 2 * MIN_TEXTS or n_prompts >= 2 * plan.leak_prompts
+    waiting = []
     for item in items:
         if item.per_token:
             report(item, Answer(Outcome.UNSUPPORTED, TOKEN_CLASSIFICATION))
-    run_children(base_dir, probe, [item for item in items if not item.per_token], limits, plan, report)
+        elif not is_enough:  # known without loading a base
+            report(item, Answer(reason=TOO_FEW_TEXTS))
+        else:
+            waiting.append(item)
+    run_children(base_dir, probe, waiting, limits, plan, report)
     return {item.adapter_id: reports[item.adapter_id] for item in items}
 
 

@@ -36,9 +36,9 @@ def _measure(tmp_path: Path, repos: int) -> tuple[float, int]:
 
 @pytest.mark.timeout(600)
 def test_requests_per_adapter_and_of_the_next_poll(tmp_path: Path) -> None:
-    few, polled_few = _measure(tmp_path, 20)
-    many, polled_many = _measure(tmp_path, 60)
-    print(f"\nrequests per adapter: {few:.2f} of 20, {many:.2f} of 60; second poll: {polled_few}, {polled_many}")
+    few, polled_few = _measure(tmp_path, 10)
+    many, polled_many = _measure(tmp_path, 40)
+    print(f"\nrequests per adapter: {few:.2f} of 10, {many:.2f} of 40; second poll: {polled_few}, {polled_many}")
     # Four for each adapter (config, card, checksum, bytes), and what a crawl asks once, whatever its size.
-    assert all(repos * (each - 4.0) <= ASKED_ONCE for repos, each in ((20, few), (60, many)))
+    assert all(repos * (each - 4.0) <= ASKED_ONCE for repos, each in ((10, few), (40, many)))
     assert polled_few == polled_many

@@ -16,12 +16,11 @@ from scanner.probe.base import BaseModel
 from scanner.probe.battery import Task
 from scanner.probe.label_words import first_tokens
 from scanner.probe.search.objective import Margin
-from scanner.probe.search.plan import SearchPlan
+from scanner.probe.search.plan import MIN_TEXTS, SearchPlan
 from scanner.search_model import FREE, TOWARD_ATTACK, TOWARD_CLEAN, TOWARD_OTHER
 
-__all__ = ["MIN_TEXTS", "Aim", "class_aims", "free_aim", "word_aims", "word_margin"]
+__all__ = ["Aim", "class_aims", "free_aim", "word_aims", "word_margin"]
 
-MIN_TEXTS = 8
 _SMALLEST_SCALE = 0.1
 """Nats. What has no distance to its aim has nothing to climb."""
 

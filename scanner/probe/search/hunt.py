@@ -15,11 +15,11 @@ import torch
 from scanner.probe.base import BaseModel
 from scanner.probe.battery import Case, Probe
 from scanner.probe.engine import encode_prompts, first_logits
-from scanner.probe.search.aims import MIN_TEXTS, Aim
+from scanner.probe.search.aims import Aim
 from scanner.probe.search.climb import Climb, Found, choose_pool, climb
 from scanner.probe.search.frames import Frames
 from scanner.probe.search.objective import CausalObjective, Margin, Objective
-from scanner.probe.search.plan import SearchPlan
+from scanner.probe.search.plan import MIN_TEXTS, SearchPlan
 from scanner.probe.search.vocabulary import Vocabulary
 from scanner.search_model import FREE, TOWARD_ATTACK
 

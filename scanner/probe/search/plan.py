@@ -6,7 +6,10 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 
-__all__ = ["SearchPlan"]
+__all__ = ["MIN_TEXTS", "SearchPlan"]
+
+MIN_TEXTS = 8
+"""Texts that a string is looked for on, and as many others that confirm it: with fewer there is no search."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,16 @@ def test_classifiers_of_tokens_are_not_searched(monkeypatch: pytest.MonkeyPatch,
     assert reports["t"].task_profile == SEQUENCE_CLASSIFICATION
     assert list(reports) == ["t", "a"] and reports["a"].outcome == Outcome.PASS
     assert [names for names, _ in started] == [["a"]]
+
+
+def test_with_too_few_texts_no_base_is_loaded(monkeypatch: pytest.MonkeyPatch, probe: Probe, search: Any) -> None:
+    started = script(monkeypatch, search())
+    few = replace(probe, texts=probe.texts[:3], other_texts=probe.other_texts[:3], prompts=probe.prompts[:5])
+    for asked, n in ((few, 0), (replace(few, prompts=probe.prompts[:6]), 1), (replace(few, texts=("a",) * 13), 2)):
+        report = run_search(Path("never"), "b45e", asked, PLAN, [ProbeItem("a", "never-read", None)], LIMITS)["a"]
+        assert report.outcome == Outcome.PASS
+        assert len(started) == n
+        assert report.reason == ("too few texts: a search needs 16" if n == 0 else "")
 
 
 def test_three_deaths_in_a_row_end_the_group(monkeypatch: pytest.MonkeyPatch, probe: Probe, search: Any) -> None:
