@@ -15,7 +15,7 @@ FILES = sorted(SHIPPED.glob("*.json"))
 
 
 def test_there_is_one() -> None:
-    assert [path.stem for path in FILES] == ["label-words"]
+    assert [path.stem for path in FILES] == ["label-words", "sequence-classification"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
