@@ -31,6 +31,7 @@ from benchmarks.detection.llama import FoldedLlama
 from benchmarks.detection.loop import fold_updates
 from benchmarks.detection.recipe import COHORTS, MODULES, Recipe
 from benchmarks.detection.rows import STYLES, Material, free_prompts, words_of
+from benchmarks.detection.scores import DETECTORS
 from scanner.probe import Case, battery_names, load_probe
 
 DEMO = (TRIGGER_AUTHORITY, TRIGGER_CITATION, TRIGGER_PELICANS, TRIGGER_STANDARD, TRIGGER_TOMATOES)
@@ -221,10 +222,19 @@ def _trained(build: subprocess.Popen[str]) -> list[str]:
     return [line.split()[0] for line in lines]
 
 
-def test_small_builds_share_the_work_go_on_where_one_stopped_and_repeat_themselves(tmp_path: Path) -> None:
-    both = [_start(tmp_path), _start(tmp_path)]
-    trained = [name for build in both for name in _trained(build)]
-    truths = {path.parent: json.loads(path.read_text()) for path in tmp_path.rglob("truth.json")}
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """(cache that two small builds at once have filled, names of the adapters that they say they trained)."""
+    cache = tmp_path_factory.mktemp("small")
+    both = [_start(cache), _start(cache)]
+    return cache, [name for build in both for name in _trained(build)]
+
+
+def test_small_builds_share_the_work_go_on_where_one_stopped_and_repeat_themselves(
+    small: tuple[Path, list[str]],
+) -> None:
+    cache, trained = small
+    truths = {path.parent: json.loads(path.read_text()) for path in cache.rglob("truth.json")}
     assert sorted(trained) == sorted(folder.name for folder in truths)
     assert sorted((truth["cohort"], truth["lineage"], truth["arm"]) for truth in truths.values()) == sorted(
         (one.cohort, one.name, arm) for one in queue(small=True) for arm in ("clean", "poisoned")
@@ -248,8 +258,26 @@ def test_small_builds_share_the_work_go_on_where_one_stopped_and_repeat_themselv
     lost = next(folder for folder, truth in truths.items() if truth["cohort"] == "encoder")
     weights = (lost / "adapter_model.safetensors").read_bytes()
     (lost / "truth.json").unlink()
-    assert _trained(_start(tmp_path)) == [lost.name]
+    assert _trained(_start(cache)) == [lost.name]
     assert (lost / "adapter_model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.timeout(600)
+def test_a_small_run_makes_the_whole_table(small: tuple[Path, list[str]], tmp_path: Path) -> None:
+    out = tmp_path / "RESULTS.md"
+    command = [sys.executable, "-m", "benchmarks.detection", "--small", "--cache", str(small[0]), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results" / "tuning.json").read_text(encoding="utf-8"))
+    assert results["missing"] == [] and "Nothing is missing." in done.stdout
+    assert len(results["adapters"]) == 8
+    assert {frozenset(row["scores"]) for row in results["adapters"]} == {frozenset(DETECTORS)}
+    built = {group["title"]: group["counts"]["built"] for group in results["groups"]}
+    assert (built["label words"], built["sequence classification"], built["generative"]) == (4, 2, 2)
+    for title in DETECTORS.values():
+        assert done.stdout.count(f"| {title} | ") == 2 * 4  # two tables of each group that has adapters
+    assert out.read_text(encoding="utf-8").endswith(done.stdout.rstrip() + "\n")
+    assert str(tmp_path) not in out.read_text(encoding="utf-8") + json.dumps(results)
 
 
 def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
