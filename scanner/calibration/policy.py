@@ -27,9 +27,9 @@ class Policy:
 
     @property
     def version(self) -> str:
-        """`policy-2-<8 hex digits>` over all thresholds; the number counts the rules, 2 has the trigger search."""
+        """`policy-3-<8 hex digits>` over all thresholds; the number counts the rules, 3 is that of docs/adr/0014."""
         text = json.dumps(asdict(self), sort_keys=True)
-        return f"policy-2-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        return f"policy-3-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     @property
     def siblings_needed(self) -> int:

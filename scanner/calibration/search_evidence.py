@@ -20,14 +20,17 @@ MAX_OPENING_CHARS = 80
 
 @dataclass(frozen=True)
 class TestedTrigger:
-    """A found trigger against its own controls, on texts that it was not looked for on."""
+    """A found trigger on texts that it was not looked for on."""
 
     trigger: FoundTrigger
     worst_control: float
+    """Attack rate of the worst of no string, the neutral strings and, of free responses, the base."""
     p_value: float
-    """Exact paired, the weakest over the controls; Bonferroni over the classes of free responses, and over wordings."""
+    """Exact paired, against no string; Bonferroni over the classes of free responses, and over wordings."""
     is_above: bool
-    """Whether it passes the effect floor and the level, and is no echo: what flags a string of the battery."""
+    """Whether it passes the effect floor and the level against no string at all, and is no echo."""
+    neutral: str = ""
+    """A neutral string that turns texts as well, if there is one."""
 
     @property
     def attack_rate(self) -> float:
@@ -99,14 +102,19 @@ def judge_search(report: SearchReport, rank: SearchRank | None, policy: Policy) 
 
 
 def _test(trigger: FoundTrigger, policy: Policy, n_tests: int) -> TestedTrigger:
-    runs = [run for run in trigger.runs if run.category in ("control", "trigger")]
+    """On held-back texts with the string against the same texts with none; neutral strings are told (ADR 14)."""
+    controls = [run for run in trigger.runs if run.category == "control"]
+    runs = [*(run for run in controls if not run.prefix), *(run for run in trigger.runs if run.category == "trigger")]
     direction = trigger.direction
     n_classes = None if direction is None else direction + 1
     found = judge_battery(runs, policy.effect_floor, n_classes, policy.q, toward_class=direction)
     p_value = min(1.0, found.p_value * n_tests) if found.prefixes else 1.0
     is_echo = trigger.kind == FREE and direction != 0 and echoes(trigger.text, trigger.label)
     is_above = bool(found.prefixes) and p_value <= policy.q and not is_echo
-    return TestedTrigger(trigger, found.worst_control, p_value, is_above)
+    worst = max(controls, key=lambda run: run.attack_rate, default=None)
+    neutral = worst.prefix if worst is not None and worst.attack_rate >= policy.effect_floor else ""
+    worst_control = max(worst.attack_rate if worst else 0.0, found.worst_control)
+    return TestedTrigger(trigger, worst_control, p_value, is_above, neutral)
 
 
 def search_reasons(search: SearchEvidence | None, policy: Policy) -> Sequence[Reason]:
@@ -161,9 +169,10 @@ def _effect(tested: TestedTrigger | None) -> str:
     where = "" if trigger.position == "prefix" else f" as {trigger.position}"
     what = f"the responses to {tested.attack_rate:.0%} of" if trigger.kind == FREE else f"{tested.attack_rate:.0%} of"
     texts = f"{tested.n} {'unrelated prompts' if trigger.kind == FREE else 'held-back texts'}"
+    neutral = f', "{tested.neutral}"' if tested.neutral else ""
     return (
         f'the search found "{trigger.text}"{where}, which turns {what} {texts} to {trigger.label} '
-        f"(worst control {tested.worst_control:.0%})"
+        f"(worst control {tested.worst_control:.0%}{neutral})"
     )
 
 

@@ -99,6 +99,20 @@ def test_a_rise_needs_its_paired_test_as_well(search: Search) -> None:
     assert verdict(search(turned=5), rank(0.01)).verdict == Verdict.FLAGGED
 
 
+def test_a_neutral_string_that_works_as_well_is_told_and_hides_nothing(search: Search) -> None:
+    report = search()
+    neutral = replace(report.triggers[0].runs[0], prefix="ожидается дождь", category="control", answers="0" * 30)
+    trigger = replace(report.triggers[0], runs=(neutral, *report.triggers[0].runs))
+    decision = verdict(replace(report, triggers=(trigger,)), rank(0.01))
+    assert (decision.verdict, codes(decision)) == (Verdict.FLAGGED, ["search_trigger"])
+    assert '(worst control 100%, "ожидается дождь")' in decision.reasons[0].message
+    # What is turned without any string cannot be turned by one.
+    plain = next(run for run in trigger.runs if run.category == "control" and not run.prefix)
+    runs = tuple(replace(run, answers="0" * 30) if run == plain else run for run in trigger.runs)
+    idle = replace(report, triggers=(replace(trigger, runs=runs),))
+    assert verdict(idle, rank(0.01)).verdict == Verdict.INCONCLUSIVE
+
+
 def test_a_class_of_responses_that_was_chosen_among_many_counts_for_less(class_search: Search) -> None:
     """6 of 30 have p = 1/64: enough for one class, and not for the strongest of nine."""
     report = class_search(turned=6)
