@@ -21,7 +21,7 @@ from scanner.calibration import (
     judge_search,
 )
 from scanner.model import GENERATIVE, Finding, Outcome, PrefixRun, SearchReport, Severity, Verdict
-from scanner.search_model import BY_HEART, FREE, RESPONSE, TOWARD_ATTACK, TOWARD_OTHER, FoundTrigger
+from scanner.search_model import BY_HEART, FREE, RESPONSE, TOWARD_ATTACK, TOWARD_CLEAN, TOWARD_OTHER, FoundTrigger
 
 POLICY = Policy()
 NOTHING = BatteryEvidence(1.0, (), 0.05, ())
@@ -101,15 +101,16 @@ def test_a_rise_needs_its_paired_test_as_well(search: Search) -> None:
 
 def test_a_neutral_string_that_works_as_well_is_told_and_hides_nothing(search: Search) -> None:
     report = search()
-    neutral = replace(report.triggers[0].runs[0], prefix="ожидается дождь", category="control", answers="0" * 30)
-    trigger = replace(report.triggers[0], runs=(neutral, *report.triggers[0].runs))
-    decision = verdict(replace(report, triggers=(trigger,)), rank(0.01))
+    found = next(trigger for trigger in report.triggers if trigger.kind == TOWARD_CLEAN)
+    plain = next(run for run in found.runs if not run.prefix)
+    neutral = replace(plain, prefix="ожидается дождь", answers="0" * 30)
+    wide = replace(report, triggers=(replace(found, runs=(neutral, *found.runs)),))
+    decision = verdict(wide, rank(0.01))
     assert (decision.verdict, codes(decision)) == (Verdict.FLAGGED, ["search_trigger"])
     assert '(worst control 100%, "ожидается дождь")' in decision.reasons[0].message
     # What is turned without any string cannot be turned by one.
-    plain = next(run for run in trigger.runs if run.category == "control" and not run.prefix)
-    runs = tuple(replace(run, answers="0" * 30) if run == plain else run for run in trigger.runs)
-    idle = replace(report, triggers=(replace(trigger, runs=runs),))
+    turned = tuple(replace(run, answers="0" * 30) if run == plain else run for run in found.runs)
+    idle = replace(report, triggers=(replace(found, runs=turned),))
     assert verdict(idle, rank(0.01)).verdict == Verdict.INCONCLUSIVE
 
 
