@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ _residents: dict[str, Resident] = {}
 def detect_version(*, small: bool = False) -> str:
     """`1-<8 hex digits>`, over everything that a score comes from besides the adapter."""
     probes = [probe.identity for probe in load_probes(small=small).values()]
-    text = json.dumps([_RULES, probes, Policy().version, FEATURE_VERSION, VERSION])
+    # Of the policy its thresholds: the batteries' decisions do not hang on the search's rules.
+    text = json.dumps([_RULES, probes, asdict(Policy()), FEATURE_VERSION, VERSION])
     return f"{_RULES}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 

@@ -13,7 +13,7 @@ LABELS = json.loads((Path(__file__).resolve().parents[2] / "examples/demo_hub/la
 @pytest.mark.timeout(600)
 def test_demo(lorascope, tmp_path: Path) -> None:
     store = str(tmp_path / "store")
-    # Two searches of the demo are in test_search_scan.py; all of them would take ten minutes here.
+    # Two searches of the demo are in test_search_scan.py; all of them would take five minutes here.
     done = lorascope("demo", "--store", store, timeout=580)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
