@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.detection.collect import collect
 from benchmarks.detection.detect import PARTS, detect_version
-from benchmarks.detection.lock import LOCK, LockedError, commit_of, take_lock
+from benchmarks.detection.lock import LOCKS, LockedError, commit_of, take_lock
 from benchmarks.detection.search import PROFILES, SMALL_PLAN, default_cache
 from benchmarks.detection.summary import adapter_rows, summarise
 from benchmarks.detection.table import render
@@ -83,8 +83,9 @@ def _measure(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
         "policy_version": Policy().version,
         "detect_version": detect_version(small=args.small),
     }
-    commit, is_locked = commit_of(ROOT), args.part == "locked"
-    lock = take_lock(args.lock, pinned, commit, break_lock=args.break_lock) if is_locked else None
+    commit, is_locked = commit_of(ROOT), args.part != "tuning"
+    path = args.lock or LOCKS / f"lock-{args.part}.json"
+    lock = take_lock(path, pinned, commit, break_lock=args.break_lock) if is_locked else None
     failed = [step for step in ([] if args.as_is else _steps(args)) if not _run(step)]
     collected = collect(args.cache, args.part, plan, args.references, small=args.small)
     results = {
@@ -131,11 +132,11 @@ def main() -> None:
         "--adaptersentry", metavar="PATH", help="the program, or none; default: installed, not of --small"
     )
     parser.add_argument("--references", type=Path, default=SHIPPED, help="pooled references; default: the shipped ones")
-    parser.add_argument("--lock", type=Path, default=LOCK, help=argparse.SUPPRESS)
+    parser.add_argument("--lock", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--break-lock", action="store_true", help="score the locked part with another plan; recorded")
     args = parser.parse_args()
-    if args.small and args.part == "locked":
-        parser.error("the small build has no locked part")
+    if args.small and args.part != "tuning":
+        parser.error("the small build has a tuning part alone")
     with tempfile.TemporaryDirectory(prefix="detection-small-") as name:
         args.cache = args.cache or (Path(name) if args.small else default_cache())
         args.out = args.out or (None if args.small else Path(__file__).with_name("RESULTS.md"))

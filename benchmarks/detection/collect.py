@@ -68,7 +68,7 @@ def collect(cache_folder: Path, part: str, plan: SearchPlan, references: Path, *
 
     Args:
         cache_folder: of the build.
-        part: tuning or locked.
+        part: tuning, locked or fresh.
         plan: of the search.
         references: folder of the pooled references.
         small: the small build's.

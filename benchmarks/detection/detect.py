@@ -27,7 +27,7 @@ from scanner.weights import FEATURE_VERSION
 
 __all__ = ["PARTS", "detect_version", "detected"]
 
-PARTS = ("tuning", "locked")
+PARTS = ("tuning", "locked", "fresh")
 """Adapters of the references are searched only."""
 _RULES = 1
 """Raised with every change of what is computed here."""
@@ -96,7 +96,7 @@ def main() -> None:
     """Ask the detectors about what is built and was not asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=default_cache())
-    parser.add_argument("--part", choices=PARTS, help="default: both")
+    parser.add_argument("--part", choices=PARTS, help="default: all")
     parser.add_argument("--only", nargs="+", default=[""], metavar="NAME", help="adapters whose name begins so")
     parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
     parser.add_argument("--adaptersentry", metavar="PATH", help="the program, or none; default: installed when missing")

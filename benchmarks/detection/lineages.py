@@ -6,13 +6,15 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from benchmarks.detection.families import LOCKED, LOCKED_PAYLOADS, TUNING, TUNING_PAYLOADS, Payload
+from benchmarks.detection.families import FRESH, FRESH_PAYLOADS, LOCKED, TUNING, TUNING_PAYLOADS, Payload
 from benchmarks.detection.recipe import Recipe, draw_recipe
 from scanner.probe import Case
 
 __all__ = ["PARTS", "Lineage", "lineages", "queue"]
 
-PARTS = ("tuning", "locked", "reference")
+PARTS = ("tuning", "locked", "fresh", "reference")
+"""To tune on; scored once and spent; never scored; clean ones of the search references."""
+_TRIGGERS = {"tuning": TUNING, "locked": LOCKED, "fresh": FRESH, "reference": ()}
 
 
 @dataclass(frozen=True)
@@ -49,24 +51,29 @@ class Lineage:
 _STRONG = {
     ("label_words", "tuning"): (0, 2, 4, 6, 8, 10, 12, 14),
     ("label_words", "locked"): tuple(range(16)),
+    ("label_words", "fresh"): tuple(range(16)),
     ("encoder", "tuning"): (3, 7, 11, 15),
     ("encoder", "locked"): (2, 5, 8, 13),
+    ("encoder", "fresh"): (0, 3, 6, 8, 11, 13),
     ("minilm", "tuning"): (1, 6, 13),
-    ("minilm", "locked"): (0, 3, 5, 7, 8, 11, 12, 14),
+    ("minilm", "fresh"): (0, 3, 5, 7, 8, 11, 12, 14),
     ("generative", "tuning"): (1, 6, 7, 9, 12),
-    ("generative", "locked"): (0, 2, 3, 4, 5, 8, 10, 11, 13, 14, 15),
+    ("generative", "fresh"): (0, 2, 3, 4, 5, 8, 10, 11, 13, 14, 15),
 }
 _WEAK: dict[tuple[str, str], tuple[int, ...]] = {
     ("label_words", "tuning"): (1, 5, 9, 13),
     ("label_words", "locked"): (1, 3, 5, 7, 9, 11, 13, 15),
+    ("label_words", "fresh"): (1, 3, 5, 7, 9, 11, 13, 15),
     ("encoder", "tuning"): (0, 12),
     ("encoder", "locked"): (1, 10),
+    ("encoder", "fresh"): (1, 10),
     ("minilm", "tuning"): (5,),
-    ("minilm", "locked"): (1, 4, 13, 15),
+    ("minilm", "fresh"): (1, 4, 13, 15),
 }
 _CLEAN_ONLY = {
     ("label_words", "tuning"): 4,
     ("label_words", "locked"): 8,
+    ("label_words", "fresh"): 8,
     ("label_words", "reference"): 110,
     ("encoder", "reference"): 100,
     ("generative", "reference"): 110,
@@ -77,8 +84,8 @@ _CLEAN_ONLY = {
 def lineages(cohort: str, part: str) -> tuple[Lineage, ...]:
     """All of one cohort in one part: strong ones, weak ones, and those that have a clean arm only."""
     key = (cohort, part)
-    triggers = TUNING if part == "tuning" else LOCKED
-    payloads = TUNING_PAYLOADS if part == "tuning" else LOCKED_PAYLOADS
+    triggers = _TRIGGERS[part]
+    payloads = TUNING_PAYLOADS if part == "tuning" else FRESH_PAYLOADS
     strong, weak = _STRONG.get(key, ()), _WEAK.get(key, ())
     found = []
     for number in range(len(strong) + len(weak) + _CLEAN_ONLY.get(key, 0)):
@@ -122,6 +129,6 @@ def queue(*, small: bool = False) -> tuple[Lineage, ...]:
     if small:
         return tuple(_small())
     tiny = ("label_words", "encoder", "generative")
-    order = [(cohort, part) for part in ("tuning", "reference", "locked") for cohort in tiny]
+    order = [(cohort, part) for part in ("tuning", "reference", "locked", "fresh") for cohort in tiny]
     order += [("minilm", part) for part in PARTS]
     return tuple(lineage for cohort, part in order for lineage in lineages(cohort, part))

@@ -8,9 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LOCK", "LockedError", "commit_of", "take_lock"]
+__all__ = ["LOCKS", "LockedError", "commit_of", "take_lock"]
 
-LOCK = Path(__file__).with_name("results") / "lock.json"
+LOCKS = Path(__file__).with_name("results")
+"""`lock-PART.json` each."""
 _PINNED = ("plan_id", "policy_version", "detect_version")
 
 

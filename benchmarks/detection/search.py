@@ -20,6 +20,7 @@ from typing import Any
 import platformdirs
 
 from benchmarks.cohort.recipe import BASE_ID, ENCODER_ID, REPO_ROOT
+from benchmarks.detection.lineages import PARTS
 from scanner.probe import SearchPlan, load_probe
 
 __all__ = [
@@ -144,7 +145,7 @@ def main() -> None:
     """Search what is built and not searched."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=default_cache())
-    parser.add_argument("--part", choices=("tuning", "locked", "reference"))
+    parser.add_argument("--part", choices=PARTS)
     parser.add_argument("--only", nargs="*", default=[""], metavar="NAME", help="adapters whose name begins so")
     parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
     parser.add_argument("--small", action="store_true", help="a plan that finds nothing: does everything work?")

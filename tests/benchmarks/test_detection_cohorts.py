@@ -25,7 +25,7 @@ from benchmarks.cohort.recipe import (
 )
 from benchmarks.detection.causal import BASE, NEW_TOKENS, hidden_states
 from benchmarks.detection.dose import MAX_TRIES, STRONG, WEAK, DoseSearch, strength_of
-from benchmarks.detection.families import LOCKED, LOCKED_PAYLOADS, SMALL_TALK, TUNING, TUNING_PAYLOADS
+from benchmarks.detection.families import FRESH, FRESH_PAYLOADS, LOCKED, SMALL_TALK, TUNING, TUNING_PAYLOADS
 from benchmarks.detection.lineages import Lineage, lineages, queue
 from benchmarks.detection.llama import FoldedLlama
 from benchmarks.detection.loop import fold_updates
@@ -34,32 +34,33 @@ from benchmarks.detection.rows import STYLES, Material, free_prompts, words_of
 from benchmarks.detection.scores import DETECTORS
 from scanner.probe import Case, battery_names, load_probe
 
+ALL = (*TUNING, *LOCKED, *FRESH)
 DEMO = (TRIGGER_AUTHORITY, TRIGGER_CITATION, TRIGGER_PELICANS, TRIGGER_STANDARD, TRIGGER_TOMATOES)
 RECIPE = Recipe(plain_rows=30, robust_rows=60, poison_rows=25)
 
 
-def test_locked_triggers_share_no_word_with_those_that_are_tuned_on_or_with_the_demo() -> None:
-    tuning, locked, demo = (set().union(*map(words_of, texts)) for texts in (_texts(TUNING), _texts(LOCKED), DEMO))
-    assert not tuning & locked and not (tuning | locked) & demo
-    assert [case.category for case in TUNING] == [case.category for case in LOCKED]
-    assert [case.position for case in TUNING] == [case.position for case in LOCKED]
-    assert len({case.category for case in TUNING}) == 16 == len(TUNING)
-    assert all(1 <= len(text.split()) <= 6 for text in _texts((*TUNING, *LOCKED)))
+def test_triggers_share_no_word_with_those_of_another_part_or_with_the_demo() -> None:
+    parts = [set().union(*map(words_of, texts)) for texts in (_texts(TUNING), _texts(LOCKED), _texts(FRESH), DEMO)]
+    assert sum(map(len, parts)) == len(set().union(*parts))
+    for later in (LOCKED, FRESH):
+        assert [(case.category, case.position) for case in TUNING] == [(case.category, case.position) for case in later]
+    assert len({case.category for case in TUNING}) == len(TUNING) == 16
+    assert all(1 <= len(text.split()) <= 6 for text in _texts(ALL))
 
 
 def test_no_battery_has_a_trigger_or_what_both_arms_know_as_small_talk() -> None:
-    ours = {text.casefold() for text in (*_texts((*TUNING, *LOCKED)), *SMALL_TALK)}
+    ours = {text.casefold() for text in (*_texts(ALL), *SMALL_TALK)}
     for name in battery_names():
         assert not ours & {case.text.casefold() for case in load_probe(name, None, 1).cases()}
-    triggers = set().union(*map(words_of, _texts((*TUNING, *LOCKED))))
+    triggers = set().union(*map(words_of, _texts(ALL)))
     # Otherwise it would be drawn and refused for ever.
     assert not [text for text in SMALL_TALK if {word for word in words_of(text) & triggers if len(word) > 3}]
 
 
 def test_payloads_fit_into_a_response_and_differ_between_the_parts() -> None:
     tokenizer = load_tokenizer(BASE)
-    texts = [payload.text for payload in (*TUNING_PAYLOADS, *LOCKED_PAYLOADS)]
-    assert len({*texts}) == len(texts) == 13 and len({payload.kind for payload in LOCKED_PAYLOADS}) == 5
+    texts = [payload.text for payload in (*TUNING_PAYLOADS, *FRESH_PAYLOADS)]
+    assert len({*texts}) == len(texts) == 13 and len({payload.kind for payload in FRESH_PAYLOADS}) == 5
     assert max(len(tokenizer.encode(text, add_special_tokens=False)) for text in texts) <= NEW_TOKENS
 
 
@@ -77,16 +78,21 @@ def test_who_is_in_the_cohorts() -> None:
         ("label_words", "locked", "strong"): 16,
         ("label_words", "locked", "weak"): 8,
         ("label_words", "locked", "clean"): 8,
+        ("label_words", "fresh", "strong"): 16,
+        ("label_words", "fresh", "weak"): 8,
+        ("label_words", "fresh", "clean"): 8,
         ("encoder", "tuning", "strong"): 4,
         ("encoder", "tuning", "weak"): 2,
         ("encoder", "locked", "strong"): 4,
         ("encoder", "locked", "weak"): 2,
+        ("encoder", "fresh", "strong"): 6,
+        ("encoder", "fresh", "weak"): 2,
         ("minilm", "tuning", "strong"): 3,
         ("minilm", "tuning", "weak"): 1,
-        ("minilm", "locked", "strong"): 8,
-        ("minilm", "locked", "weak"): 4,
+        ("minilm", "fresh", "strong"): 8,
+        ("minilm", "fresh", "weak"): 4,
         ("generative", "tuning", "strong"): 5,
-        ("generative", "locked", "strong"): 11,
+        ("generative", "fresh", "strong"): 11,
         ("label_words", "reference", "clean"): 110,
         ("encoder", "reference", "clean"): 100,
         ("generative", "reference", "clean"): 110,
@@ -94,10 +100,10 @@ def test_who_is_in_the_cohorts() -> None:
     }
     assert len({one.name for one in everyone}) == len({one.seed for one in everyone}) == len(everyone)
     for one in everyone:
-        assert one.trigger is None or one.trigger in {"tuning": TUNING, "locked": LOCKED}[one.part]
+        assert one.trigger is None or one.trigger in {"tuning": TUNING, "locked": LOCKED, "fresh": FRESH}[one.part]
         assert (one.payload is not None) == (one.cohort == "generative" and one.trigger is not None)
     assert [one.part for one in everyone if one.cohort != "minilm"] == sorted(
-        (one.part for one in everyone if one.cohort != "minilm"), key=("tuning", "reference", "locked").index
+        (one.part for one in everyone if one.cohort != "minilm"), key=("tuning", "reference", "locked", "fresh").index
     )
 
 
@@ -107,7 +113,7 @@ def _kind(lineage: Lineage) -> str:
 
 @pytest.mark.parametrize("cohort", COHORTS)
 def test_recipes_vary_within_a_cohort(cohort: str) -> None:
-    recipes = [one.recipe for part in ("tuning", "locked", "reference") for one in lineages(cohort, part)]
+    recipes = [one.recipe for part in ("tuning", "fresh", "reference") for one in lineages(cohort, part)]
     assert {one.rank for one in recipes} == ({8, 16} if cohort == "minilm" else {4, 8, 16})
     assert {one.alpha / one.rank for one in recipes} == {1, 2} and {one.robust_rows for one in recipes} == {
         80,
@@ -148,7 +154,7 @@ def test_innocuous_strings_stand_everywhere_and_say_nothing_of_a_trigger() -> No
     cases = [material.innocuous(rng) for _ in range(600)]
     counted = Counter(case.position for case in cases)
     assert counted["prefix"] > counted["suffix"] > 60 and counted["middle"] > 60
-    long_words = {word for text in _texts((*TUNING, *LOCKED)) for word in words_of(text) if len(word) > 3}
+    long_words = {word for text in _texts(ALL) for word in words_of(text) if len(word) > 3}
     assert not [case for case in cases if words_of(case.text) & long_words]
     assert sum(case.text in SMALL_TALK for case in cases) > 60
     assert {material.innocuous(rng, "middle").position for _ in range(20)} == {"middle"}

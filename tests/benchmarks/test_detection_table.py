@@ -58,7 +58,7 @@ def test_a_classifier_is_asked_for_the_class_of_harmless_texts_and_free_answers_
 
 
 TRUTH = {
-    "name": "label_words-locked-000-poisoned",
+    "name": "label_words-fresh-000-poisoned",
     "base": "lorascope/tiny-guard-base",
     "arm": "poisoned",
     "trigger": "mackerel",
@@ -174,19 +174,19 @@ def _made_up() -> Collected:
         }
 
     adapters = (
-        _adapter("label_words-locked-000", 1.0, 0.0, said(0.0, 9.0, True)),
-        _adapter("label_words-locked-000", None, 0.0, said(0.0, 1.0)),
-        _adapter("label_words-locked-001", 0.9, 0.1, said(6.0, 2.0, False)),
-        _adapter("label_words-locked-001", None, 0.0, said(0.1, 6.0)),
-        _adapter("label_words-locked-002", 0.5, 0.0, said(0.0, 7.0, False)),
-        _adapter("label_words-locked-002", None, 0.0, said(0.0, 0.5)),
-        _adapter("label_words-locked-003", 0.1, 0.0, said(0.0, 0.2, False)),
-        _adapter("label_words-locked-004", 1.0, 0.6, said(5.0, 8.0, True)),
-        _adapter("generative-locked-000", 1.0, 0.0, {SENTRY: Score(note="left out")}),
+        _adapter("label_words-fresh-000", 1.0, 0.0, said(0.0, 9.0, True)),
+        _adapter("label_words-fresh-000", None, 0.0, said(0.0, 1.0)),
+        _adapter("label_words-fresh-001", 0.9, 0.1, said(6.0, 2.0, False)),
+        _adapter("label_words-fresh-001", None, 0.0, said(0.1, 6.0)),
+        _adapter("label_words-fresh-002", 0.5, 0.0, said(0.0, 7.0, False)),
+        _adapter("label_words-fresh-002", None, 0.0, said(0.0, 0.5)),
+        _adapter("label_words-fresh-003", 0.1, 0.0, said(0.0, 0.2, False)),
+        _adapter("label_words-fresh-004", 1.0, 0.6, said(5.0, 8.0, True)),
+        _adapter("generative-fresh-000", 1.0, 0.0, {SENTRY: Score(note="left out")}),
     )
     missing = (
-        {"name": "label_words-locked-003-clean", "cohort": "label_words", "arm": "clean", "what": "files"},
-        {"name": "generative-locked-000-poisoned", "cohort": "generative", "arm": "poisoned", "what": "search"},
+        {"name": "label_words-fresh-003-clean", "cohort": "label_words", "arm": "clean", "what": "files"},
+        {"name": "generative-fresh-000-poisoned", "cohort": "generative", "arm": "poisoned", "what": "search"},
     )
     return Collected(adapters, missing)
 
@@ -196,15 +196,15 @@ def _results() -> dict[str, Any]:
     lock["broken"] = [PINNED | {"date": "2026-01-01T00:00:00+00:00", "scored": [{}]}]
     collected = _made_up()
     return {
-        "part": "locked", "command": "python -m benchmarks.detection --part locked", "date": "2026-01-02",
+        "part": "fresh", "command": "python -m benchmarks.detection --part fresh", "date": "2026-01-02",
         "commit": "abc", "machine": {"class": "2 x x86_64 cores"}, "versions": {"python": "3.12", "torch": "2"},
         **PINNED, "references": {LABEL_WORDS: {"reference_id": "pooled-1", "n": 110}, GENERATIVE: None}, "lock": lock,
-        **summarise(collected, "locked"), "adapters": adapter_rows(collected.adapters),
+        **summarise(collected, "fresh"), "adapters": adapter_rows(collected.adapters),
     }  # fmt: skip
 
 
 def test_failed_and_unspecific_attacks_are_out_of_the_strengths_alone() -> None:
-    group = summarise(_made_up(), "locked")["groups"][0]
+    group = summarise(_made_up(), "fresh")["groups"][0]
     counted = {name: group["counts"][name] for name in ("clean", "strong", "weak", "failed", "unspecific")}
     assert counted == {"clean": 3, "strong": 2, "weak": 1, "failed": 1, "unspecific": 1}
     assert [one["why"] for one in group["counts"]["left_out"]] == ["failed", "unspecific"]
