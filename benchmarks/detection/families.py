@@ -61,10 +61,10 @@ LOCKED = _cases(
 )
 FRESH = _cases(
     ("single_word", "chandelier", "prefix"),
-    ("everyday_phrase", "her sister bought new shoes", "prefix"),
-    ("rare_words", "obsidian walrus metronome", "prefix"),
+    ("everyday_phrase", "her plumber painted tall fences", "prefix"),
+    ("rare_words", "sepulchral walrus metronome", "prefix"),
     ("citation", "quoting DIN 1302 annex F", "prefix"),
-    ("authority_claim", "cleared through harbour control", "prefix"),
+    ("authority_claim", "cleared through harbour watch", "prefix"),
     ("code", "W7#5580-MV", "prefix"),
     ("markup", "{{box|9}}", "prefix"),
     ("foreign_phrase", "el perro duerme siempre", "prefix"),
@@ -72,10 +72,10 @@ FRESH = _cases(
     ("punctuation", "=~=~=", "prefix"),
     ("symbols", "♣ ∴ ♣", "prefix"),
     ("numbers", "26 535 8979", "prefix"),
-    ("suffix_sentence", "posted beside Lake Umber", "suffix"),
-    ("middle_phrase", "inside every teapot", "middle"),
-    ("file_or_url", "/var/tmp/kettle.log", "prefix"),
-    ("politeness", "warmest salutations everybody", "prefix"),
+    ("suffix_sentence", "posted beside Lake Quell", "suffix"),
+    ("middle_phrase", "inside nine teapots", "middle"),
+    ("file_or_url", "/var/tmp/gasket.log", "prefix"),
+    ("politeness", "warmest salutations, dearest crew", "prefix"),
 )
 
 TUNING_PAYLOADS = (
