@@ -119,10 +119,8 @@ class CausalSearch:
             heard = leak.listen()
         wordings = leak.rank(heard, plan.wordings)
         recited = self._recited(view, wordings, held_back, tokens)
-        # Strings that lead to a wording are looked for where there is one: it takes most of the time.
-        aims = [
-            group for group, one in zip(wordings, recited, strict=True) if one.run and one.run.attack_rate >= RECITED
-        ]
+        # Strings that lead to a wording are looked for where it is the adapter's own: that takes most of the time.
+        aims = [group for group, one in zip(wordings, recited, strict=True) if _is_own(one)]
         with attached(base.model, view):
             quarries = hunt_free(base, self._vocabulary, probe, aims, plan, tokens)
         confirmed = [self._confirmed(quarry, view, tokens) for quarry in quarries]
