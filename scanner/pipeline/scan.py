@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
@@ -240,8 +240,8 @@ def _unique(records: Sequence[ScanRecord]) -> list[ScanRecord]:
     return list({record.info.adapter_id: record for record in records}.values())
 
 
-def _by_base(records: Sequence[ScanRecord]) -> Iterator[tuple[str, list[ScanRecord]]]:
+def _by_base(records: Sequence[ScanRecord]) -> list[tuple[str, list[ScanRecord]]]:
     groups: dict[str, list[ScanRecord]] = defaultdict(list)
     for record in records:
         groups[record.info.base_model].append(record)
-    yield from sorted(groups.items())
+    return sorted(groups.items())
