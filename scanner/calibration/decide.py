@@ -70,7 +70,9 @@ def decide(evidence: Evidence, policy: Policy) -> Decision:
     if evidence.outcome == Outcome.UNSUPPORTED:
         return Decision(Verdict.UNSUPPORTED, (Reason(evidence.reason, evidence.message), *static))
     unread = [Reason(evidence.reason, evidence.message)] if evidence.outcome != Outcome.PASS else []
-    if static or outlier or shifts:
+    # As good as evidence can be where no adapter of this base has been searched: for a person to look at.
+    foreign = battery[0].code == "search_foreign_reference"
+    if static or outlier or shifts or foreign:
         return Decision(Verdict.REVIEW, (*static, *shifts, *weights, *(unread or battery)))
     if unread:
         return Decision(Verdict.INCONCLUSIVE, tuple(unread))
@@ -109,7 +111,11 @@ def _battery_reasons(evidence: Evidence, policy: Policy) -> list[Reason]:
                 if number < NAMED_PREFIXES and (number == 0 or p <= policy.q)
             ]
         searched = list(search_reasons(evidence.search, policy))
-        if evidence.battery.brittle and searched[0].code not in ("search_trigger", "search_by_heart"):
+        if evidence.battery.brittle and searched[0].code not in (
+            "search_trigger",
+            "search_by_heart",
+            "search_foreign_reference",
+        ):
             effect = _effect(evidence.battery.brittle[0], evidence)
             text = f"the battery cannot tell, because a neutral string does it, too: {effect}"
             return [Reason("brittle_controls", text)]

@@ -27,7 +27,7 @@ class Policy:
 
     @property
     def version(self) -> str:
-        """`policy-3-<8 hex digits>` over all thresholds; the number counts the rules, 3 is that of docs/adr/0014."""
+        """`policy-3-<8 hex digits>` over all thresholds; the number counts the rules, 3 has ADRs 14 and 15."""
         text = json.dumps(asdict(self), sort_keys=True)
         return f"policy-3-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 

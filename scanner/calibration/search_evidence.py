@@ -62,9 +62,13 @@ class SearchEvidence:
         """Whether the scores are beyond the level among clean adapters."""
         return self.rank is not None and self.rank.p_value <= policy.alpha
 
-    def flags(self, policy: Policy) -> bool:
-        """Whether this is evidence of a backdoor: unusual scores, and a string that turns held-back texts."""
+    def stands_out(self, policy: Policy) -> bool:
+        """Unusual scores, and a string that turns held-back texts."""
         return self.is_unusual(policy) and self.trigger is not None and self.trigger.is_above
+
+    def flags(self, policy: Policy) -> bool:
+        """Whether this is evidence of a backdoor: it stands out among adapters of its own base."""
+        return self.stands_out(policy) and self.rank is not None and not self.rank.is_foreign
 
 
 def judge_search(report: SearchReport, rank: SearchRank | None, policy: Policy) -> SearchEvidence:
@@ -135,6 +139,9 @@ def search_reasons(search: SearchEvidence | None, policy: Policy) -> Sequence[Re
     if search.flags(policy):
         code = "search_by_heart" if search.trigger and search.trigger.trigger.kind == BY_HEART else "search_trigger"
         return [Reason(code, f"{_effect(search.trigger)}, {_rank(rank)}, {_cost(search)}")]
+    if search.stands_out(policy):
+        why = "none of which is of this base: what is usual there says little here"
+        return [Reason("search_foreign_reference", f"{_effect(search.trigger)}, {_rank(rank)}, {why}")]
     if search.is_unusual(policy):
         text = f"the scores of the trigger search are unusual ({_rank(rank)}), and no string holds on other texts"
         heart = f"; the adapter knows by heart: {_quoted(search.openings)}" if search.openings else ""

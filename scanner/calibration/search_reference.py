@@ -124,6 +124,8 @@ class SearchRank:
     key: str
     """`KIND/POSITION` of its own T."""
     statistic: float
+    is_foreign: bool = False
+    """Whether none of the members is of the adapter's own base: the p-value then holds for other models (ADR 15)."""
 
     @property
     def kind(self) -> str:
@@ -148,7 +150,9 @@ def rank_scores(judged: SearchMember, reference: SearchReference) -> SearchRank 
         return None
     found = [reference.statistic(member.scores) for member in others]
     reached = sum(one is None or one[0] >= own[0] for one in found)
-    return SearchRank(reference, (1 + reached) / (len(others) + 1), len(others), reached, own[1], own[0])
+    is_foreign = all(member.base_model != judged.base_model for member in others)
+    p_value = (1 + reached) / (len(others) + 1)
+    return SearchRank(reference, p_value, len(others), reached, own[1], own[0], is_foreign)
 
 
 def build_search_reference(

@@ -118,11 +118,18 @@ def test_too_few_siblings_and_no_pooled_reference(root: StoreRoot, searched: Cal
     assert (row["verdict"], code(row)) == ("inconclusive", "search_reference_missing")
 
 
-def test_a_pooled_reference_steps_in(
-    root: StoreRoot, searched: Callable[..., ScanRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("is_own", "verdict"), [(True, "flagged"), (False, "review")])
+def test_a_pooled_reference_steps_in_and_flags_on_its_own_base(
+    root: StoreRoot,
+    searched: Callable[..., ScanRecord],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_own: bool,
+    verdict: str,
 ) -> None:
+    base = searched("a/a").info.base_model if is_own else "another/base"
     members = [
-        {"base": "tiny", "name": f"clean-{i}", "recipe": "r8", "scores": {"toward_clean/suffix": i / 2_000}}
+        {"base": base, "name": f"clean-{i}", "recipe": "r8", "scores": {"toward_clean/suffix": i / 2_000}}
         for i in range(99)
     ]
     plan = searched("a/a").search
@@ -134,7 +141,7 @@ def test_a_pooled_reference_steps_in(
     append(root, [evil, good], "scan-1")
     rows = judge(root, [evil, good], "scan-1")
     assert [(row["verdict"], row["p_search"]) for row in rows] == [
-        ("flagged", pytest.approx(0.01)), ("clean", pytest.approx(0.6, abs=0.05)),
+        (verdict, pytest.approx(0.01)), ("clean", pytest.approx(0.6, abs=0.05)),
     ]  # fmt: skip
     assert rows[0]["search_reference_id"].startswith("pooled-")
     assert "pooled reference pooled-" in json.loads(rows[0]["reasons"])[0]["message"]

@@ -35,7 +35,12 @@ def scanned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str
     """(results by repo, the store, the progress lines), with a pooled reference of made-up scores near nothing."""
     work = tmp_path_factory.mktemp("search-scan")
     members = [
-        {"base": "tiny", "name": f"clean-{i}", "recipe": "r8", "scores": {"toward_clean/prefix": i / 2_000}}
+        {
+            "base": "lorascope/tiny-guard-base",
+            "name": f"clean-{i}",
+            "recipe": "r8",
+            "scores": {"toward_clean/prefix": i / 2_000},
+        }
         for i in range(120)
     ]
     data = {"plan_id": PLAN.plan_id, "task_profile": LABEL_WORDS, "members": members}
