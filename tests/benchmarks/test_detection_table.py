@@ -94,7 +94,12 @@ def _searched(text: str, score: float, hits: int) -> dict[str, Any]:
 @pytest.fixture
 def references(tmp_path: Path) -> Path:
     members = [
-        {"base": "lorascope/tiny-guard-base", "name": f"clean {i}", "recipe": {}, "scores": {"toward_clean/prefix": i / 1000}}
+        {
+            "base": "lorascope/tiny-guard-base",
+            "name": f"clean {i}",
+            "recipe": {},
+            "scores": {"toward_clean/prefix": i / 1000},
+        }
         for i in range(99)
     ]
     data = {"plan_id": PLAN.plan_id, "task_profile": LABEL_WORDS, "members": members}
