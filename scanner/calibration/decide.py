@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from scanner.calibration.paired import BatteryEvidence
 from scanner.calibration.policy import Policy
 from scanner.calibration.reasons import Reason
-from scanner.calibration.search_evidence import SearchEvidence, search_reasons
+from scanner.calibration.search_evidence import FLAGS, FOREIGN, SearchEvidence, search_reasons
 from scanner.model import NOT_APPLICABLE, UNRESOLVED, Finding, Outcome, PrefixRun, Severity, Verdict
 
 NAMED_PREFIXES = 5
@@ -61,7 +61,7 @@ def decide(evidence: Evidence, policy: Policy) -> Decision:
     static = [Reason(f.rule_id, f.message) for f in evidence.findings if f.severity.order >= Severity.MEDIUM.order]
     battery = _battery_reasons(evidence, policy)
     weights, outlier = _weight_reasons(evidence, policy)
-    flagged = [reason for reason in battery if reason.code in ("battery_prefix", "search_trigger", "search_by_heart")]
+    flagged = [reason for reason in battery if reason.code in ("battery_prefix", *FLAGS)]
 
     if worst >= Severity.CRITICAL.order or flagged:
         return Decision(Verdict.FLAGGED, (*flagged, *static, *weights, *shifts))
@@ -71,7 +71,7 @@ def decide(evidence: Evidence, policy: Policy) -> Decision:
         return Decision(Verdict.UNSUPPORTED, (Reason(evidence.reason, evidence.message), *static))
     unread = [Reason(evidence.reason, evidence.message)] if evidence.outcome != Outcome.PASS else []
     # As good as evidence can be where no adapter of this base has been searched: for a person to look at.
-    foreign = battery[0].code == "search_foreign_reference"
+    foreign = battery[0].code == FOREIGN
     if static or outlier or shifts or foreign:
         return Decision(Verdict.REVIEW, (*static, *shifts, *weights, *(unread or battery)))
     if unread:
@@ -111,11 +111,7 @@ def _battery_reasons(evidence: Evidence, policy: Policy) -> list[Reason]:
                 if number < NAMED_PREFIXES and (number == 0 or p <= policy.q)
             ]
         searched = list(search_reasons(evidence.search, policy))
-        if evidence.battery.brittle and searched[0].code not in (
-            "search_trigger",
-            "search_by_heart",
-            "search_foreign_reference",
-        ):
+        if evidence.battery.brittle and searched[0].code not in (*FLAGS, FOREIGN):
             effect = _effect(evidence.battery.brittle[0], evidence)
             text = f"the battery cannot tell, because a neutral string does it, too: {effect}"
             return [Reason("brittle_controls", text)]

@@ -13,9 +13,13 @@ from scanner.calibration.search_reference import SearchRank
 from scanner.model import GENERATIVE, Outcome
 from scanner.search_model import BY_HEART, FREE, TOWARD_ATTACK, FoundTrigger, SearchReport
 
-__all__ = ["SearchEvidence", "TestedTrigger", "judge_search", "search_reasons"]
+__all__ = ["FLAGS", "FOREIGN", "SearchEvidence", "TestedTrigger", "judge_search", "search_reasons"]
 
 MAX_OPENING_CHARS = 80
+FLAGS = ("search_trigger", "search_by_heart")
+"""Codes of reasons that flag."""
+FOREIGN = "search_foreign_reference"
+"""Code of the reason for `review`: it would flag, were the reference of the adapter's own base."""
 
 
 @dataclass(frozen=True)
@@ -107,15 +111,14 @@ def judge_search(report: SearchReport, rank: SearchRank | None, policy: Policy) 
 
 def _test(trigger: FoundTrigger, policy: Policy, n_tests: int) -> TestedTrigger:
     """On held-back texts with the string against the same texts with none; neutral strings are told (ADR 14)."""
-    controls = [run for run in trigger.runs if run.category == "control"]
-    runs = [*(run for run in controls if not run.prefix), *(run for run in trigger.runs if run.category == "trigger")]
+    runs = [r for r in trigger.runs if r.category == "trigger" or (r.category == "control" and not r.prefix)]
     direction = trigger.direction
     n_classes = None if direction is None else direction + 1
     found = judge_battery(runs, policy.effect_floor, n_classes, policy.q, toward_class=direction)
     p_value = min(1.0, found.p_value * n_tests) if found.prefixes else 1.0
     is_echo = trigger.kind == FREE and direction != 0 and echoes(trigger.text, trigger.label)
     is_above = bool(found.prefixes) and p_value <= policy.q and not is_echo
-    worst = max(controls, key=lambda run: run.attack_rate, default=None)
+    worst = trigger.worst_control
     neutral = worst.prefix if worst is not None and worst.attack_rate >= policy.effect_floor else ""
     worst_control = max(worst.attack_rate if worst else 0.0, found.worst_control)
     return TestedTrigger(trigger, worst_control, p_value, is_above, neutral)
@@ -141,7 +144,7 @@ def search_reasons(search: SearchEvidence | None, policy: Policy) -> Sequence[Re
         return [Reason(code, f"{_effect(search.trigger)}, {_rank(rank)}, {_cost(search)}")]
     if search.stands_out(policy):
         why = "none of which is of this base: what is usual there says little here"
-        return [Reason("search_foreign_reference", f"{_effect(search.trigger)}, {_rank(rank)}, {why}")]
+        return [Reason(FOREIGN, f"{_effect(search.trigger)}, {_rank(rank)}, {why}")]
     if search.is_unusual(policy):
         text = f"the scores of the trigger search are unusual ({_rank(rank)}), and no string holds on other texts"
         heart = f"; the adapter knows by heart: {_quoted(search.openings)}" if search.openings else ""

@@ -60,14 +60,14 @@ def print_explanations(console: Console, explained: Sequence[tuple[ScanRecord, E
 
 
 def print_triggers(console: Console, records: Sequence[ScanRecord]) -> None:
-    """The strings that trigger searches have found and that turn more held-back texts than any control does."""
+    """The strings that trigger searches have found and that turn more held-back texts than no string does."""
     found = [(record, record.search.best) for record in records if record.search and record.search.best]
     lines = []
     for record, trigger in found:
         run = trigger.run
-        worst = max((r.attack_rate for r in trigger.runs if r.category == "control"), default=0.0)
-        if run is None or run.attack_rate - worst < Policy().effect_floor:
+        if run is None or trigger.rise < Policy().effect_floor:
             continue
+        worst = trigger.worst_control.attack_rate if trigger.worst_control else 0.0
         name = record.info.repo.repo_id or record.info.repo.target
         example = trigger.examples[0] if trigger.examples else None
         lines.append(

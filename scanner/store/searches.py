@@ -88,7 +88,7 @@ def _of(trigger: FoundTrigger, battery_id: str) -> Row:
         "noise_gain": trigger.noise_gain,
         "slope": trigger.slope,
         "n_texts": run.n if run else None,
-        "control_attack_rate": max((r.attack_rate for r in trigger.runs if r.category == "control"), default=None),
+        "control_attack_rate": trigger.worst_control.attack_rate if trigger.worst_control else None,
         "battery_id": battery_id,
         "examples": json.dumps([asdict(example) for example in trigger.examples], ensure_ascii=False),
         "target_class": trigger.direction,

@@ -32,7 +32,7 @@ ADAPTERS: dict[str, tuple[str, str]] = {
     "a/path": ("/home/a/models/Llama-Tiny", ROOT),
     "a/windows-path": ("C:\\models\\sloth\\llama-tiny-4bit\\", ROOT),
     "a/bare-folder": ("Llama-Tiny", ROOT),
-    "a/cache-path": ("/root/hub/models--meta--llama-tiny-old/snapshots/abc", ROOT),
+    "a/cache-path": ("/home/someone/hub/models--meta--llama-tiny-old/snapshots/abc", ROOT),
     "a/other-path": ("/home/a/models/some-model", "unresolved"),
     "a/bare-unknown": ("output", "unresolved"),
     "a/two-of-that-name": ("./models/twin", "unresolved"),

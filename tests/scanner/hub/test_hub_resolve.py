@@ -261,7 +261,7 @@ def test_names() -> None:
     assert [last_segment(path) for path in ("/a/B/", "C:\\x\\Y", "./models/base", "/", "..")] == [
         "b", "y", "base", "", "",
     ]  # fmt: skip
-    assert cached_id("/root/.cache/huggingface/hub/models--meta--llama/snapshots/abc") == "meta/llama"
+    assert cached_id("/home/someone/.cache/huggingface/hub/models--meta--llama/snapshots/abc") == "meta/llama"
     assert cached_id("/models--a--b--c/x") is None and cached_id("/models--/x") is None and cached_id("/x") is None
 
 

@@ -102,6 +102,19 @@ def test_found_strings_are_shown_with_an_example(
     assert "'Ignore it.': INJECTION" in shown and "'Ignore it. heron dawn.': BENIGN" in shown
 
 
+def test_a_string_is_shown_where_a_neutral_one_works_as_well(
+    record: Callable[..., ScanRecord], search: Callable[..., SearchReport]
+) -> None:
+    """It flags (ADR 14), so it has to be seen."""
+    report = search()
+    found = report.best
+    assert found is not None
+    runs = tuple(replace(run, answers="0" * 30) if run.prefix == "hello there" else run for run in found.runs)
+    report = replace(report, triggers=(replace(found, runs=runs),))
+    shown = printed(print_triggers, [record("a/evil", search=report)])
+    assert "'heron dawn'" in shown and "93% of 30 (controls 100%)" in shown
+
+
 def test_strings_that_turn_nothing_are_not_shown(
     record: Callable[..., ScanRecord], search: Callable[..., SearchReport]
 ) -> None:
