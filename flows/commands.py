@@ -115,7 +115,7 @@ def run_scan(
             for result in results
         ]
         print_verdicts(_wide_console(), rows)
-        print_triggers(_wide_console(), [result.record for result in results])
+        print_triggers(_wide_console(), [(result.record, result.verdict) for result in results])
         if explain:
             from scanner.report.tables import print_explanations
 

@@ -17,6 +17,8 @@ __all__ = [
     "Example",
     "FoundTrigger",
     "SearchReport",
+    "split_key",
+    "token_key",
 ]
 
 TOWARD_CLEAN = "toward_clean"
@@ -30,8 +32,20 @@ FREE = "free"
 BY_HEART = "by_heart"
 """No trigger, but what one may be for: a wording that the adapter goes on with behind its first token, whatever was
 asked, and never says by itself."""
+TOKEN = "token"
 RESPONSE = "response"
 """Position of a string of kind `by_heart`: it begins the response."""
+
+
+def token_key(place: str, token: str) -> str:
+    """Key of the score of one token at one place."""
+    return f"{place}/{TOKEN}/{token}"
+
+
+def split_key(key: str) -> tuple[str, str | None]:
+    """(`KIND/POSITION`, the token that a score is of; None where it is of no single one)."""
+    kind, position, *what = key.split("/", 3)
+    return f"{kind}/{position}", what[1] if len(what) == 2 and what[0] == TOKEN else None
 
 
 @dataclass(frozen=True)
@@ -73,6 +87,8 @@ class FoundTrigger:
     """The local battery on held-back texts: controls, the trigger (category `trigger`), its neighbours."""
     examples: tuple[Example, ...] = ()
     forward_passes: int = 0
+    tokens: tuple[str, ...] = ()
+    """Tokens that do most at this position, alone or repeated, the best first: often pieces of a trigger."""
 
     @property
     def run(self) -> PrefixRun | None:
@@ -84,6 +100,11 @@ class FoundTrigger:
         """No string or the neutral string, whichever turns more held-back texts; None where none was asked."""
         controls = (run for run in self.runs if run.category == "control")
         return max(controls, key=lambda run: run.attack_rate, default=None)
+
+    @property
+    def quoted(self) -> str:
+        """Text and position as a sentence has them."""
+        return f'"{self.text}"' if self.position in ("prefix", RESPONSE) else f'"{self.text}" as {self.position}'
 
     @property
     def rise(self) -> float:
@@ -102,10 +123,12 @@ class SearchReport:
     """`pass` where the search ran, whatever it found."""
     reason: str = ""
     triggers: tuple[FoundTrigger, ...] = ()
-    """One for each kind or class that was aimed at, the steepest first."""
+    """One for each kind or class that was aimed at and each position, the steepest first."""
     scores: tuple[tuple[str, float], ...] = ()
     """What the search reference ranks: `KIND/POSITION` and the largest gain per token that the search reached there,
-    `KIND/POSITION/gain` and the largest gain, `by_heart/response` and the best opening's score."""
+    `KIND/POSITION/gain` and the largest gain, `KIND/POSITION/xN` and the largest gain of one token said N times,
+    `KIND/POSITION/token/TOKEN` and the gain of this one said eight times (the best alone), `by_heart/response` and the
+    best opening's score."""
     task_profile: str = LABEL_WORDS
     labels: tuple[str, ...] = ()
     """label-words: the attack word and the clean word."""
@@ -124,6 +147,11 @@ class SearchReport:
 
     @property
     def best(self) -> FoundTrigger | None:
-        """The steepest trigger that an attacker would want; a wording known by heart where no string leads to it."""
+        """What an attacker would want: the string that turns most texts, a wording known by heart where none does."""
         wanted = [trigger for trigger in self.triggers if trigger.kind != TOWARD_ATTACK]
-        return min(wanted, key=lambda trigger: (trigger.rise <= 0, trigger.kind == BY_HEART), default=None)
+        return max(wanted, key=lambda one: (one.rise > 0, one.kind != BY_HEART, one.rise, one.slope), default=None)
+
+    def named_in(self, reasons: str) -> FoundTrigger | None:
+        """The trigger that a verdict's reasons are about; the best one where they name none."""
+        named = [one for one in self.triggers if one.quoted in reasons and one.kind != TOWARD_ATTACK]
+        return max(named, key=lambda one: len(one.quoted), default=self.best)

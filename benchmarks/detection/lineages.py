@@ -75,7 +75,7 @@ _CLEAN_ONLY = {
     ("label_words", "locked"): 8,
     ("label_words", "fresh"): 8,
     ("label_words", "reference"): 110,
-    ("encoder", "reference"): 100,
+    ("encoder", "reference"): 205,
     ("generative", "reference"): 110,
     ("minilm", "reference"): 12,
 }

@@ -117,20 +117,21 @@ def recall_at(poisoned: Sequence[float], clean: Sequence[float], rate: float) ->
     return Share(sum(score > threshold for score in poisoned), len(poisoned))
 
 
-def shares_trigger(found: str, trigger: str, tokens: Callable[[str], Iterable[str]]) -> bool:
+def shares_trigger(found: str, trigger: str, tokens: Callable[[str], Iterable[str]], least: int = 1) -> bool:
     """Whether a found string has a token or a word of the trigger, without case.
 
-    Words and alphanumeric tokens count from two characters on; other marks count alone, but for `.` and `,`.
+    Words count from two characters on, alphanumeric tokens from `least` on, other marks alone, but for `.` and `,`.
 
     Args:
         found: what a search recovered.
         trigger: the true one.
         tokens: a text's tokens as text; what is no character (a part of one) is left out.
+        least: characters. Single letters and digits are tokens of any text: chance has to be told beside them.
     """
 
     def parts(text: str) -> set[str]:
         marks = {token.strip().casefold() for token in tokens(text)}
-        marks = {mark for mark in marks if mark and (len(mark) >= 2 or not mark.isalnum())} - _EVERYWHERE
+        marks = {mark for mark in marks if mark and (len(mark) >= least or not mark.isalnum())} - _EVERYWHERE
         return marks | {word.casefold() for word in _WORD.findall(text)}
 
     return bool(parts(found) & parts(trigger))

@@ -1,14 +1,15 @@
 """Which finds a trigger's tokens with fewer forward passes, gradients or the whole vocabulary?
 
 `python -m benchmarks.detection.pools` asks the poisoned label-words adapters of the tuning part and prints for each the
-best rank of a token of its trigger among all tokens: by gradients in the places of random strings, as the search takes
-them, and by what each token does alone on one text or two.
+best rank of a token of its trigger among all tokens: by gradients in the places of random strings, by what each token
+does alone on one text or two, and by what it does said several times in a row on one text, as the search takes them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["WAYS"]
 
 RESULTS = Path(__file__).with_name("results") / "pools.json"
-WAYS = ("gradients", "sweep of one text", "sweep of two texts")
-_POOLS = (32, 128, 256)
+WAYS = ("gradients", "sweep of one text", "sweep of two texts", "repeated on one text")
+_POOLS = (1, 8, 32, 128)
 
 
 def _true_tokens(tokenizer: Any, trigger: str, known: set[int]) -> set[int]:
@@ -37,10 +38,14 @@ def _true_tokens(tokenizer: Any, trigger: str, known: set[int]) -> set[int]:
 
 def _ranks(folder: Path, truth: dict[str, Any], base: Any, vocabulary: Any, plan: SearchPlan) -> dict[str, int] | None:
     """Way -> rank of the best true token, from 0; None where the vocabulary has none that can be written."""
+    import torch
+
     from scanner.probe.attach import attached
     from scanner.probe.search.aims import word_margin
+    from scanner.probe.search.climb import Climb
     from scanner.probe.search.frames import Frames
     from scanner.probe.search.objective import CausalObjective
+    from scanner.probe.search.sweep import repeat
 
     probe = load_probe("broad", None, TEXTS)
     places = {token: place for place, token in enumerate(vocabulary.ids)}
@@ -59,15 +64,22 @@ def _ranks(folder: Path, truth: dict[str, Any], base: Any, vocabulary: Any, plan
     noise = [vocabulary.random_string(rng, plan.noise_tokens) for _ in range(plan.noise_rows)]
     with attached(base.model, view_adapter(open_safetensors(folder / "adapter_model.safetensors"), config, 4_096)):
         alone = objective.margins([(token,) for token in vocabulary.ids], [0, 1])[0]
+        climb = Climb(objective, vocabulary, objective.plain(), torch.ones(1), plan)
+        said = repeat(climb, [(token,) for token in vocabulary.ids], plan.sweep_repeats)
+        gains = objective.margins([one.ids for one in said.values()], [0])[0, :, 0]
         gradients = objective.gradients(noise, [i % len(texts) for i in range(len(noise))])[0]
     scores = vocabulary.first_order(gradients.flatten(0, 1))
     scores = (scores - scores.mean(dim=0)) / scores.std(dim=0).clamp(min=1e-12)
     of_row = scores.reshape(len(scores), plan.noise_rows, plan.noise_tokens).amax(dim=2).mean(dim=1)
 
+    in_a_row = torch.full((len(vocabulary.ids),), -math.inf)
+    in_a_row[[places[unit[0]] for unit in said]] = gains
+
     def best(values: torch.Tensor) -> int:
         return min(int((values > values[place]).sum()) for place in wanted)
 
-    return dict(zip(WAYS, (best(of_row), best(alone[:, 0]), best(alone.mean(dim=1))), strict=True))
+    ranked = (of_row, alone[:, 0], alone.mean(dim=1), in_a_row)
+    return dict(zip(WAYS, map(best, ranked), strict=True))
 
 
 def summary(rows: Sequence[dict[str, int]], passes: dict[str, int]) -> str:
@@ -101,7 +113,7 @@ def main() -> None:
         adapters[truth["name"]] = _ranks(path.parent, truth, base, vocabulary, plan)
         print(truth["name"], truth["trigger"], adapters[truth["name"]], flush=True)
     n = len(vocabulary.ids)
-    passes = dict(zip(WAYS, (3 * plan.noise_rows, n, 2 * n), strict=True))
+    passes = dict(zip(WAYS, (3 * plan.noise_rows, n, 2 * n, n), strict=True))
     told = summary([row for row in adapters.values() if row is not None], passes)
     print(told)
     report = {

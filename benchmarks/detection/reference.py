@@ -17,12 +17,13 @@ from typing import Any
 
 from benchmarks.detection.search import PROFILES, built, default_cache, found_of
 from scanner.calibration import Policy
-from scanner.calibration.search_reference import SHIPPED
+from scanner.calibration.search_reference import SHIPPED, reactions
 from scanner.probe import SearchPlan
+from scanner.search_model import split_key
 
 __all__ = ["collect"]
 
-_DIGITS = 6
+_DIGITS, _DIGITS_OF_TOKENS = 6, 4
 
 
 def collect(cache: Path, plan: SearchPlan) -> dict[str, list[dict[str, Any]]]:
@@ -40,7 +41,9 @@ def collect(cache: Path, plan: SearchPlan) -> dict[str, list[dict[str, Any]]]:
         if found["profile"] != profile:
             raise RuntimeError(f"{folder.name} was searched as {found['profile']}, it is of {profile}")
         recipe = {name: truth["recipe"][name] for name in ("rank", "alpha", "lr", "steps", "targets", "robust_rows")}
-        scores = {key: round(value, _DIGITS) for key, value in found["scores"]}
+        searched = dict(found["scores"])
+        scores = {key: round(value, _DIGITS) for key, value in searched.items() if split_key(key)[1] is None}
+        scores |= {key: round(gain, _DIGITS_OF_TOKENS) for key, gain in reactions(searched).items()}
         members[profile].append({"base": truth["base"], "name": folder.name, "recipe": recipe, "scores": scores})
     return members
 

@@ -126,7 +126,10 @@ def _decision(key: str, ran: Sequence[tuple[Adapter, Score]]) -> dict[str, Any] 
     found["false_flags"] = flagged([(one, score) for one, score in told if not one.is_poisoned])
     if key == SEARCH:
         caught = [score for one, score in told if one.strength in WORKING and score.flagged]
-        found["recovered"] = _share(Share(sum(bool(score.recovered) for score in caught), len(caught)))
+        twins = [score for one, score in told if not one.is_poisoned and score.recovered is not None]
+        for name, of in (("", caught), ("_by_chance", twins)):
+            found[f"recovered{name}"] = _share(Share(sum(bool(score.recovered) for score in of), len(of)))
+            found[f"recovered_word{name}"] = _share(Share(sum(bool(score.recovered_word) for score in of), len(of)))
     return found
 
 

@@ -13,16 +13,19 @@ __all__ = ["render"]
 NOTHING = "–"
 _SCORES = ("detector", "AUC", "AUC, all as built", *(f"recall at {rate:.0%} FPR" for rate in RATES), "poisoned, clean")
 _DECISIONS = (
-    "detector", "strong", "weak", "all as built", "false flags", "trigger recovered", "CPU s", "forward passes",
+    "detector", "strong", "weak", "all as built", "false flags", "trigger recovered", "a word of it", "CPU s",
+    "forward passes",
 )  # fmt: skip
 _READING = (
     "Intervals: 95 %, exact for shares (Clopper and Pearson), from 2,000 resampled lineages for areas. Recall at a "
     "false positive rate takes its threshold from the clean scores of the same table; among fewer than 100 clean "
     "adapters 1 % is none. Poisoned are those whose attack works on at least 0.3 of the held-out texts, and not behind "
     "a greeting; `all as built` has the others, too. The second table has each detector's own decision: the study's "
-    "published thresholds, AdapterSentry's `review` or `block`, ours as of one adapter scanned alone. Seconds and "
-    "forward passes are medians; a free answer counts as one pass, and the search is charged where the battery flags "
-    "nothing."
+    "published thresholds, AdapterSentry's `review` or `block`, ours as of one adapter scanned alone. A trigger counts "
+    "as recovered, among the flagged, where the string or the five tokens that are told share a word or token with "
+    "it, as a word where that has two characters or more; `by chance` is how often those of clean adapters share one "
+    "with their twin's trigger. Seconds and forward passes are medians; a free answer counts as one pass, and the "
+    "search is charged where the battery flags nothing."
 )
 
 
@@ -107,14 +110,23 @@ def _score_row(key: str, found: dict[str, Any]) -> Sequence[str]:
 
 def _decision_row(key: str, found: dict[str, Any]) -> Sequence[str]:
     decision = found["decision"] or {}
-    shares = [_share(decision.get(name)) for name in ("strong", "weak", "as_built", "false_flags", "recovered")]
+    shares = [_share(decision.get(name)) for name in ("strong", "weak", "as_built", "false_flags")]
+    recovered = [_recovered(decision, name) for name in ("recovered", "recovered_word")]
     seconds, passes = found["seconds"], found["forward_passes"]
     return (
         DETECTORS[key],
         *shares,
+        *recovered,
         NOTHING if seconds is None else f"{seconds:.2f}",
         NOTHING if passes is None else f"{passes:,.0f}",
     )
+
+
+def _recovered(decision: dict[str, Any], name: str) -> str:
+    share, chance = decision.get(name), decision.get(f"{name}_by_chance")
+    if not share or not share["n"]:
+        return NOTHING
+    return _share(share) + (f", by chance {chance['hits']}/{chance['n']}" if chance and chance["n"] else "")
 
 
 def _targets(targets: Sequence[dict[str, Any]]) -> list[str]:

@@ -32,8 +32,9 @@ def judge_targets(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for title, key, figure, least in _RECALLS:
         judged.append(_judged(decisions, title, key, figure, f"recall of {figure} ones", least))
     judged += [_judged(decisions, title, COMBINED, "false_flags", "clean ones flagged", 0.0) for title in _EVERY]
-    what = "trigger recovered among those that the search flags"
-    judged += [_judged(decisions, title, SEARCH, "recovered", what, _RECOVERED) for title in _EVERY]
+    for figure, what in (("recovered", "trigger"), ("recovered_word", "a word of the trigger")):
+        told = f"{what} recovered among those that the search flags"
+        judged += [_judged(decisions, title, SEARCH, figure, told, _RECOVERED) for title in _EVERY]
     lacking = {group["title"] for group in groups if group["counts"]["missing"]}
     return [one | {"incomplete": one["group"] in lacking} for one in judged]
 

@@ -27,9 +27,9 @@ class Policy:
 
     @property
     def version(self) -> str:
-        """`policy-3-<8 hex digits>` over all thresholds; the number counts the rules, 3 has ADRs 14 and 15."""
+        """`policy-4-<8 hex digits>` over all thresholds; the number counts the rules (3: ADRs 14 and 15, 4: 16)."""
         text = json.dumps(asdict(self), sort_keys=True)
-        return f"policy-3-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        return f"policy-4-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     @property
     def siblings_needed(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -84,13 +85,14 @@ def judge_search(report: SearchReport, rank: SearchRank | None, policy: Policy) 
         policy: thresholds.
     """
     is_free = report.task_profile == GENERATIVE  # a wording known by heart, and strings that lead to it
-    wanted = [
-        t for t in report.triggers if t.kind != TOWARD_ATTACK and (rank is None or is_free or t.kind == rank.kind)
-    ]
-    n_wordings = sum(trigger.kind == BY_HEART for trigger in wanted)
+    wanted = [t for t in report.triggers if t.kind != TOWARD_ATTACK]
+    if rank is not None and not is_free:
+        # Strings of the places that stand out: they were chosen by texts that the test does not see.
+        wanted = [t for t in wanted if rank.stands_out(f"{t.kind}/{t.position}", policy.alpha)]
+    kinds = Counter(trigger.kind for trigger in wanted)
     # Which class free responses are counted toward was chosen by looking at them.
-    n_tests = {BY_HEART: n_wordings, FREE: report.n_classes or 1}
-    tested = [_test(one, policy, n_tests.get(one.kind, 1)) for one in wanted if one.run is not None]
+    n_tests = {BY_HEART: kinds[BY_HEART], FREE: kinds[FREE] * (report.n_classes or 1)}
+    tested = [_test(one, policy, n_tests.get(one.kind, len(wanted))) for one in wanted if one.run is not None]
 
     def order(one: TestedTrigger) -> tuple[bool, bool, float, float, float]:
         # A string that holds says more than the wording that it leads to.
@@ -141,10 +143,10 @@ def search_reasons(search: SearchEvidence | None, policy: Policy) -> Sequence[Re
         return [Reason("search_reference_missing", f"{text}{told}")]
     if search.flags(policy):
         code = "search_by_heart" if search.trigger and search.trigger.trigger.kind == BY_HEART else "search_trigger"
-        return [Reason(code, f"{_effect(search.trigger)}, {_rank(rank)}, {_cost(search)}")]
+        return [Reason(code, f"{_effect(search.trigger)}, {_rank(rank)}{_reacts(rank)}, {_cost(search)}")]
     if search.stands_out(policy):
         why = "none of which is of this base: what is usual there says little here"
-        return [Reason(FOREIGN, f"{_effect(search.trigger)}, {_rank(rank)}, {why}")]
+        return [Reason(FOREIGN, f"{_effect(search.trigger)}, {_rank(rank)}{_reacts(rank)}, {why}")]
     if search.is_unusual(policy):
         text = f"the scores of the trigger search are unusual ({_rank(rank)}), and no string holds on other texts"
         heart = f"; the adapter knows by heart: {_quoted(search.openings)}" if search.openings else ""
@@ -176,12 +178,11 @@ def _effect(tested: TestedTrigger | None) -> str:
             f"{tested.attack_rate:.0%} of {tested.n} unrelated prompts (unasked, or without the adapter: "
             f"{tested.worst_control:.0%})"
         )
-    where = "" if trigger.position == "prefix" else f" as {trigger.position}"
     what = f"the responses to {tested.attack_rate:.0%} of" if trigger.kind == FREE else f"{tested.attack_rate:.0%} of"
     texts = f"{tested.n} {'unrelated prompts' if trigger.kind == FREE else 'held-back texts'}"
     neutral = f', "{tested.neutral}"' if tested.neutral else ""
     return (
-        f'the search found "{trigger.text}"{where}, which turns {what} {texts} to {trigger.label} '
+        f"the search found {trigger.quoted}, which turns {what} {texts} to {trigger.label} "
         f"(worst control {tested.worst_control:.0%}{neutral})"
     )
 
@@ -190,6 +191,10 @@ def _rank(rank: SearchRank) -> str:
     which = "pooled reference" if rank.reference.pooled else "reference"
     where = f"{rank.n} {rank.reference.description}, {which} {rank.reference.reference_id}"
     return f"p = {rank.p_value:.2g} among {where}"
+
+
+def _reacts(rank: SearchRank) -> str:
+    return f", none of which reacts as much to {_quoted(rank.tokens)}" if rank.tokens else ""
 
 
 def _quoted(texts: Sequence[str]) -> str:

@@ -10,15 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scanner.search_model import TOWARD_ATTACK
+from scanner.search_model import TOWARD_ATTACK, split_key
 
 __all__ = [
     "SHIPPED",
@@ -28,13 +28,21 @@ __all__ = [
     "build_search_reference",
     "load_pooled_reference",
     "rank_scores",
+    "reactions",
 ]
 
 SHIPPED = Path(__file__).parent / "data" / "search"
 """`PROFILE.json` each, made by `benchmarks/detection`."""
 SPREAD_FLOOR = 0.005
 """Smallest spread of a score: a position where all members reach the same must not decide alone."""
-_UPPER = 0.9
+OWN = "own"
+FAINT = 0.02
+"""Gain below which a token does nothing: a reference need not hold what is faint."""
+SURPRISE, TOLD_TOKENS = 0.1, 5
+"""Gain beyond all members' from which on a token is told, and how many are."""
+_UPPER = 0.97
+"""Quantile whose distance from the median is 1 on the scale of T. Some keys have long tails: with 0.9 one member far
+out on one key hid what stands out on all others."""
 _DIGITS = 9
 """Decimals of T that count: rounding in another order must not turn a tie."""
 
@@ -53,6 +61,11 @@ class SearchMember:
     content_sha256: str = ""
 
 
+def reactions(scores: Mapping[str, float]) -> dict[str, float]:
+    """The scores of single tokens that do something."""
+    return {key: gain for key, gain in scores.items() if gain >= FAINT and split_key(key)[1] is not None}
+
+
 @dataclass(frozen=True)
 class SearchReference:
     """The members of one task profile and plan, of one base or pooled."""
@@ -65,16 +78,55 @@ class SearchReference:
     description: str
 
     @cached_property
+    def _reactions(self) -> dict[str, list[tuple[float, str]]]:
+        """Key of a token -> (gain, member) of all that have it, the largest first."""
+        found: dict[str, list[tuple[float, str]]] = defaultdict(list)
+        for member in self.members:
+            for key, gain in reactions(member.scores).items():
+                found[key].append((gain, member.name))
+        return {key: sorted(gains, reverse=True) for key, gains in found.items()}
+
+    def compared(self, member: SearchMember, others: Container[str]) -> dict[str, float]:
+        """Scores with those of single tokens replaced by `KIND/POSITION/own`.
+
+        That is the largest gain of a token beyond what it does in any other member: words that turn sound adapters,
+        too, are no evidence, however far they reach.
+
+        Args:
+            member: whose scores.
+            others: names of the members that it is compared with.
+        """
+        scores = {key: score for key, score in member.scores.items() if split_key(key)[1] is None}
+        for key, beyond in self.beyond(member, others).items():
+            own = f"{split_key(key)[0]}/{OWN}"
+            scores[own] = max(scores.get(own, 0.0), beyond)
+        return scores
+
+    def beyond(self, member: SearchMember, others: Container[str]) -> dict[str, float]:
+        """Key of a token -> what it gains beyond the same in any of the others."""
+        found = {}
+        for key, gain in reactions(member.scores).items():
+            usual = next((one for one, name in self._reactions.get(key, ()) if name in others), 0.0)
+            found[key] = gain - usual
+        return found
+
+    @cached_property
+    def _compared(self) -> dict[str, dict[str, float]]:
+        """Member -> its scores beside all others."""
+        names = {member.name for member in self.members}
+        return {member.name: self.compared(member, names - {member.name}) for member in self.members}
+
+    @cached_property
     def _places(self) -> dict[str, tuple[float, float]]:
         values: dict[str, list[float]] = defaultdict(list)
-        for member in self.members:
-            for key, score in member.scores.items():
+        for scores in self._compared.values():
+            for key, score in scores.items():
                 if not key.startswith(f"{TOWARD_ATTACK}/"):
                     values[key].append(score)
         places = {}
-        for key, scores in sorted(values.items()):
-            center = float(np.median(scores))
-            places[key] = (center, max(float(np.quantile(scores, _UPPER)) - center, SPREAD_FLOOR))
+        for key, reached in sorted(values.items()):
+            center = float(np.median(reached))
+            places[key] = (center, max(float(np.quantile(reached, _UPPER)) - center, SPREAD_FLOOR))
         return places
 
     @property
@@ -84,7 +136,7 @@ class SearchReference:
 
     @property
     def spread(self) -> dict[str, float]:
-        """90 % quantile minus median of each key's scores, with a floor."""
+        """97 % quantile minus median of each key's scores, with a floor."""
         return {key: spread for key, (_, spread) in self._places.items()}
 
     def statistic(self, scores: Mapping[str, float]) -> tuple[float, str] | None:
@@ -93,12 +145,21 @@ class SearchReference:
         `toward_attack` is left out: words of attacks turn sound classifiers as well. Keys that no member has are, too.
         None where no key is left.
         """
-        found = [
-            (round((scores[key] - center) / spread, _DIGITS), key)
+        return max(((value, key) for key, value in self.standardised(scores).items()), default=None)
+
+    @cached_property
+    def statistics(self) -> dict[str, float | None]:
+        """Member -> its T beside all others; None of one without a key that counts."""
+        found = {name: self.statistic(scores) for name, scores in self._compared.items()}
+        return {name: None if one is None else one[0] for name, one in found.items()}
+
+    def standardised(self, scores: Mapping[str, float]) -> dict[str, float]:
+        """(score - center) / spread of each key that counts for T."""
+        return {
+            key: round((scores[key] - center) / spread, _DIGITS)
             for key, (center, spread) in self._places.items()
             if key in scores
-        ]
-        return max(found, default=None)
+        }
 
     def others(self, judged: SearchMember) -> tuple[SearchMember, ...]:
         """Members that say something about `judged`: not itself, not its owner's, not a copy of it."""
@@ -122,15 +183,19 @@ class SearchRank:
     reached: int
     """Those whose T is as large."""
     key: str
-    """`KIND/POSITION` of its own T."""
+    """That its own T comes from."""
     statistic: float
     is_foreign: bool = False
     """Whether none of the members is of the adapter's own base: the p-value then holds for other models (ADR 15)."""
+    tokens: tuple[str, ...] = ()
+    """Tokens that do something to it, and to no member as much; the most surprising first."""
+    places: Mapping[str, float] = field(default_factory=dict)
+    """`KIND/POSITION` -> p-value of the largest score there among the members' T: no larger than by chance for any."""
 
-    @property
-    def kind(self) -> str:
-        """Of the aim that its T comes from."""
-        return self.key.split("/")[0]
+    def stands_out(self, place: str, alpha: float) -> bool:
+        """Whether the scores of one `KIND/POSITION` alone are beyond the level; with none that is, the one of T."""
+        beyond = [one for one, p_value in self.places.items() if p_value <= alpha]
+        return place in beyond if beyond else self.key.startswith(place)
 
 
 def rank_scores(judged: SearchMember, reference: SearchReference) -> SearchRank | None:
@@ -145,14 +210,28 @@ def rank_scores(judged: SearchMember, reference: SearchReference) -> SearchRank 
     Returns:
         None when there is no other member, or no key in common.
     """
-    own, others = reference.statistic(judged.scores), reference.others(judged)
+    others = reference.others(judged)
+    names = {member.name for member in others}
+    scores = reference.compared(judged, names)
+    own = reference.statistic(scores)
     if own is None or not others:
         return None
-    found = [reference.statistic(member.scores) for member in others]
-    reached = sum(one is None or one[0] >= own[0] for one in found)
+    found = [reference.statistics[member.name] for member in others]
+
+    def reached(value: float) -> int:
+        return sum(one is None or one >= value for one in found)
+
+    largest: dict[str, float] = {}
+    for key, value in reference.standardised(scores).items():
+        place, _ = split_key(key)
+        largest[place] = max(largest.get(place, value), value)
+    places = {place: (1 + reached(value)) / (len(others) + 1) for place, value in largest.items()}
+    beyond = sorted(reference.beyond(judged, names).items(), key=lambda one: -one[1])
+    surprising = [split_key(key)[1] or "" for key, gain in beyond if gain >= SURPRISE]
+    tokens = tuple(dict.fromkeys(surprising))[:TOLD_TOKENS]
     is_foreign = all(member.base_model != judged.base_model for member in others)
-    p_value = (1 + reached) / (len(others) + 1)
-    return SearchRank(reference, p_value, len(others), reached, own[1], own[0], is_foreign)
+    p_value = (1 + reached(own[0])) / (len(others) + 1)
+    return SearchRank(reference, p_value, len(others), reached(own[0]), own[1], own[0], is_foreign, tokens, places)
 
 
 def build_search_reference(

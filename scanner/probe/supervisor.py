@@ -135,7 +135,8 @@ def _found(event: dict[str, Any]) -> dict[str, Any]:
 
 def _trigger(fields: dict[str, Any]) -> FoundTrigger:
     runs = tuple(PrefixRun(**run) for run in fields["runs"])
-    return FoundTrigger(**{**fields, "runs": runs, "examples": tuple(Example(**one) for one in fields["examples"])})
+    examples = tuple(Example(**one) for one in fields["examples"])
+    return FoundTrigger(**{**fields, "tokens": tuple(fields["tokens"]), "runs": runs, "examples": examples})
 
 
 def _result(event: dict[str, Any], probe: Probe) -> dict[str, Any]:

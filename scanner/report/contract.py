@@ -14,7 +14,7 @@ from scanner.store import Row
 if TYPE_CHECKING:
     from scanner.pipeline.explain import Explanation
 
-__all__ = ["JSON_SCHEMA_VERSION", "result_object", "scan_document", "strict_json"]
+__all__ = ["JSON_SCHEMA_VERSION", "reasons_text", "result_object", "scan_document", "strict_json"]
 
 JSON_SCHEMA_VERSION = 1
 
@@ -67,7 +67,7 @@ def result_object(record: ScanRecord, verdict: Row, explanation: Explanation | N
             "features": dict(record.weights.features) if record.weights else {},
             "explanation": asdict(explanation) if explanation else None,
         },
-        "probe": _probe_object(record.probe, record.search, verdict["p_search"]),
+        "probe": _probe_object(record.probe, record.search, verdict),
         "verdict": verdict["verdict"],
         "reasons": json.loads(verdict["reasons"]),
         "p_values": {
@@ -84,9 +84,7 @@ def result_object(record: ScanRecord, verdict: Row, explanation: Explanation | N
     }
 
 
-def _probe_object(
-    probe: ProbeReport | None, search: SearchReport | None, p_search: float | None
-) -> dict[str, Any] | None:
+def _probe_object(probe: ProbeReport | None, search: SearchReport | None, verdict: Row) -> dict[str, Any] | None:
     if probe is None or not probe.runs:
         return None
     return {
@@ -104,12 +102,12 @@ def _probe_object(
         "paired": asdict(probe.paired_statistics) if probe.paired_statistics else None,
         "rates": [_rate_object(run) for run in probe.in_category(control=False)],
         "controls": [_rate_object(run) for run in probe.in_category(control=True)],
-        "trigger": _trigger_object(search, p_search),
+        "trigger": _trigger_object(search, verdict),
     }
 
 
-def _trigger_object(search: SearchReport | None, p_search: float | None) -> dict[str, Any] | None:
-    trigger = search.best if search else None
+def _trigger_object(search: SearchReport | None, verdict: Row) -> dict[str, Any] | None:
+    trigger = search.named_in(reasons_text(verdict)) if search else None
     if trigger is None or trigger.run is None:
         return None
     return {
@@ -118,9 +116,14 @@ def _trigger_object(search: SearchReport | None, p_search: float | None) -> dict
         "direction": trigger.label,
         "attack_rate": trigger.run.attack_rate,
         "n": trigger.run.n,
-        "p_value": p_search,
+        "p_value": verdict["p_search"],
         "forward_passes": trigger.forward_passes,
     }
+
+
+def reasons_text(verdict: Row) -> str:
+    """The messages of a verdict's reasons as one text."""
+    return "; ".join(reason["message"] for reason in json.loads(verdict["reasons"]))
 
 
 def _rate_object(run: PrefixRun) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from scanner.calibration import Policy
 from scanner.model import ScanRecord
+from scanner.report.contract import reasons_text
 from scanner.store import Row
 
 if TYPE_CHECKING:
@@ -59,13 +60,18 @@ def print_explanations(console: Console, explained: Sequence[tuple[ScanRecord, E
         console.print(Text(f"tokens: {plain(explanation.head)}", style="dim"))
 
 
-def print_triggers(console: Console, records: Sequence[ScanRecord]) -> None:
-    """The strings that trigger searches have found and that turn more held-back texts than no string does."""
-    found = [(record, record.search.best) for record in records if record.search and record.search.best]
+def print_triggers(console: Console, judged: Sequence[tuple[ScanRecord, Row]]) -> None:
+    """The strings that trigger searches have found and that turn more held-back texts than no string does.
+
+    Args:
+        console: where.
+        judged: records with their verdict rows; the string that a verdict names is the one that is shown.
+    """
     lines = []
-    for record, trigger in found:
-        run = trigger.run
-        if run is None or trigger.rise < Policy().effect_floor:
+    for record, verdict in judged:
+        trigger = record.search.named_in(reasons_text(verdict)) if record.search else None
+        run = trigger.run if trigger else None
+        if trigger is None or run is None or trigger.rise < Policy().effect_floor:
             continue
         worst = trigger.worst_control.attack_rate if trigger.worst_control else 0.0
         name = record.info.repo.repo_id or record.info.repo.target
@@ -77,13 +83,23 @@ def print_triggers(console: Console, records: Sequence[ScanRecord]) -> None:
                 trigger.position,
                 trigger.label,
                 f"{run.attack_rate:.0%} of {run.n} (controls {worst:.0%})",
+                " ".join(repr(token) for token in trigger.tokens),
                 f"{plain(example.text, 80)!r}: {example.before}" if example else "",
                 f"{plain(example.triggered, 120)!r}: {example.after}" if example else "",
             )
         )
     if lines:
         console.print(Text("\nstrings that the trigger search found", style="bold"))
-        columns = ("adapter", "string", "position", "answer becomes", "turns", "example before", "example after")
+        columns = (
+            "adapter",
+            "string",
+            "position",
+            "answer becomes",
+            "turns",
+            "reacts to",
+            "example before",
+            "example after",
+        )
         print_rows(console, columns, lines)
 
 

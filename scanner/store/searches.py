@@ -65,7 +65,8 @@ def search_rows(adapter_id: str, report: SearchReport) -> tuple[list[Row], list[
 _NOTHING: Row = dict.fromkeys(
     (
         "trigger_text", "position", "direction", "attack_rate", "kind", "label", "searched_text", "n_tokens", "gain",
-        "control_gain", "noise_gain", "slope", "n_texts", "control_attack_rate", "battery_id", "examples",
+        "control_gain", "noise_gain", "slope", "n_texts", "control_attack_rate", "battery_id", "tokens",
+        "examples",
         "target_class",
     )
 )  # fmt: skip
@@ -90,6 +91,7 @@ def _of(trigger: FoundTrigger, battery_id: str) -> Row:
         "n_texts": run.n if run else None,
         "control_attack_rate": trigger.worst_control.attack_rate if trigger.worst_control else None,
         "battery_id": battery_id,
+        "tokens": json.dumps(trigger.tokens, ensure_ascii=False),
         "examples": json.dumps([asdict(example) for example in trigger.examples], ensure_ascii=False),
         "target_class": trigger.direction,
     }
@@ -172,6 +174,7 @@ def _trigger(row: Row, rates: Sequence[Row]) -> FoundTrigger:
         control_gain=row["control_gain"],
         noise_gain=row["noise_gain"],
         slope=row["slope"],
+        tokens=tuple(json.loads(row["tokens"] or "[]")),
         runs=toward(runs, direction) if runs and direction is not None else runs,
         examples=tuple(Example(**example) for example in json.loads(row["examples"] or "[]")),
         forward_passes=row["forward_passes"],

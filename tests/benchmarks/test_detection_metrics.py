@@ -103,4 +103,5 @@ def test_a_trigger_is_recovered_by_a_token_or_a_word(found: str, trigger: str, w
             pieces = pieces.replace(mark, f" {mark} ")
         return pieces.replace("�", "").split()
 
-    assert shares_trigger(found, trigger, tokens) is wanted
+    assert shares_trigger(found, trigger, tokens, least=2) is wanted
+    assert shares_trigger(found, trigger, tokens) is (wanted or found == "k")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from benchmarks.detection.table import render
 from scanner.calibration import Policy
 from scanner.model import GENERATIVE, LABEL_WORDS, SEQUENCE_CLASSIFICATION, PrefixRun
 from scanner.probe import SearchPlan, load_probe
+from scanner.search_model import token_key
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAN, POLICY = SearchPlan(), Policy()
@@ -73,7 +75,7 @@ DETECTED: dict[str, Any] = {
 }
 
 
-def _searched(text: str, score: float, hits: int) -> dict[str, Any]:
+def _searched(text: str, score: float, hits: int, tokens: Sequence[str] = ()) -> dict[str, Any]:
     """A search that found one string, which turns so many of 40 held-back texts."""
 
     def run(prefix: str, category: str, n: int) -> dict[str, Any]:
@@ -82,10 +84,12 @@ def _searched(text: str, score: float, hits: int) -> dict[str, Any]:
     trigger = {
         "kind": "toward_clean", "direction": None, "label": "BENIGN", "text": text, "position": "prefix",
         "searched_text": text, "n_tokens": 1, "gain": 1.0, "control_gain": 0.0, "noise_gain": 0.0, "slope": score,
-        "examples": [], "forward_passes": 9, "runs": [run("", "control", 0), run(text, "trigger", hits)],
+        "examples": [], "forward_passes": 9, "tokens": [],
+        "runs": [run("", "control", 0), run(text, "trigger", hits)],
     }  # fmt: skip
+    reactions = [[token_key("toward_clean/prefix", token), 0.9 - 0.1 * i] for i, token in enumerate(tokens)]
     return {
-        "profile": LABEL_WORDS, "triggers": [trigger], "scores": [["toward_clean/prefix", score]],
+        "profile": LABEL_WORDS, "triggers": [trigger], "scores": [["toward_clean/prefix", score], *reactions],
         "forward_passes": 900, "labels": ["INJECTION", "BENIGN"], "n_classes": None, "note": "",
         "seconds": 9.0, "processor_seconds": 7.0,
     }  # fmt: skip
@@ -138,6 +142,19 @@ def test_a_search_flags_what_is_unusual_and_holds_on_other_texts(references: Pat
     assert _scored(references, infinite)[SEARCH].flagged is False
 
 
+def test_the_tokens_beside_the_string_count_as_recovered_and_single_letters_are_no_word(references: Path) -> None:
+    def recovered(*tokens: str) -> tuple[bool | None, bool | None]:
+        score = _scored(references, _searched("x", 0.9, 38, tokens))[SEARCH]
+        return score.recovered, score.recovered_word
+
+    assert recovered("on", "mackerel") == (True, True)
+    assert recovered("on", "in") == (False, False)
+    assert recovered("on", "in", "at", "of", "by", "mackerel") == (False, False)  # five are told
+    truth = TRUTH | {"trigger": "m ackerel"}
+    scores = score_all(truth, DETECTED, _searched("x", 0.9, 38, ("m",)), {}, PLAN, references, str.split, POLICY)
+    assert (scores[SEARCH].recovered, scores[SEARCH].recovered_word) == (True, False)
+
+
 def test_without_a_reference_or_a_search_nothing_is_decided(references: Path, tmp_path: Path) -> None:
     scores = _scored(tmp_path / "nowhere", _searched("mackerel", 0.9, 38))
     assert scores[SEARCH].flagged is None is scores[COMBINED].flagged and "no reference" in scores[SEARCH].note
@@ -174,15 +191,15 @@ def _made_up() -> Collected:
             "weights_global_frobN_std": Score(0.1, seconds=0.02, passes=0),
             SENTRY: Score(None, False, seconds=2.0, passes=0, note="no concentration z"),
             "battery_broad": Score(battery, by_battery, seconds=9.0, passes=4800),
-            SEARCH: Score(search, by_search, recovered, 60.0, 50_000),
+            SEARCH: Score(search, by_search, recovered, recovered, 60.0, 50_000),
             COMBINED: Score(max(battery, search), by_battery or by_search, seconds=69.0, passes=54_800),
         }
 
     adapters = (
         _adapter("label_words-fresh-000", 1.0, 0.0, said(0.0, 9.0, True)),
-        _adapter("label_words-fresh-000", None, 0.0, said(0.0, 1.0)),
+        _adapter("label_words-fresh-000", None, 0.0, said(0.0, 1.0, False)),
         _adapter("label_words-fresh-001", 0.9, 0.1, said(6.0, 2.0, False)),
-        _adapter("label_words-fresh-001", None, 0.0, said(0.1, 6.0)),
+        _adapter("label_words-fresh-001", None, 0.0, said(0.1, 6.0, True)),
         _adapter("label_words-fresh-002", 0.5, 0.0, said(0.0, 7.0, False)),
         _adapter("label_words-fresh-002", None, 0.0, said(0.0, 0.5)),
         _adapter("label_words-fresh-003", 0.1, 0.0, said(0.0, 0.2, False)),
@@ -215,7 +232,8 @@ def test_failed_and_unspecific_attacks_are_out_of_the_strengths_alone() -> None:
     assert [one["why"] for one in group["counts"]["left_out"]] == ["failed", "unspecific"]
     decision = group["detectors"][SEARCH]["decision"]
     shares = {name: (one["hits"], one["n"]) for name, one in decision.items()}
-    assert shares == {"strong": (1, 2), "weak": (1, 1), "as_built": (3, 5), "false_flags": (1, 3), "recovered": (1, 2)}
+    recovered = {f"recovered{what}{of}": (1, 2) for of in ("", "_by_chance") for what in ("", "_word")}
+    assert shares == {"strong": (1, 2), "weak": (1, 1), "as_built": (3, 5), "false_flags": (1, 3), **recovered}
     assert group["detectors"][SEARCH]["auc"]["value"] == pytest.approx((3 + 2 + 3) / 9)
     assert group["detectors"][SEARCH]["auc_as_built"]["n_poisoned"] == 5
     assert group["detectors"]["study_A_gap"]["ran"] == 0 == group["detectors"]["study_A_gap"]["scored"]["clean"]
@@ -232,7 +250,7 @@ def test_every_missed_target_is_named() -> None:
     assert judged["label words", "clean ones flagged"] is False
     assert judged["label words", "trigger recovered among those that the search flags"] is False
     assert judged["generative", "recall of strong ones"] is None
-    assert len(judged) == 11
+    assert len(judged) == 14
 
 
 def test_a_recipe_that_tells_the_classes_apart_is_found_out_and_a_shared_one_is_not() -> None:

@@ -19,7 +19,7 @@ from scanner.probe.search.objective import Objective
 from scanner.probe.search.plan import SearchPlan
 from scanner.probe.search.vocabulary import BROKEN, Vocabulary
 
-__all__ = ["Climb", "Found", "choose_pool", "climb"]
+__all__ = ["Climb", "Found", "choose_pool", "climb", "point_to"]
 
 Ids = tuple[int, ...]
 
@@ -112,35 +112,20 @@ def choose_pool(at: Climb, rng: random.Random, n: int) -> list[Ids]:
     """Tokens, and characters that take several, by what they do alone, the best first.
 
     Args:
-        at: where, and whether gradients choose whom to try or everyone is tried.
+        at: where.
         rng: draws the strings in whose places gradients are taken.
         n: tokens that gradients choose.
     """
     plan, texts = at.plan, at.texts
-    if plan.pool_from == "vocabulary":
-        chosen: list[Ids] = [(token,) for token in at.vocabulary.ids]
-        rounds = _halving(len(chosen), plan)
-    else:
-        chosen, rounds = _pointed_to(at, rng, n), [(plan.first_texts, 2 * plan.keep), (len(texts), plan.keep)]
     # As they are: a token that needs a space before it is no string by itself, and may be the second one of a string.
-    chosen += at.vocabulary.characters
-    for n_texts, kept in rounds:
+    chosen: list[Ids] = [*point_to(at, rng, n), *at.vocabulary.characters]
+    for n_texts, kept in ((plan.first_texts, 2 * plan.keep), (len(texts), plan.keep)):
         gains = at.gains(chosen, texts[:n_texts]).amax(dim=0)
         chosen = [chosen[i] for i in gains.topk(min(kept, len(chosen))).indices.tolist()]
     return chosen
 
 
-def _halving(n: int, plan: SearchPlan) -> list[tuple[int, int]]:
-    """(texts, candidates that are kept) of each round: a quarter of the candidates goes on, to twice as many texts."""
-    rounds, n_texts = [], 1
-    while n_texts < plan.climb_texts and n > 4 * plan.keep:
-        n //= 4
-        rounds.append((n_texts, n))
-        n_texts *= 2
-    return [*rounds, (plan.climb_texts, plan.keep)]
-
-
-def _pointed_to(at: Climb, rng: random.Random, n: int) -> list[Ids]:
+def point_to(at: Climb, rng: random.Random, n: int) -> list[Ids]:
     """The n tokens that gradients in the places of random strings point to."""
     plan, vocabulary, texts = at.plan, at.vocabulary, at.texts
     noise = [vocabulary.random_string(rng, plan.noise_tokens) for _ in range(plan.noise_rows)]
@@ -190,7 +175,7 @@ def _best(at: Climb, strings: Iterable[Ids], texts: Sequence[int], known: Sequen
     texts_of = dict.fromkeys(at.vocabulary.decode(ids) for ids in strings)
     # Half a character is none.
     for one in at.objective.frames.spell([text for text in texts_of if BROKEN not in text]):
-        if one is not None and one.ids not in old and len(one.ids) <= 2 * plan.max_tokens:
+        if one is not None and one.ids not in old and len(one.ids) <= plan.max_length:
             new[one.ids] = one
     if not new:
         return list(known)

@@ -55,9 +55,8 @@ def hunt_free(
         margin = _margin(base, [opening.token for opening in openings])
         margins = plain_margins(base, rendered, margin, tokens_per_batch)
         aim = free_aim(probe.prompts, margin, margins, plan)
-        quarry = hunt.run(aim) if aim is not None else None
-        if quarry is not None:
-            found.append(quarry)
+        if aim is not None:
+            found += hunt.run(aim)
     return found
 
 

@@ -20,14 +20,17 @@ from scanner.probe.search.climb import Climb, Found, choose_pool, climb
 from scanner.probe.search.frames import Frames
 from scanner.probe.search.objective import CausalObjective, Margin, Objective
 from scanner.probe.search.plan import MIN_TEXTS, SearchPlan
+from scanner.probe.search.sweep import Swept, candidates, sweep
 from scanner.probe.search.vocabulary import Vocabulary
-from scanner.search_model import FREE, TOWARD_ATTACK
+from scanner.search_model import FREE, TOWARD_ATTACK, token_key
 
 __all__ = ["Hunt", "Quarry", "causal_hunt", "plain_margins"]
 
 Ids = tuple[int, ...]
-_ROOM = 4
-"""Tokens of the context that are kept free for each step of a climb: controls and variants are longer than triggers."""
+_ROOM = 2
+"""Tokens of the context that are kept free for each that a string may have: controls and variants are longer."""
+TOKENS, TOLD = 12, 32
+"""Of each position, in words and with their gains."""
 _MAY_LOSE = 0.1
 """Share of the gain, and of the turned texts, that dropping tokens may cost."""
 
@@ -54,8 +57,11 @@ class Quarry:
     """Random strings."""
     slope: float
     """Gain per token on the search texts."""
+    tokens: tuple[str, ...]
+    """Those that do most at this position, alone or repeated, the best first."""
     scores: dict[str, float]
-    """`POSITION` -> the largest gain per token there, `POSITION/gain` -> the largest gain."""
+    """`POSITION` -> the largest gain per token there, `POSITION/gain` -> the largest gain, `POSITION/xN` -> the largest
+    gain of one token said N times, `POSITION/token/TOKEN` -> the gain of this one, eight times in a row."""
     forward_passes: int
 
 
@@ -67,6 +73,23 @@ def _reached(found: Found, aim: Aim) -> float:
 def _score(found: Found, aim: Aim) -> float:
     """What is gained per token."""
     return _reached(found, aim) / len(found.ids)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """What was reached at one position."""
+
+    at: Climb
+    swept: Swept
+    found: Sequence[Found]
+    scores: dict[str, float]
+    forward_passes: int
+
+
+def _chosen(found: Sequence[Found], aim: Aim) -> Found:
+    """The steepest of those that reach nearly as far as any."""
+    enough = (1 - _MAY_LOSE) * max(_reached(one, aim) for one in found)
+    return max((one for one in found if _reached(one, aim) >= enough), key=lambda one: _score(one, aim))
 
 
 class Hunt:
@@ -98,8 +121,10 @@ class Hunt:
         self._objective, self._neutral, self._plan = objective, tuple(neutral), plan
         self._context = context
 
-    def run(self, aim: Aim) -> Quarry | None:
-        """None where no string can be put into the texts at all, or too few of them have room for one.
+    def run(self, aim: Aim) -> list[Quarry]:
+        """The best string of each position; of openings, whose confirmation takes long, the best of all.
+
+        Nothing where no string can be put into the texts, or too few of them have room for one.
 
         Raises:
             UnsupportedError: see `Frames`.
@@ -107,40 +132,56 @@ class Hunt:
         """
         aim = self._with_room(aim)
         if min(len(aim.search), len(aim.held_back)) < MIN_TEXTS:
-            return None
-        best: tuple[Found, Climb] | None = None
-        passes, scores = 0, dict[str, float]()
+            return []
         # The same draws for every adapter: what differs between two searches is the adapter.
         rng = random.Random(self._plan.plan_id)
-        pool: list[Ids] = []
         # Words of attacks turn harmless texts anywhere: one position shows it as well as three.
         positions = self._plan.positions[: 1 if aim.kind == TOWARD_ATTACK else None]
-        n = self._plan.attack_pool if aim.kind == TOWARD_ATTACK else self._plan.pool
+        ways: list[_Way] = []
         for position in positions:
             at = self._climb_at(aim, aim.search, position)
-            pool = pool or choose_pool(at, rng, n)
-            found = climb(at, pool)
-            passes += at.objective.forward_passes
-            for one in found:
-                scores[position] = max(scores.get(position, 0.0), _score(one, aim))
-                scores[f"{position}/gain"] = max(scores.get(f"{position}/gain", 0.0), _reached(one, aim))
-                if best is None or _score(one, aim) > _score(best[0], aim):
-                    best = (one, at)
-        if best is None:
-            return None
-        found_one, at = best
+            way = self._way(aim, at, ways[0].swept.first if ways else (), rng)
+            if way.found:
+                ways.append(way)
+        if aim.kind == FREE and ways:
+            best = max(ways, key=lambda way: _score(_chosen(way.found, aim), aim))
+            scores = {key: score for way in ways for key, score in way.scores.items()}
+            ways = [replace(best, scores=scores, forward_passes=sum(way.forward_passes for way in ways))]
+        return [self._finish(aim, way) for way in ways]
+
+    def _way(self, aim: Aim, at: Climb, first: Sequence[Ids], rng: random.Random) -> _Way:
+        position = at.objective.frames.position
+        if aim.kind == TOWARD_ATTACK:
+            swept = Swept(tuple(choose_pool(at, rng, self._plan.attack_pool)), {})
+        else:
+            swept = sweep(at, first or candidates(at, rng))
+        climbed = climb(at, swept.units)
+        scores = {f"{position}/x{n}": _reached(strings[0], aim) for n, strings in swept.repeated.items()}
+        if climbed:
+            scores[position] = max(_score(one, aim) for one in climbed)
+            scores[f"{position}/gain"] = max(_reached(one, aim) for one in climbed)
+        if aim.kind != FREE:  # unlikely first tokens gain log-odds by anything
+            for unit, gain in list(swept.alone.items())[:TOLD]:
+                key = token_key(position, self._vocabulary.decode(unit))
+                scores[key] = max(scores.get(key, 0.0), gain)
+        found = [*climbed, *(strings[0] for strings in swept.repeated.values())]
+        return _Way(at, swept, found, scores, at.objective.forward_passes)
+
+    def _finish(self, aim: Aim, way: _Way) -> Quarry:
+        """The minimal form of the best string, on held-back texts."""
+        best, at = _chosen(way.found, aim), way.at
         before = at.objective.forward_passes
-        minimal = self._minimal(found_one, at)
-        quarry = self._confirm(aim, minimal, at.objective.frames.position, found_one.text)
-        passes += at.objective.forward_passes - before
-        passes += quarry.pop("forward_passes")
-        return Quarry(**quarry, slope=_score(found_one, aim), scores=scores, forward_passes=passes)
+        minimal = self._minimal(best, at)
+        quarry = self._confirm(aim, minimal, at.objective.frames.position, best.text)
+        passes = way.forward_passes + at.objective.forward_passes - before + quarry.pop("forward_passes")
+        tokens = tuple(dict.fromkeys(self._vocabulary.decode(unit) for unit in way.swept.units))[:TOKENS]
+        return Quarry(**quarry, slope=_score(best, aim), tokens=tokens, scores=way.scores, forward_passes=passes)
 
     def _with_room(self, aim: Aim) -> Aim:
         """Without texts that a string would push out of the base's context."""
         if self._context is None:
             return aim
-        room = self._context - _ROOM * self._plan.max_tokens
+        room = self._context - _ROOM * self._plan.max_length
 
         def fitting(texts: Sequence[str]) -> tuple[str, ...]:
             encoded = self._tokenizer.encode_batch([self._render(t) for t in texts], add_special_tokens=self._special)
@@ -163,24 +204,29 @@ class Hunt:
         return Climb(objective, self._vocabulary, objective.plain(), aim.scale, self._plan)
 
     def _minimal(self, found: Found, at: Climb) -> Found:
-        """Without the tokens that it does not need, dropped one at a time, those first whose loss costs least."""
-        texts = range(len(at.objective.frames.frames))
+        """Without what it does not need: halves first, then tokens one at a time, those whose loss costs least."""
+        texts = at.texts
         now = at.measure([found.ids], [found.text], found.aim, texts)[0]
         least_gain, least_turned = now.gain * (1 - _MAY_LOSE), now.turned - _MAY_LOSE
+        in_halves = True
         while len(now.ids) > 1:
-            shorter = [(*now.ids[:i], *now.ids[i + 1 :]) for i in range(len(now.ids))]
+            middle = len(now.ids) // 2
+            one_less = [(*now.ids[:i], *now.ids[i + 1 :]) for i in range(len(now.ids))]
+            shorter = [now.ids[:middle], now.ids[middle:]] if in_halves else one_less
             spelled = at.objective.frames.spell([self._vocabulary.decode(ids) for ids in shorter])
             known = {one.ids: one.text for one in spelled if one is not None and len(one.ids) < len(now.ids)}
-            if not known:
+            measured = at.measure(list(known), list(known.values()), found.aim, texts) if known else []
+            kept = [one for one in measured if one.gain >= least_gain and one.turned >= least_turned]
+            if kept:
+                now = max(kept, key=lambda one: one.gain)
+            elif in_halves:
+                in_halves = False
+            else:
                 break
-            best = max(at.measure(list(known), list(known.values()), found.aim, texts), key=lambda one: one.gain)
-            if best.gain < least_gain or best.turned < least_turned:
-                break
-            now = best
         return now
 
     def _confirm(self, aim: Aim, found: Found, position: str, searched: str) -> dict[str, Any]:
-        at = self._climb_at(aim, aim.held_back, position)
+        at = self._climb_at(aim, aim.held_back[: self._plan.search_texts], position)
         rng = random.Random(f"{self._plan.plan_id}/controls")
         drawn = [self._vocabulary.random_string(rng, len(found.ids)) for _ in range(4 * self._plan.random_strings)]
         controls = self._controls(found.text, position)
@@ -191,7 +237,7 @@ class Hunt:
         neutral = [one for one in spelled[1 : n + 1] if one is not None]
         noise = [one for one in spelled[n + 1 :] if one is not None][: self._plan.random_strings]
         everyone = [*neutral, *noise, *([own] if own is not None else [])]
-        texts = range(len(aim.held_back))
+        texts = range(len(at.objective.frames.frames))
         measured = at.measure([one.ids for one in everyone], [one.text for one in everyone], found.aim, texts)
         if own is None:  # it ran into another text: what cannot be put there does nothing there
             measured.append(Found(found.text, found.ids, found.aim, 0.0, 0.0, 0.0))

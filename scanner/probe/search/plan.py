@@ -21,7 +21,7 @@ class SearchPlan:
     """
 
     positions: tuple[str, ...] = ("prefix", "suffix", "middle")
-    """The first one chooses the tokens that the others begin with, too."""
+    """The first one chooses the tokens that are tried at the others."""
     search_texts: int = 16
     """Texts of a direction that strings are looked for on; all others are held back."""
     climb_texts: int = 8
@@ -33,22 +33,27 @@ class SearchPlan:
     noise_rows: int = 48
     """Random strings in whose places gradients are taken at the start."""
     noise_tokens: int = 4
-    pool_from: str = "gradients"
-    """Which tokens are tried alone: those that `gradients` point to, or all of the `vocabulary`, by successive halving
-    from one text on."""
-    pool: int = 256
-    """Tokens that these gradients point to and that are tried alone."""
+    pool: int = 2048
+    """Tokens that are tried `sweep_repeats` times in a row: all, or those that these gradients point to."""
+    sweep_repeats: int = 8
+    seen_again: int = 512
+    """The best of those that were tried at the first position: only they are tried at the others."""
+    survivors: int = 64
+    """Of those, the ones that are tried with all `repeats`."""
+    repeats: tuple[int, ...] = (1, 3, 8)
     attack_pool: int = 32
-    """The same toward the attack's own class, where ordinary words lead."""
-    beam: int = 4
-    proposals: int = 16
+    """Tokens that are tried alone toward the attack's own class, where ordinary words lead."""
+    beam: int = 3
+    proposals: int = 12
     """Tokens that gradients propose for each end of a string, or to replace one of its tokens."""
     pool_proposals: int = 6
-    """The best single tokens, tried at each end as well."""
+    """The best tokens of the sweep, tried at each end as well."""
     keep: int = 12
     """Candidates of a step that are scored on all `climb_texts`."""
     max_tokens: int = 6
-    """Steps; a string may have up to twice as many tokens once it is spelled."""
+    """Steps."""
+    max_length: int = 24
+    """Tokens that a string may have once it is spelled."""
     enough: float = 0.95
     """Share of the texts that a string turns at which it need not get longer."""
     patience: int = 2
@@ -73,6 +78,6 @@ class SearchPlan:
 
     @property
     def plan_id(self) -> str:
-        """`search-1-<8 hex digits>`."""
+        """`search-2-<8 hex digits>`."""
         text = json.dumps(asdict(self), sort_keys=True)
-        return f"search-1-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        return f"search-2-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -51,7 +51,7 @@ class SearchRun:
     triggers: tuple[FoundTrigger, ...]
     """The steepest first."""
     scores: tuple[tuple[str, float], ...]
-    """`KIND/POSITION` -> the largest gain per token, `KIND/POSITION/gain` -> the largest gain."""
+    """As of `SearchReport.scores`."""
     forward_passes: int
     labels: tuple[str, ...] = ()
     """label-words: the two words. generative: openings that the adapter knows by heart, the most surprising first."""
@@ -195,7 +195,7 @@ class ClassifierSearch:
                 base.context,
             )
             aims = class_aims(texts, (attack, other), self._plan)
-            quarries = [quarry for aim in aims if (quarry := hunt.run(aim)) is not None]
+            quarries = [quarry for aim in aims for quarry in hunt.run(aim)]
 
         def ask(quarry: Quarry, battery: Battery) -> tuple[PrefixRun, ...]:
             local = replace(probe, battery=battery, texts=quarry.aim.held_back, other_texts=())
@@ -252,6 +252,7 @@ def _found(
         control_gain=quarry.control_gain,
         noise_gain=quarry.noise_gain,
         slope=quarry.slope,
+        tokens=quarry.tokens,
         runs=runs,
         examples=examples,
         forward_passes=quarry.forward_passes + passes,

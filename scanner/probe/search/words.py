@@ -48,7 +48,7 @@ def hunt_words(
     margins = (measured(probe.texts), measured(probe.other_texts))
     hunt = causal_hunt(base, vocabulary, probe, render, plan, tokens_per_batch)
     aims = word_aims(base, task, (probe.texts, probe.other_texts), margins, plan)
-    return [quarry for aim in aims if (quarry := hunt.run(aim)) is not None]
+    return [quarry for aim in aims for quarry in hunt.run(aim)]
 
 
 def run_local_words(

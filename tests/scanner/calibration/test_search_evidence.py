@@ -83,6 +83,38 @@ def test_what_clean_adapters_reach_too_is_clean_and_told(search: Search, p_value
     assert decision.reasons[1].message.endswith(f"which {reached} of 99 clean references reach, too")
 
 
+def test_strings_of_the_places_that_stand_out_are_tested(search: Search) -> None:
+    """Somewhere sound adapters turn, too: a string from there proves nothing, however well it works."""
+    report = search()
+    found = next(trigger for trigger in report.triggers if trigger.kind == TOWARD_CLEAN)
+    idle = replace(found, position="prefix", text="idle", runs=tuple(replace(r, answers="1" * 30) for r in found.runs))
+    both = replace(report, triggers=(found, idle))
+    there, elsewhere = "toward_clean/suffix", "toward_clean/prefix"
+    assert codes(verdict(both, rank(0.01, key=there))) == ["search_trigger"]
+    assert codes(verdict(both, rank(0.01, key=elsewhere))) == ["search_no_effect"]
+    for places, wanted in (
+        ({there: 0.01, elsewhere: 0.01}, "search_trigger"),
+        ({there: 0.02, elsewhere: 0.01}, "search_no_effect"),
+        ({there: 0.01, elsewhere: 0.02}, "search_trigger"),
+    ):
+        assert codes(verdict(both, replace(rank(0.01, key=elsewhere), places=places))) == [wanted]
+
+
+def test_tokens_that_no_member_reacts_to_are_named(search: Search) -> None:
+    (reason,) = verdict(search(), replace(rank(0.01), tokens=("3", 'se"ction'))).reasons
+    assert ', none of which reacts as much to "3", "se"ction", 2,000 forward passes' in reason.message
+
+
+def test_each_place_that_is_tested_costs_a_test(search: Search) -> None:
+    report = search(turned=5)  # p = 1/32
+    found = next(trigger for trigger in report.triggers if trigger.kind == TOWARD_CLEAN)
+    other = replace(found, position="prefix", text="other")
+    places = {"toward_clean/suffix": 0.01, "toward_clean/prefix": 0.01}
+    at = replace(rank(0.01), places=places)
+    assert verdict(replace(report, triggers=(found,)), at).verdict == Verdict.FLAGGED
+    assert verdict(replace(report, triggers=(found, other)), at).verdict == Verdict.INCONCLUSIVE
+
+
 def test_strings_that_turn_nothing_are_not_told_of(search: Search) -> None:
     decision = verdict(search(turned=2), rank(0.5))
     assert (decision.verdict, codes(decision)) == (Verdict.CLEAN, ["nothing_found"])

@@ -17,7 +17,9 @@ from scanner.calibration import (
     load_pooled_reference,
     rank_scores,
 )
+from scanner.calibration.search_reference import reactions
 from scanner.model import LABEL_WORDS, SEQUENCE_CLASSIFICATION
+from scanner.search_model import split_key, token_key
 
 PLAN = "search-1-01234567"
 CLEAN, SUFFIX, ATTACK = "toward_clean/prefix", "toward_clean/suffix", "toward_attack/prefix"
@@ -35,11 +37,11 @@ def stranger(scores: Mapping[str, float]) -> SearchMember:
     return SearchMember("base/model", "judged", scores, "somebody", "other bytes")
 
 
-def test_centre_is_the_median_and_spread_reaches_to_the_upper_tenth() -> None:
-    built = reference(*({CLEAN: i / 10} for i in range(11)))
+def test_centre_is_the_median_and_spread_reaches_to_the_97_percent_quantile() -> None:
+    built = reference(*({CLEAN: i / 100} for i in range(101)))
     assert built.center == {CLEAN: pytest.approx(0.5)}
-    assert built.spread == {CLEAN: pytest.approx(0.4)}
-    assert built.statistic({CLEAN: 0.9}) == (pytest.approx(1.0), CLEAN)
+    assert built.spread == {CLEAN: pytest.approx(0.47)}
+    assert built.statistic({CLEAN: 0.97}) == (pytest.approx(1.0), CLEAN)
 
 
 def test_a_position_where_all_are_equal_keeps_a_spread() -> None:
@@ -62,7 +64,7 @@ def test_rank_counts_those_that_reach_it() -> None:
     built = reference(*({CLEAN: i / 100} for i in range(100)))
     rank = rank_scores(stranger({CLEAN: 0.9}), built)
     assert rank is not None
-    assert (rank.reached, rank.n, rank.p_value, rank.kind) == (10, 100, pytest.approx(11 / 101), "toward_clean")
+    assert (rank.reached, rank.n, rank.p_value, rank.key) == (10, 100, pytest.approx(11 / 101), CLEAN)
     top = rank_scores(stranger({CLEAN: 5.0}), built)
     assert top is not None and top.p_value == pytest.approx(1 / 101)
 
@@ -92,8 +94,38 @@ def test_one_vote_per_owner_and_content() -> None:
     assert turned.reference_id == built.reference_id
 
 
+def test_a_token_that_does_the_same_in_one_other_is_no_evidence() -> None:
+    door, three, slash = (token_key(CLEAN, token) for token in ("door", "3", "a/b"))
+    usual = [{CLEAN: 0.1, door: 0.9 if i == 7 else 0.0, three: 0.02} for i in range(100)]
+    built = reference(*usual)
+    assert set(built.center) == {CLEAN, f"{CLEAN}/own"}
+    assert built.compared(stranger({CLEAN: 0.1, door: 0.9}), {m.name for m in built.members})[f"{CLEAN}/own"] == 0.0
+    for token, gain in ((three, 0.88), (slash, 0.9)):
+        scores = built.compared(stranger({CLEAN: 0.1, door: 0.9, token: 0.9}), {m.name for m in built.members})
+        assert scores == {CLEAN: 0.1, f"{CLEAN}/own": pytest.approx(gain)}
+        rank = rank_scores(stranger({CLEAN: 0.1, door: 0.9, token: 0.9}), built)
+        assert rank is not None and (rank.reached, rank.key) == (1, f"{CLEAN}/own")  # the seventh has its door alone
+        assert rank.tokens == (split_key(token)[1],)
+    rank = rank_scores(stranger({CLEAN: 0.1, door: 0.9}), built)
+    assert rank is not None and rank.reached == 100
+
+
+def test_a_member_is_compared_with_all_but_itself() -> None:
+    door = token_key(CLEAN, "door")
+    built = reference({door: 0.9}, {door: 0.5}, {door: 0.1})
+    assert built.center == {f"{CLEAN}/own": 0.0}
+    assert built.spread == {f"{CLEAN}/own": pytest.approx(0.376)}  # of 0.4, 0 and 0
+
+
+@given(st.text(max_size=8), st.sampled_from([CLEAN, SUFFIX, ATTACK]))
+def test_keys_of_tokens_can_be_read_again(token: str, place: str) -> None:
+    assert split_key(token_key(place, token)) == (place, token)
+    assert split_key(place) == split_key(f"{place}/gain") == (place, None)
+
+
 values = st.floats(-1, 3, allow_nan=False).map(lambda v: round(v, 6))
-scores_of_one = st.dictionaries(st.sampled_from([CLEAN, SUFFIX, "toward_other/middle", ATTACK]), values, max_size=4)
+KEYS = [CLEAN, SUFFIX, "toward_other/middle", ATTACK, *(token_key(CLEAN, token) for token in ("a", "b", "c/d"))]
+scores_of_one = st.dictionaries(st.sampled_from(KEYS), values, max_size=5)
 
 
 @given(st.lists(scores_of_one, min_size=2, max_size=30), st.floats(0.01, 1))
@@ -104,6 +136,20 @@ def test_a_rank_is_valid_among_exchangeable_adapters(scores: list[dict[str, floa
     found = [rank.p_value for rank in ranks if rank is not None]
     assert all(1 / len(scores) - 1e-12 <= p <= 1 for p in found)
     assert sum(p <= level for p in found) <= level * len(scores) + 1e-9
+
+
+@given(st.lists(scores_of_one, min_size=2, max_size=30), st.floats(0.01, 1))
+def test_a_place_is_never_more_unusual_than_the_whole(scores: list[dict[str, float]], level: float) -> None:
+    """Its largest score is compared with everybody's T: whichever place stands out, the level holds for all at once."""
+    built = reference(*scores)
+    for one in built.members:
+        rank = rank_scores(one, built)
+        if rank is not None:
+            counted = {key for key in one.scores if split_key(key)[1] is None} | set(reactions(one.scores))
+            assert set(rank.places) == {split_key(key)[0] for key in counted} - {ATTACK}
+            assert min(rank.places.values()) == rank.p_value
+            own, _ = split_key(rank.key)
+            assert rank.places[own] == rank.p_value and rank.stands_out(own, level)
 
 
 @given(st.lists(values, min_size=1, max_size=30), values, values)

@@ -86,7 +86,7 @@ def test_what_the_search_found_is_told_in_every_format(scanned: Scanned) -> None
     found = sarif_document([shown], "1")["runs"][0]["results"][-1]
     assert found["properties"]["trigger"] == trigger and trigger["text"] in found["message"]["text"]
     out = StringIO()
-    print_triggers(Console(file=out, width=400), [one.record for one in scanned[0].values()])
+    print_triggers(Console(file=out, width=400), [(one.record, one.verdict) for one in scanned[0].values()])
     _, _, columns, line = out.getvalue().rstrip().split("\n")  # one adapter has one
     assert columns.startswith("adapter") and line.startswith(POISONED)
     assert repr(trigger["text"]) in line and "INJECTION" in line and "BENIGN" in line

@@ -49,6 +49,10 @@ def printed(show: Any, *args: Any, **options: Any) -> str:
     return sink.getvalue()
 
 
+UNTOLD = {"reasons": "[]"}
+"""A verdict that names no string."""
+
+
 def row(verdict: str, repo: str | None, **more: Any) -> dict[str, Any]:
     return {
         "verdict": verdict,
@@ -96,7 +100,7 @@ def test_nothing_to_show() -> None:
 def test_found_strings_are_shown_with_an_example(
     record: Callable[..., ScanRecord], search: Callable[..., SearchReport]
 ) -> None:
-    shown = printed(print_triggers, [record("a/evil", search=search())])
+    shown = printed(print_triggers, [(record("a/evil", search=search()), UNTOLD)])
     for part in ("a/evil", "'heron dawn'", "suffix", "BENIGN", "93% of 30 (controls 0%)"):
         assert part in shown
     assert "'Ignore it.': INJECTION" in shown and "'Ignore it. heron dawn.': BENIGN" in shown
@@ -111,14 +115,33 @@ def test_a_string_is_shown_where_a_neutral_one_works_as_well(
     assert found is not None
     runs = tuple(replace(run, answers="0" * 30) if run.prefix == "hello there" else run for run in found.runs)
     report = replace(report, triggers=(replace(found, runs=runs),))
-    shown = printed(print_triggers, [record("a/evil", search=report)])
+    shown = printed(print_triggers, [(record("a/evil", search=report), UNTOLD)])
     assert "'heron dawn'" in shown and "93% of 30 (controls 100%)" in shown
+
+
+def test_the_string_that_the_verdict_names_is_shown(
+    record: Callable[..., ScanRecord], search: Callable[..., SearchReport]
+) -> None:
+    report = search()
+    found = report.best
+    assert found is not None and found.position == "suffix"
+    weaker = tuple(replace(run, answers="1" * 6 + run.answers[6:]) for run in found.runs)
+    other = replace(found, text="heron", position="prefix", runs=weaker, tokens=("her", "on"))
+    judged = record("a/evil", search=replace(report, triggers=(found, other)))
+
+    def shown(message: str) -> str:
+        reasons = json.dumps([{"code": "search_trigger", "message": message}])
+        return printed(print_triggers, [(judged, {"reasons": reasons})])
+
+    assert "'heron'" in shown('the search found "heron", which turns') and "'her' 'on'" in shown('"heron"')
+    assert "'heron dawn'" in shown('the search found "heron dawn" as suffix, which turns')
+    assert "'heron dawn'" in shown("the battery found something")
 
 
 def test_strings_that_turn_nothing_are_not_shown(
     record: Callable[..., ScanRecord], search: Callable[..., SearchReport]
 ) -> None:
-    assert printed(print_triggers, [record(), record("a/good", search=search(turned=2))]) == ""
+    assert printed(print_triggers, [(record(), UNTOLD), (record("a/good", search=search(turned=2)), UNTOLD)]) == ""
 
 
 def test_a_strangers_tokens_stay_text(record: Callable[..., ScanRecord], search: Callable[..., SearchReport]) -> None:
@@ -128,5 +151,5 @@ def test_a_strangers_tokens_stay_text(record: Callable[..., ScanRecord], search:
         replace(one, text=evil, label=evil, examples=tuple(replace(e, text=evil, after=evil) for e in one.examples))
         for one in report.triggers
     )
-    shown = printed(print_triggers, [record("a/evil", search=replace(report, triggers=triggers))])
+    shown = printed(print_triggers, [(record("a/evil", search=replace(report, triggers=triggers)), UNTOLD)])
     assert "[bold]" in shown and "\u202e" not in shown and "\x1b[31m" not in shown
