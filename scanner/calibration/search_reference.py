@@ -90,7 +90,8 @@ class SearchReference:
         """Scores with those of single tokens replaced by `KIND/POSITION/own`.
 
         That is the largest gain of a token beyond what it does in any other member: words that turn sound adapters,
-        too, are no evidence, however far they reach.
+        too, are no evidence, however far they reach. It is at most the largest gain on more texts than single tokens
+        are measured on (`KIND/POSITION/x8`), because one text that anything turns is none either.
 
         Args:
             member: whose scores.
@@ -98,8 +99,9 @@ class SearchReference:
         """
         scores = {key: score for key, score in member.scores.items() if split_key(key)[1] is None}
         for key, beyond in self.beyond(member, others).items():
-            own = f"{split_key(key)[0]}/{OWN}"
-            scores[own] = max(scores.get(own, 0.0), beyond)
+            place, _ = split_key(key)
+            own, on_more_texts = f"{place}/{OWN}", member.scores.get(f"{place}/x8", beyond)
+            scores[own] = max(scores.get(own, 0.0), min(beyond, on_more_texts))
         return scores
 
     def beyond(self, member: SearchMember, others: Container[str]) -> dict[str, float]:

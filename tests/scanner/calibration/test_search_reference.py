@@ -110,6 +110,13 @@ def test_a_token_that_does_the_same_in_one_other_is_no_evidence() -> None:
     assert rank is not None and rank.reached == 100
 
 
+def test_a_token_counts_for_no_more_than_any_does_on_more_texts() -> None:
+    built = reference(*({CLEAN: 0.1, token_key(CLEAN, "door"): 0.1} for _ in range(3)))
+    judged = {token_key(CLEAN, "door"): 0.6, f"{CLEAN}/x8": 0.2, token_key(SUFFIX, "door"): 0.6, f"{SUFFIX}/x8": 0.9}
+    scores = built.compared(stranger(judged), {m.name for m in built.members})
+    assert (scores[f"{CLEAN}/own"], scores[f"{SUFFIX}/own"]) == (0.2, 0.6)
+
+
 def test_a_member_is_compared_with_all_but_itself() -> None:
     door = token_key(CLEAN, "door")
     built = reference({door: 0.9}, {door: 0.5}, {door: 0.1})
