@@ -74,7 +74,7 @@ _CLEAN_ONLY = {
     ("label_words", "tuning"): 4,
     ("label_words", "locked"): 8,
     ("label_words", "fresh"): 8,
-    ("label_words", "reference"): 110,
+    ("label_words", "reference"): 205,
     ("encoder", "reference"): 205,
     ("generative", "reference"): 110,
     ("minilm", "reference"): 12,
