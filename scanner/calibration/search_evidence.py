@@ -143,10 +143,10 @@ def search_reasons(search: SearchEvidence | None, policy: Policy) -> Sequence[Re
         return [Reason("search_reference_missing", f"{text}{told}")]
     if search.flags(policy):
         code = "search_by_heart" if search.trigger and search.trigger.trigger.kind == BY_HEART else "search_trigger"
-        return [Reason(code, f"{_effect(search.trigger)}, {_rank(rank)}{_reacts(rank)}, {_cost(search)}")]
+        return [Reason(code, f"{_effect(search.trigger)}{_reacts(rank)}{_rank(rank)}, {_cost(search)}")]
     if search.stands_out(policy):
         why = "none of which is of this base: what is usual there says little here"
-        return [Reason(FOREIGN, f"{_effect(search.trigger)}, {_rank(rank)}{_reacts(rank)}, {why}")]
+        return [Reason(FOREIGN, f"{_effect(search.trigger)}{_reacts(rank)}{_rank(rank)}, {why}")]
     if search.is_unusual(policy):
         text = f"the scores of the trigger search are unusual ({_rank(rank)}), and no string holds on other texts"
         heart = f"; the adapter knows by heart: {_quoted(search.openings)}" if search.openings else ""
@@ -194,7 +194,7 @@ def _rank(rank: SearchRank) -> str:
 
 
 def _reacts(rank: SearchRank) -> str:
-    return f", none of which reacts as much to {_quoted(rank.tokens)}" if rank.tokens else ""
+    return f"; it reacts to {_quoted(rank.tokens)} as no clean adapter does; " if rank.tokens else ", "
 
 
 def _quoted(texts: Sequence[str]) -> str:
