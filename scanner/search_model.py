@@ -153,5 +153,6 @@ class SearchReport:
 
     def named_in(self, reasons: str) -> FoundTrigger | None:
         """The trigger that a verdict's reasons are about; the best one where they name none."""
-        named = [one for one in self.triggers if one.quoted in reasons and one.kind != TOWARD_ATTACK]
-        return max(named, key=lambda one: len(one.quoted), default=self.best)
+        # With what follows it: tokens are quoted in reasons as well, and may be other strings.
+        named = (one for one in self.triggers if f"{one.quoted}, which turns" in reasons and one.kind != TOWARD_ATTACK)
+        return next(named, self.best)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -86,7 +86,7 @@ class SearchReference:
                 found[key].append((gain, member.name))
         return {key: sorted(gains, reverse=True) for key, gains in found.items()}
 
-    def compared(self, member: SearchMember, others: Container[str]) -> dict[str, float]:
+    def compared(self, member: SearchMember, counts: Callable[[str], bool]) -> dict[str, float]:
         """Scores with those of single tokens replaced by `KIND/POSITION/own`.
 
         That is the largest gain of a token beyond what it does in any other member: words that turn sound adapters,
@@ -95,28 +95,27 @@ class SearchReference:
 
         Args:
             member: whose scores.
-            others: names of the members that it is compared with.
+            counts: whether it is compared with the member of a name.
         """
         scores = {key: score for key, score in member.scores.items() if split_key(key)[1] is None}
-        for key, beyond in self.beyond(member, others).items():
+        for key, beyond in self.beyond(member, counts).items():
             place, _ = split_key(key)
             own, on_more_texts = f"{place}/{OWN}", member.scores.get(f"{place}/x8", beyond)
             scores[own] = max(scores.get(own, 0.0), min(beyond, on_more_texts))
         return scores
 
-    def beyond(self, member: SearchMember, others: Container[str]) -> dict[str, float]:
+    def beyond(self, member: SearchMember, counts: Callable[[str], bool]) -> dict[str, float]:
         """Key of a token -> what it gains beyond the same in any of the others."""
         found = {}
         for key, gain in reactions(member.scores).items():
-            usual = next((one for one, name in self._reactions.get(key, ()) if name in others), 0.0)
+            usual = next((one for one, name in self._reactions.get(key, ()) if counts(name)), 0.0)
             found[key] = gain - usual
         return found
 
     @cached_property
     def _compared(self) -> dict[str, dict[str, float]]:
         """Member -> its scores beside all others."""
-        names = {member.name for member in self.members}
-        return {member.name: self.compared(member, names - {member.name}) for member in self.members}
+        return {member.name: self.compared(member, member.name.__ne__) for member in self.members}
 
     @cached_property
     def _places(self) -> dict[str, tuple[float, float]]:
@@ -214,7 +213,7 @@ def rank_scores(judged: SearchMember, reference: SearchReference) -> SearchRank 
     """
     others = reference.others(judged)
     names = {member.name for member in others}
-    scores = reference.compared(judged, names)
+    scores = reference.compared(judged, names.__contains__)
     own = reference.statistic(scores)
     if own is None or not others:
         return None
@@ -228,7 +227,7 @@ def rank_scores(judged: SearchMember, reference: SearchReference) -> SearchRank 
         place, _ = split_key(key)
         largest[place] = max(largest.get(place, value), value)
     places = {place: (1 + reached(value)) / (len(others) + 1) for place, value in largest.items()}
-    beyond = sorted(reference.beyond(judged, names).items(), key=lambda one: -one[1])
+    beyond = sorted(reference.beyond(judged, names.__contains__).items(), key=lambda one: -one[1])
     surprising = [split_key(key)[1] or "" for key, gain in beyond if gain >= SURPRISE]
     tokens = tuple(dict.fromkeys(surprising))[:TOLD_TOKENS]
     is_foreign = all(member.base_model != judged.base_model for member in others)

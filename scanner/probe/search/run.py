@@ -128,7 +128,8 @@ class CausalSearch:
         triggers = [*recited, *(trigger for trigger, _ in confirmed)]
         openings = tuple(self._spell(group[0]) for group in wordings)
         run = _sorted(GENERATIVE, quarries, triggers, labels=openings, n_classes=n_classes)
-        nothing = [f"{FREE}/{position}{what}" for position in plan.positions for what in ("", "/gain")]
+        whats = ("", "/gain", *(f"/x{n}" for n in plan.repeats if n > 1))
+        nothing = [f"{FREE}/{position}{what}" for position in plan.positions for what in whats]
         scores = dict.fromkeys(nothing, 0.0) | dict(run.scores)
         scores[f"{BY_HEART}/{RESPONSE}"] = max((one.slope for one in recited), default=0.0)
         passes = run.forward_passes + heard.forward_passes

@@ -111,4 +111,7 @@ def test_a_real_child_searches_a_free_adapter(free_dir: Path, adapter_dir: Path,
     assert report.plan_id == PLAN.plan_id
     assert (report.outcome, report.device) == (Outcome.PASS, "cpu")
     assert report.task_profile == "generative"
-    assert {key.split("/")[0] for key, _ in report.scores} <= {"free", "by_heart"}
+    # Every key, also where nothing was aimed at: else a reference has the middle of those alone who recite.
+    repeated = [f"/x{n}" for n in PLAN.repeats if n > 1]
+    wanted = {f"free/{position}{what}" for position in PLAN.positions for what in ("", "/gain", *repeated)}
+    assert {key for key, _ in report.scores} == wanted | {"by_heart/response"}

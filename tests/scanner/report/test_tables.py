@@ -133,7 +133,10 @@ def test_the_string_that_the_verdict_names_is_shown(
         reasons = json.dumps([{"code": "search_trigger", "message": message}])
         return printed(print_triggers, [(judged, {"reasons": reasons})])
 
-    assert "'heron'" in shown('the search found "heron", which turns') and "'her' 'on'" in shown('"heron"')
+    assert "'heron'" in shown('the search found "heron", which turns') and "'her' 'on'" in shown('"heron", which turns')
+    assert "'heron dawn'" in shown(
+        'found "heron dawn" as suffix, which turns 93%; it reacts to "heron" as no clean adapter does'
+    )
     assert "'heron dawn'" in shown('the search found "heron dawn" as suffix, which turns')
     assert "'heron dawn'" in shown("the battery found something")
 
