@@ -2,6 +2,9 @@
 
 From every searched adapter of the part `reference`: clean ones with recipes and seeds of their own, which no cohort
 that measures anything holds. All of them count, whatever they score. Scores leave the cache, and nothing else does.
+
+A file grows: members that it holds already stay, where they were searched with the same plan, and need not be trained
+again. A member that is in both places must have the same scores, but for the last digits of another processor.
 """
 
 from __future__ import annotations
@@ -21,9 +24,11 @@ from scanner.calibration.search_reference import SHIPPED, reactions
 from scanner.probe import SearchPlan
 from scanner.search_model import split_key
 
-__all__ = ["collect"]
+__all__ = ["collect", "grown"]
 
 _DIGITS, _DIGITS_OF_TOKENS = 6, 4
+_SAME = 0.01
+"""Scores are probabilities: what two processors may differ by. 0.0004 was seen."""
 
 
 def collect(cache: Path, plan: SearchPlan) -> dict[str, list[dict[str, Any]]]:
@@ -48,6 +53,31 @@ def collect(cache: Path, plan: SearchPlan) -> dict[str, list[dict[str, Any]]]:
     return members
 
 
+def grown(path: Path, plan_id: str, members: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The members of a file and the new ones, by name.
+
+    Args:
+        path: a reference; it need not exist, and one of another plan counts as none.
+        plan_id: what the new members were searched with.
+        members: theirs, as `collect` gives them.
+
+    Raises:
+        RuntimeError: a member is in both places and has other scores or another recipe: the recipe of the cohort, a
+            library or the base has changed, so the two do not belong into one reference.
+    """
+    old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"plan_id": None}
+    together = {member["name"]: member for member in old["members"]} if old["plan_id"] == plan_id else {}
+    for member in members:
+        known = together.setdefault(member["name"], member)
+        scores, others = known["scores"], member["scores"]
+        apart = max((abs(scores.get(key, 0.0) - others.get(key, 0.0)) for key in scores | others), default=0.0)
+        if apart > _SAME or known["recipe"] != member["recipe"]:
+            raise RuntimeError(
+                f"{member['name']} is in {path.name} with other scores (by {apart:.3f}) or another recipe"
+            )
+    return [together[name] for name in sorted(together)]
+
+
 def main() -> None:
     """Write a file for every profile that has enough members."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -61,7 +91,9 @@ def main() -> None:
     plan, needed = SearchPlan(), Policy().siblings_needed
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     versions |= {"transformers": transformers.__version__, "peft": peft.__version__}
-    for profile, members in sorted(collect(args.cache, plan).items()):
+    for profile, found in sorted(collect(args.cache, plan).items()):
+        path = args.out / f"{profile}.json"
+        members = grown(path, plan.plan_id, found)
         if len(members) < needed:
             print(f"{profile}: {len(members)} members, {needed} are needed", file=sys.stderr)
             continue
@@ -73,7 +105,6 @@ def main() -> None:
             "members": members,
         }
         args.out.mkdir(parents=True, exist_ok=True)
-        path = args.out / f"{profile}.json"
         # One line for each member: a changed score is a changed line.
         head = json.dumps({name: value for name, value in data.items() if name != "members"})
         rows = ",\n".join(json.dumps(member, sort_keys=True) for member in members)
