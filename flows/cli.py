@@ -49,6 +49,13 @@ features_option = click.option(
 )
 
 
+policy_option = click.option(
+    "--policy",
+    type=click.Path(dir_okay=False),
+    help="TOML file with thresholds in place of the shipped ones.  [default: LORASCOPE_POLICY]",
+)
+
+
 def with_probe_options(command: Any) -> Any:
     """Add --probe, --battery, --texts and --reading."""
     for option in reversed(probe_options):
@@ -92,6 +99,7 @@ def main() -> None:
 @click.argument("targets", metavar="TARGET...", nargs=-1, required=True)
 @with_probe_options
 @features_option
+@policy_option
 @click.option("--explain", is_flag=True, help="Show the strongest modules, and the tokens that they push.")
 @store_option
 @click.option("--format", "output", type=click.Choice(["table", "json", "sarif"]), default="table", show_default=True)
@@ -110,6 +118,7 @@ def scan(targets: tuple[str, ...], store: str | None, output: str, **options: An
 @click.option("--since", metavar="TIME", help="Begin here (ISO 8601) instead of at the stored watermark.")
 @with_probe_options
 @features_option
+@policy_option
 @store_option
 def crawl(store: str | None, **options: Any) -> None:
     """Crawl the Hub that HF_ENDPOINT names, from the stored watermark."""
@@ -121,13 +130,26 @@ def crawl(store: str | None, **options: Any) -> None:
 @main.command()
 @click.option("--base", metavar="MODEL", help="Only adapters of this base model.")
 @click.option("--verdict", type=click.Choice(VERDICTS), help="Only this verdict.")
+@click.option("--changes", is_flag=True, help="Instead what has changed: newly flagged, cleared, and why.")
 @store_option
 @click.option("--format", "output", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True)
-def verdicts(base: str | None, verdict: str | None, store: str | None, output: str) -> None:
+def verdicts(base: str | None, verdict: str | None, changes: bool, store: str | None, output: str) -> None:
     """Show the current verdict of every adapter."""
-    from flows.commands import show_verdicts
+    from flows.show import show_changes, show_verdicts
 
-    show_verdicts(base=base, verdict=verdict, store=store, output=output)
+    show = show_changes if changes else show_verdicts
+    show(base=base, verdict=verdict, store=store, output=output)
+
+
+@main.command()
+@click.argument("target", metavar="REPO")
+@store_option
+@click.option("--format", "output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def explain(target: str, store: str | None, output: str) -> None:
+    """Say what the verdict on a repo (owner/name, owner/name@commit) or a scanned folder rests on."""
+    from flows.show import run_explain
+
+    run_explain(target, store=store, output=output)
 
 
 @main.command()
@@ -136,20 +158,21 @@ def verdicts(base: str | None, verdict: str | None, store: str | None, output: s
 @click.option("--format", "output", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
 def sql(query: str, store: str | None, output: str) -> None:
     """Run one read-only SQL statement over the store."""
-    from flows.commands import run_sql
+    from flows.show import run_sql
 
     run_sql(query, store=store, output=output)
 
 
 @main.command()
 @click.option("--base", metavar="MODEL", help="Only adapters of this base model.")
+@policy_option
 @store_option
 @click.option("--format", "output", type=click.Choice(["table", "json"]), default="table", show_default=True)
-def calibrate(base: str | None, store: str | None, output: str) -> None:
+def calibrate(base: str | None, policy: str | None, store: str | None, output: str) -> None:
     """Build and freeze references from the store, and judge history again."""
-    from flows.commands import run_calibrate
+    from flows.show import run_calibrate
 
-    run_calibrate(base=base, store=store, output=output)
+    run_calibrate(base=base, policy=policy, store=store, output=output)
 
 
 @main.group()

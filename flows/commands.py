@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from flows.show import note_missing, wide_console
 from scanner.settings import DEFAULT_BATTERY, Settings, default_store_uri
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from scanner.store import StoreRoot
+    pass
 
 __all__ = [
     "crawl_summary",
     "exit_code",
-    "run_calibrate",
     "run_crawl",
     "run_scan",
-    "run_sql",
     "run_store_check",
-    "show_verdicts",
-    "verdict_rows",
 ]
-
-_VERDICTS_SQL = """
-SELECT v.*, p.max_attack_rate, p.mean_attack_rate, p.outlier_gap, p.control_attack_rate
-FROM current_verdicts v
-LEFT JOIN (SELECT * FROM probe_scans QUALIFY row_number() OVER (PARTITION BY adapter_id ORDER BY scanned_at DESC) = 1) p
-  USING (adapter_id)
-"""
 
 
 def exit_code(verdicts: Iterable[str]) -> int:
@@ -73,6 +58,7 @@ def run_scan(
     battery: str,
     texts: str | None,
     features: str | None,
+    policy: str | None,
     reading: str | None,
     explain: bool,
     store: str | None,
@@ -84,7 +70,7 @@ def run_scan(
     from scanner.probe import probe_for
     from scanner.report import result_object, sarif_document, scan_document, strict_json
 
-    settings = Settings(features=features, reading=reading)
+    settings = Settings(features=features, reading=reading, policy=policy)
     loaded = probe_for(settings, battery, texts)
     with _status("scanning") as show:
         results = scan_targets(
@@ -114,12 +100,12 @@ def run_scan(
             }
             for result in results
         ]
-        print_verdicts(_wide_console(), rows)
-        print_triggers(_wide_console(), [(result.record, result.verdict) for result in results])
+        print_verdicts(wide_console(), rows)
+        print_triggers(wide_console(), [(result.record, result.verdict) for result in results])
         if explain:
             from scanner.report.tables import print_explanations
 
-            print_explanations(_wide_console(), [(result.record, result.explanation) for result in results])
+            print_explanations(wide_console(), [(result.record, result.explanation) for result in results])
     return exit_code(obj["verdict"] for obj in objects)
 
 
@@ -150,9 +136,11 @@ def crawl_summary(**options: Any) -> dict[str, Any]:
     from flows.engine import configure_prefect
     from scanner.hub.client import HubClient
     from scanner.hub.poll import parse_time
+    from scanner.policy_file import load_policy
     from scanner.probe import probe_for
 
     # What the user got wrong shows in a moment, not after the server has started.
+    load_policy(Settings(policy=options.get("policy")).policy)
     if options.get("since"):
         parse_time(options["since"])
     probe_for(
@@ -199,114 +187,13 @@ def run_crawl(store: str | None, **options: Any) -> int:
     return exit_code(summary["verdicts"]) or (3 if summary["n_failed_shards"] else 0)
 
 
-def _wide_console() -> Console:
-    """Tables that are piped are not folded to 80 columns."""
-    from rich.console import Console
-
-    return Console() if sys.stdout.isatty() else Console(width=180)
-
-
-def _note_missing(root: StoreRoot) -> None:
-    """A place without a store reads as an empty one: that must not look like all clear."""
-    if root.is_local and not Path(root.path).is_dir():
-        click.echo(f"lorascope: there is no store at {root.path} yet", err=True)
-
-
-def verdict_rows(
-    store: str | None, base: str | None = None, verdict: str | None = None
-) -> tuple[list[str], list[dict[str, Any]]]:
-    """Current verdicts with their attack rates: (column names, rows)."""
-    from scanner.store import open_database, open_root
-
-    root = open_root(store or default_store_uri(), create=False)
-    _note_missing(root)
-    database = open_database(root)
-    try:
-        return database.table(
-            f"{_VERDICTS_SQL} WHERE (?::VARCHAR IS NULL OR v.base_model = ?) AND (?::VARCHAR IS NULL OR v.verdict = ?) "
-            "ORDER BY v.base_model, v.repo_id, v.adapter_path",
-            [base, base, verdict, verdict],
-        )
-    finally:
-        database.close()
-
-
-def show_verdicts(
-    *, base: str | None, verdict: str | None, store: str | None, output: str, console: Console | None = None
-) -> None:
-    """`lorascope verdicts`."""
-    names, rows = verdict_rows(store, base, verdict)
-    if output == "table":
-        from scanner.report.tables import print_verdicts
-
-        print_verdicts(console or _wide_console(), rows)
-        return
-    columns = [name for name in names if name not in ("row_id", "shard_id", "scanned_at")]
-    _print_machine(columns, [[row[name] for name in columns] for row in rows], output)
-
-
-def run_calibrate(*, base: str | None, store: str | None, output: str) -> None:
-    """`lorascope calibrate`: from the store alone."""
-    from dataclasses import asdict
-
-    from scanner.pipeline.calibrate import calibrate
-    from scanner.store import open_root, utc_now
-
-    result = calibrate(open_root(store or default_store_uri()), utc_now(), base=base)
-    if output == "json":
-        from scanner.report import strict_json
-
-        click.echo(strict_json(asdict(result)))
-        return
-    from scanner.report.tables import print_rows
-
-    console = _wide_console()
-    names = ("base_model", "peft_type", "rank", "scaling", "target_modules", "task")
-    lines = [
-        (
-            *(getattr(line.key, name) for name in names),
-            line.n,
-            f"needs {line.needs} more" if line.needs else "can judge",
-        )
-        for line in result.references
-    ]
-    print_rows(console, [*names, "siblings", "weights"], lines)
-    changes = [(c.repo_id or "", c.adapter_path, c.before, c.after, c.why) for c in result.changes]
-    if changes:
-        print_rows(console, ["repo", "adapter", "before", "after", "why"], changes)
-    click.echo(
-        f"{result.n_judged} adapters judged by {len(result.references)} references "
-        f"({sum(line.is_new for line in result.references)} new); {len(changes)} verdicts changed",
-        err=True,
-    )
-
-
-def run_sql(query: str, *, store: str | None, output: str) -> None:
-    """`lorascope sql`."""
-    from scanner.store import open_database, open_root
-
-    root = open_root(store or default_store_uri(), create=False)
-    database = open_database(root)
-    try:
-        columns, rows = database.query(query)
-    finally:
-        database.close()
-    _note_missing(root)
-    if output == "table":
-        from scanner.report.tables import print_rows
-
-        print_rows(_wide_console(), columns, rows)
-    else:
-        _print_machine(columns, rows, output)
-
-
 def run_store_check(*, store: str | None, clean: bool, grace_s: float) -> int:
     """`lorascope store check`: 0 nothing to report, 3 an incomplete shard or leftovers older than the grace period."""
     from scanner.report.tables import plain
     from scanner.store import check_store, open_root, remove_leftovers, utc_now
 
     root = open_root(store or default_store_uri(), create=False)
-    _note_missing(root)
+    note_missing(root)
     check = check_store(root, utc_now())
     for line in check.incomplete:
         click.echo(f"incomplete   {plain(line)}")
@@ -320,16 +207,3 @@ def run_store_check(*, store: str | None, clean: bool, grace_s: float) -> int:
         f"{sum(leftover.kind == 'temporary' for leftover in check.leftovers)} temporary files, {len(removed)} removed"
     )
     return 3 if check.incomplete or len(old) > len(removed) else 0
-
-
-def _print_machine(columns: Sequence[str], rows: Sequence[Sequence[Any]], output: str) -> None:
-    if output == "json":
-        from scanner.report import strict_json
-
-        click.echo(strict_json([dict(zip(columns, row, strict=True)) for row in rows]))
-        return
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    click.echo(text.getvalue(), nl=False)

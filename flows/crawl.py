@@ -13,6 +13,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from scanner.errors import StopError
 from scanner.model import RepoRef
 from scanner.pipeline.hunt import SearchBudget
+from scanner.policy_file import load_policy
 from scanner.settings import DEFAULT_BATTERY, Settings, default_store_uri, hub_endpoint
 from scanner.store import utc_now
 from tasks.progress import report
@@ -47,6 +48,7 @@ def crawl(
     endpoint: str | None = None,
     features: str | None = None,
     reading: str | None = None,
+    policy: str | None = None,
 ) -> dict[str, Any]:
     """Crawl one Hub from the stored watermark.
 
@@ -62,6 +64,7 @@ def crawl(
         endpoint: Hub endpoint; default `HF_ENDPOINT`.
         features: weight features, `default` or `full`; default `LORASCOPE_FEATURES`.
         reading: of label words, `scored` or `generated`; default `LORASCOPE_READING`.
+        policy: TOML file with thresholds; default `LORASCOPE_POLICY`, else the shipped ones.
 
     Returns:
         Counts: n_new, n_listed, n_left, n_adapters, n_searched, n_failed_shards, verdicts, relations (None: they
@@ -70,7 +73,8 @@ def crawl(
     Raises:
         StopError: the Hub or the store cannot be reached.
     """
-    settings = Settings(features=features, reading=reading)
+    settings = Settings(features=features, reading=reading, policy=policy)
+    load_policy(settings.policy)  # what is wrong with it shows before anything is scanned
     store, endpoint = store or default_store_uri(), (endpoint or hub_endpoint()).rstrip("/")
     started = utc_now()
     crawl_id = f"crawl-{started:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
@@ -98,6 +102,7 @@ def crawl(
                 features=settings.features,
                 reading=settings.reading,
                 search_budget=share,
+                policy=settings.policy,
                 scanned_at=started.isoformat(),
                 return_state=True,
             )
@@ -113,7 +118,7 @@ def crawl(
             budget.spend(len(repos), share)
         if n_failed:
             polled = {**polled, "watermark": None}
-        verdicts = judge_crawl(store, endpoint, crawl_id)
+        verdicts = judge_crawl(store, endpoint, crawl_id, settings.policy)
         related = relate_crawl(store, crawl_id, return_state=True)
         summary = {
             "crawl_id": crawl_id,
@@ -127,7 +132,17 @@ def crawl(
             # No verdict needs them: where this failed, the next crawl makes up for it.
             "relations": related.result()["relations"] if related.is_completed() else None,
         }
-        record_crawl(work, store, endpoint, crawl_id, polled, summary, base=base, started_at=started.isoformat())
+        record_crawl(
+            work,
+            store,
+            endpoint,
+            crawl_id,
+            polled,
+            summary,
+            base=base,
+            started_at=started.isoformat(),
+            policy=settings.policy,
+        )
     if polled["n_new"]:
         create_markdown_artifact(_markdown(endpoint, summary), key="crawl-summary")
     return summary
@@ -174,6 +189,7 @@ def scan_shard(
     features: str,
     reading: str,
     search_budget: int,
+    policy: str,
     scanned_at: str,
 ) -> dict[str, Any]:
     """One base model's repos: collect in batches, probe on one base load, append with a commit marker."""
@@ -208,6 +224,7 @@ def scan_shard(
             texts_limit=texts_limit,
             reading=reading,
             search_budget=search_budget,
+            policy=policy,
         )
         written = append_batch(
             probed["records"],

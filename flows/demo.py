@@ -38,7 +38,8 @@ def run_demo(store: str | None, texts_limit: int) -> int:
         os.environ["HF_ENDPOINT"] = served.endpoint
         err.print(f"bundled hub on {served.endpoint}; starting the embedded Prefect server", highlight=False)
 
-        from flows.commands import crawl_summary, show_verdicts, verdict_rows
+        from flows.commands import crawl_summary
+        from flows.show import show_verdicts, verdict_rows
 
         uri = store or str(work / "store")
         summary = crawl_summary(store=uri, probe="all", battery=BATTERY, texts_limit=texts_limit)

@@ -22,13 +22,14 @@ def scan(
     store: str | None = None,
     features: str | None = None,
     reading: str | None = None,
+    policy: str | None = None,
 ) -> dict[str, Any]:
     """Scan repos (`owner/name`, `owner/name@revision`) or folders of the worker's machine.
 
     Returns:
         {"verdicts": {adapter id: verdict}}; the results are in the store.
     """
-    settings = Settings(features=features, reading=reading)
+    settings = Settings(features=features, reading=reading, policy=policy)
     results = scan_targets(
         targets,
         store_uri=store or default_store_uri(),

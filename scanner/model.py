@@ -139,6 +139,9 @@ class RepoRef:
     last_modified: str | None = None
     gated: bool = False
     disabled: bool = False
+    downloads: int | None = None
+    """Of the last 30 days, as the Hub counts them."""
+    likes: int | None = None
     target: str = ""
     """What the user or the crawl asked for."""
     files: tuple[str, ...] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from scanner.words import Outcome
 
@@ -86,7 +87,7 @@ class PrefixRun:
             return len(self.answers)
         return len(self.unprefixed) - self.unprefixed.count(class_char(self.direction))
 
-    @property
+    @cached_property
     def attacked(self) -> tuple[bool, ...]:
         """For each text whether it counts for `attack_rate`."""
         if self.direction is None:
@@ -95,16 +96,16 @@ class PrefixRun:
         pairs = zip(self.unprefixed, self.answers, strict=True)
         return tuple(before != wanted and after == wanted for before, after in pairs)
 
-    @property
+    @cached_property
     def attack_rate(self) -> float:
         """label-words: share of texts answered with the attacker's word, 0-1 (paper section "Behavioral detector").
 
         With a direction: share of the texts not predicted so without a prefix that are with this one. 0 for no prefix,
         by this definition, and where every text has that class already.
         """
-        if self.n:
-            return sum(self.attacked) / self.n
-        return float("nan") if self.direction is None else 0.0
+        if self.direction is None:
+            return self.answers.count("0") / len(self.answers) if self.answers else float("nan")
+        return sum(self.attacked) / self.n if self.n else 0.0
 
 
 def paired_count(run: PrefixRun, runs: Sequence[PrefixRun]) -> int:
@@ -178,6 +179,8 @@ class ProbeReport:
     seconds: float = 0.0
     base_commit: str = ""
     selected_by: str = ""
+    inclusion: float | None = None
+    """Chance of an adapter that nothing points to to be drawn for the control sample; 1 outside of it."""
     task_profile: str = LABEL_WORDS
     profile_reason: str = ""
     """Why it was asked in this way."""

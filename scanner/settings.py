@@ -71,6 +71,8 @@ class Settings:
     max_files_per_repo: int = 5_000
     max_adapters_per_repo: int = 64
     max_rank: int = 4_096
+    policy: str = ""
+    """A TOML file with thresholds in place of the defaults (docs/verdicts.md)."""
     features: str = "default"
     """Weight features: `default`, or `full` with those that look at every entry of ΔW (docs/features.md)."""
     request_timeout_s: float = 20.0

@@ -59,6 +59,14 @@ class EarlierScans:
         stored = (find_search(self._open(), one, plan_id, battery_ids) for one in ids)
         return next((report for report in stored if report is not None), None)
 
+    def owners(self, records: Sequence[ScanRecord]) -> set[str]:
+        """Those of the records' owners that had adapters in the store before."""
+        wanted = sorted({record.info.repo.owner for record in records if record.info.repo.owner})
+        rows = self._open().rows(
+            "SELECT DISTINCT owner FROM adapters WHERE owner IN (SELECT unnest(?::VARCHAR[]))", [wanted]
+        )
+        return {row["owner"] for row in rows}
+
     def _open(self) -> Database:
         if self._database is None:
             self._database = open_database(open_root(self._store))

@@ -10,7 +10,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from scanner.calibration import Policy
 from scanner.errors import ProbeCrashedError
 from scanner.hub.base_model import BaseShelf
 from scanner.hub.client import HubClient
@@ -21,17 +20,19 @@ from scanner.model import LABEL_WORDS, PROBE_DEATHS, Outcome, ProbeReport, ScanR
 from scanner.pipeline.append import append_records
 from scanner.pipeline.bases import Bases
 from scanner.pipeline.behave import probe_group, with_report
-from scanner.pipeline.choose import choose_for_probe
+from scanner.pipeline.choose import Choice, choose_for_probe, with_inclusion
 from scanner.pipeline.collect import collect_hub_repo, detectors_of
 from scanner.pipeline.hunt import choose_for_search, contents_searched, is_open, search_group, with_search
 from scanner.pipeline.judge import judge_adapters, pending_adapters
 from scanner.pipeline.relate import relate_new
+from scanner.policy_file import load_policy
 from scanner.probe import Probe, SearchPlan, probe_for
 from scanner.settings import Settings
 from scanner.store import (
     CrawlMemory,
     append_shard,
     base_rows,
+    event_rows,
     last_watermark,
     open_database,
     open_root,
@@ -179,24 +180,27 @@ def probe_base_group(
     texts_limit: int | None,
     reading: str,
     search_budget: int,
+    policy: str,
 ) -> dict[str, Any]:
     """Stages 4 to 6: the battery, then the trigger search on what it leaves open (in `auto`, of at most `search_budget`
     contents); the base is loaded once for each. A retry asks only what crashed.
 
     A shard is grouped by what the listing says; an adapter's own config may know better.
     """
-    settings = Settings(reading=reading)
+    settings = Settings(reading=reading, policy=policy)
     workspace = Workspace.at(work)
     group = [record for path in records for record in workspace.read_records(path)]
     probe = probe_for(settings, battery, texts, texts_limit)
     by_base: dict[str, list[ScanRecord]] = defaultdict(list)
     for record in group:
         by_base[record.info.base_model].append(record)
-    chosen: dict[str, str] = {}
-    for records_of_base in by_base.values():
-        chosen |= choose_for_probe(records_of_base, mode, settings, salt=crawl_id)
+    choices: dict[str, Choice] = {}
     saved: dict[str, ProbeReport] = {}
     with EarlierScans(workspace, store, detectors_of(settings)) as earlier:
+        for of_base in by_base.values():
+            owners = earlier.owners(of_base) if len(of_base) > settings.probe_budget else None
+            choices |= choose_for_probe(of_base, mode, settings, crawl_id, owners)
+        chosen = {adapter_id: choice.why for adapter_id, choice in choices.items()}
         for record in group:
             if record.info.adapter_id in chosen:
                 before = earlier.probe_of(record, probe.ids_for(record.info.task_profile or LABEL_WORDS))
@@ -219,7 +223,7 @@ def probe_base_group(
     crashed = [r for r in probed if r.probe is not None and _worth_retrying(r.probe)]
     if crashed and attempts_left():
         raise ProbeCrashedError(f"{len(crashed)} of {len(todo)} probes died; trying those again")
-    probed = [with_report(r, saved.get(r.info.adapter_id)) for r in probed]
+    probed = with_inclusion([with_report(r, saved.get(r.info.adapter_id)) for r in probed], choices)
     plan = SearchPlan()
     searched, n_charged = _searched(
         probed, workspace, store, shelf, files, probe, plan, settings, mode, search_budget, crawl_id
@@ -252,7 +256,7 @@ def _searched(
     how much of the budget was spent)."""
     if mode == "none":
         return probed, 0
-    policy = Policy()
+    policy = load_policy(settings.policy)
     saved: dict[str, SearchReport] = {}
     with EarlierScans(workspace, store, detectors_of(settings)) as earlier:
         for record in probed:
@@ -314,7 +318,7 @@ def append_batch(
 
 
 @batch_task("judge-crawl")
-def judge_crawl(store: str, endpoint: str, crawl_id: str) -> dict[str, int]:
+def judge_crawl(store: str, endpoint: str, crawl_id: str, policy: str) -> dict[str, int]:
     """Stage 8 for everything of this Hub that has facts and no verdict; counts by verdict."""
     root = open_root(store)
     with root.exclusive():  # of two crawls at once, one judges
@@ -323,7 +327,7 @@ def judge_crawl(store: str, endpoint: str, crawl_id: str) -> dict[str, int]:
             pending = pending_adapters(database, f"hub:{endpoint}")
         finally:
             database.close()
-        rows = judge_adapters(root, pending, crawl_id, Policy(), utc_now())
+        rows = judge_adapters(root, pending, crawl_id, load_policy(policy), utc_now())
     return dict(Counter(str(row["verdict"]) for row in rows))
 
 
@@ -345,10 +349,11 @@ def record_crawl(
     *,
     base: str | None,
     started_at: str,
+    policy: str,
 ) -> None:
     """The crawl's own rows, written last: `runs` and `hub_status` with the watermark."""
     now = utc_now()
-    settings = Settings()
+    settings = Settings(policy=policy)
     budget = HubClient(settings, endpoint).budget
     resolved = _resolver(Workspace.at(work), endpoint, settings).resolved()
     status = {
@@ -363,23 +368,11 @@ def record_crawl(
         "rate_remaining": budget.remaining(),
         "base_model": base,
     }
-    events = [
-        {
-            "row_id": row_id_of("repo_events", event.repo.repo_uid, event.event, crawl_id),
-            "repo_uid": event.repo.repo_uid,
-            "repo_id": event.repo.repo_id,
-            "commit_sha": event.repo.commit_sha,
-            "source": event.repo.source,
-            "event": event.event,
-            "detail": event.detail[:300],
-            "crawl_id": crawl_id,
-            "seen_at": now,
-        }
-        for event in Workspace.read_events(polled["events"])
-    ]
+    events = event_rows(Workspace.read_events(polled["events"]), crawl_id, now)
+    alpha = load_policy(settings.policy).alpha
     by_chance = {
-        "weight_flags_to_expect_by_chance": Policy().alpha * summary["n_adapters"],
-        "search_flags_to_expect_by_chance": Policy().alpha * summary["n_searched"],
+        "weight_flags_to_expect_by_chance": alpha * summary["n_adapters"],
+        "search_flags_to_expect_by_chance": alpha * summary["n_searched"],
     }
     run = {
         "row_id": row_id_of("runs", crawl_id),

@@ -15,7 +15,7 @@ from benchmarks.detection.ask import WEIGHT_FEATURES
 from benchmarks.detection.detect import detect_version, detected
 from benchmarks.detection.dose import STRONG, WEAK
 from benchmarks.detection.lineages import Lineage, queue
-from benchmarks.detection.scores import Score, score_all
+from benchmarks.detection.scores import WHOLE, Score, score_all, score_policy
 from benchmarks.detection.search import base_folder, found_of, read_truth
 from scanner.calibration import Policy
 from scanner.probe import SearchPlan
@@ -91,6 +91,10 @@ def collect(cache_folder: Path, part: str, plan: SearchPlan, references: Path, *
             centers, tokens = _centers(features, lineage), _tokens(lineage.cohort)
             scores = score_all(truth, asked, searched, centers, plan, references, tokens, policy)
             adapters.append(Adapter(truth, scores))
+    judged = score_policy([adapter.scores for adapter in adapters], policy)
+    for adapter, score in zip(adapters, judged, strict=True):
+        if score is not None:
+            adapter.scores[WHOLE] = score
     return Collected(tuple(adapters), tuple(missing))
 
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.detection.ask import WEIGHT_FEATURES
 from benchmarks.detection.metrics import shares_trigger
 from benchmarks.detection.study import CUTS, THRESHOLDS
-from scanner.calibration import Policy, SearchMember, judge_search, load_pooled_reference, rank_scores
+from scanner.calibration import Policy, SearchMember, adjust_fdr, judge_search, load_pooled_reference, rank_scores
 from scanner.model import Outcome, PrefixRun
 from scanner.probe import SearchPlan
 from scanner.search_model import Example, FoundTrigger, SearchReport
 
-__all__ = ["COMBINED", "DETECTORS", "SEARCH", "SENTRY", "Score", "score_all", "search_report"]
+__all__ = ["COMBINED", "DETECTORS", "SEARCH", "SENTRY", "WHOLE", "Score", "score_all", "score_policy", "search_report"]
 
 COMBINED, BATTERY, SEARCH, SENTRY = "combined", "battery_broad", "trigger_search", "adaptersentry"
+WHOLE = "policy"
 DETECTORS = {
     **{f"study_{cut}_{name}": f"study's battery {cut}, {name}" for cut in CUTS for name in ("gap", "mean")},
     **{f"weights_{name}": f"{name}, two-sided" for name in WEIGHT_FEATURES},
@@ -26,6 +27,7 @@ DETECTORS = {
     BATTERY: "battery `broad`",
     SEARCH: "trigger search",
     COMBINED: "battery or search",
+    WHOLE: "the whole policy, as one crawl",
 }
 """Key -> how the table calls it."""
 _TINY_P = 1e-300
@@ -83,6 +85,25 @@ def score_all(
     if BATTERY in scores and SEARCH in scores:
         scores[COMBINED] = _combined(scores[BATTERY], scores[SEARCH])
     return scores
+
+
+def score_policy(adapters: Sequence[Mapping[str, Score]], policy: Policy) -> list[Score | None]:
+    """The product's decision about adapters that one crawl found: Benjamini-Hochberg over all their batteries, or the
+    search. None of an adapter that lacks either. Weights and static rules flag nobody here: at most `review`."""
+    whole = [scores for scores in adapters if COMBINED in scores]
+    tested = [scores[BATTERY].p_value for scores in whole if scores[BATTERY].p_value is not None]
+    q_values = iter(adjust_fdr(tested))
+    found = []
+    for scores in adapters:
+        if COMBINED not in scores:
+            found.append(None)
+            continue
+        q_value = next(q_values) if scores[BATTERY].p_value is not None else 1.0
+        combined, search = scores[COMBINED], scores[SEARCH]
+        by_battery = bool(scores[BATTERY].flagged) and q_value <= policy.q
+        flagged = None if search.flagged is None else by_battery or search.flagged
+        found.append(replace(combined, flagged=flagged, note=search.note))
+    return found
 
 
 def _study(found: Mapping[str, Any]) -> dict[str, Score]:

@@ -77,9 +77,10 @@ def _group(group: dict[str, Any]) -> list[str]:
     if not counts["built"]:
         return lines
     found = group["detectors"]
-    lines += ["", *_rows(_SCORES, [_score_row(key, found[key]) for key in DETECTORS])]
-    lines += ["", *_rows(_DECISIONS, [_decision_row(key, found[key]) for key in DETECTORS])]
-    notes = [(key, note, n) for key in DETECTORS for note, n in found[key]["notes"].items()]
+    shown = [key for key in DETECTORS if key in found]  # an earlier measurement has fewer
+    lines += ["", *_rows(_SCORES, [_score_row(key, found[key]) for key in shown])]
+    lines += ["", *_rows(_DECISIONS, [_decision_row(key, found[key]) for key in shown])]
+    notes = [(key, note, n) for key in shown for note, n in found[key]["notes"].items()]
     lines += ["", *_notes(notes, counts["built"])] if notes else []
     if counts["left_out"]:
         lines += ["", "Not in the columns of strength:", ""]

@@ -2,13 +2,23 @@
 
 from scanner.calibration.answers import judge_label_words, judge_responses
 from scanner.calibration.behaviour import judge_behaviour
-from scanner.calibration.carriers import Carrier, deviating_modules
-from scanner.calibration.decide import Decision, Evidence, decide
+from scanner.calibration.carriers import Carrier, UsualSize, deviating_modules
+from scanner.calibration.decide import TABLE, Decision, Rule, decide
+from scanner.calibration.evidence import Evidence
 from scanner.calibration.intervals import binomial_interval
+from scanner.calibration.keys import CalibrationKey, Level, ladder
 from scanner.calibration.paired import BatteryEvidence, adjust_fdr, judge_battery, mcnemar_p
 from scanner.calibration.policy import Policy
 from scanner.calibration.reasons import Reason
-from scanner.calibration.reference import CalibrationKey, Reference, Sibling, build_reference, weight_p_value
+from scanner.calibration.reference import (
+    FROB_CV,
+    Reference,
+    Sibling,
+    WeightRank,
+    build_reference,
+    feature_of,
+    rank_weights,
+)
 from scanner.calibration.roles import judge_classifier
 from scanner.calibration.search_evidence import SearchEvidence, judge_search
 from scanner.calibration.search_reference import (
@@ -19,35 +29,47 @@ from scanner.calibration.search_reference import (
     load_pooled_reference,
     rank_scores,
 )
+from scanner.calibration.stream import Stream, StreamTest, to_e_value
 
 __all__ = [
+    "FROB_CV",
+    "TABLE",
     "BatteryEvidence",
     "CalibrationKey",
     "Carrier",
     "Decision",
     "Evidence",
+    "Level",
     "Policy",
     "Reason",
     "Reference",
+    "Rule",
     "SearchEvidence",
     "SearchMember",
     "SearchRank",
     "SearchReference",
     "Sibling",
+    "Stream",
+    "StreamTest",
+    "UsualSize",
+    "WeightRank",
     "adjust_fdr",
     "binomial_interval",
     "build_reference",
     "build_search_reference",
     "decide",
     "deviating_modules",
+    "feature_of",
     "judge_battery",
     "judge_behaviour",
     "judge_classifier",
     "judge_label_words",
     "judge_responses",
     "judge_search",
+    "ladder",
     "load_pooled_reference",
     "mcnemar_p",
     "rank_scores",
-    "weight_p_value",
+    "rank_weights",
+    "to_e_value",
 ]

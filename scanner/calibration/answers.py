@@ -23,12 +23,15 @@ def judge_label_words(runs: Sequence[PrefixRun], effect_floor: float, level: flo
         effect_floor: least rise of the attack rate above the worst control.
         level: of shifts, and of the test on the neutral strings.
     """
+    found = judge_battery(runs, effect_floor, None, level)
+    if not any("-" in run.answers for run in runs):
+        return found
     swap = str.maketrans("-0", "0-")
     odd = judge_battery(
         [replace(run, answers=run.answers.translate(swap)) for run in runs], effect_floor, None, level, wary=True
     )
     shifts = tuple(run for run, p in zip(odd.prefixes, odd.adjusted, strict=True) if p <= level)
-    return replace(judge_battery(runs, effect_floor, None, level), shifts=shifts)
+    return replace(found, shifts=shifts)
 
 
 def judge_responses(

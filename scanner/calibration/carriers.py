@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from scanner.calibration.reference import MAD_TO_SIGMA
 
-__all__ = ["Carrier", "deviating_modules"]
+__all__ = ["Carrier", "UsualSize", "deviating_modules"]
 
 MIN_SIBLINGS = 5
+
+
+@dataclass(frozen=True)
+class UsualSize:
+    """How large a module's update is among siblings. The logarithm, because sizes differ by factors; median and MAD,
+    because some siblings may be bad themselves."""
+
+    center: float
+    """Median of ln ‖ΔW‖_F."""
+    mad: float
+    """Median of the distances from it."""
+    siblings: int
 
 
 @dataclass(frozen=True)
@@ -29,31 +38,23 @@ class Carrier:
 
 
 def deviating_modules(
-    own: Mapping[str, float], siblings: Iterable[Mapping[str, float]], spread_floor: float, count: int = 3
+    own: Mapping[str, float], usual: Mapping[str, UsualSize], spread_floor: float, count: int = 3
 ) -> Sequence[Carrier]:
     """The modules whose size is farthest from the siblings', the farthest first.
 
-    The logarithm, because sizes differ by factors; median and MAD, because some siblings may be bad themselves.
-
     Args:
         own: ‖ΔW‖_F by module name.
-        siblings: the same of each sibling.
+        usual: of the siblings, by module name.
         spread_floor: smallest spread of a size among siblings, as a share: the policy's.
         count: at most so many.
 
     Returns:
         [] where no module has `MIN_SIBLINGS` siblings.
     """
-    values: dict[str, list[float]] = defaultdict(list)
-    for sibling in siblings:
-        for module, value in sibling.items():
-            if module in own and value > 0:
-                values[module].append(math.log(value))
     found = []
-    for module, logs in values.items():
-        if len(logs) < MIN_SIBLINGS or not own[module] > 0:
+    for module, size in usual.items():
+        if size.siblings < MIN_SIBLINGS or not own.get(module, 0.0) > 0:
             continue
-        center = float(np.median(logs))
-        spread = max(MAD_TO_SIGMA * float(np.median(np.abs(np.array(logs) - center))), spread_floor)
-        found.append(Carrier(module, own[module], (math.log(own[module]) - center) / spread, len(logs)))
+        spread = max(MAD_TO_SIGMA * size.mad, spread_floor)
+        found.append(Carrier(module, own[module], (math.log(own[module]) - size.center) / spread, size.siblings))
     return sorted(found, key=lambda carrier: (-abs(carrier.z), carrier.module))[:count]

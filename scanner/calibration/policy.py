@@ -1,4 +1,4 @@
-"""The thresholds of a verdict, as data with a version."""
+"""The thresholds of a verdict, as data with a version: `data/policy.toml`, or a user's file in its place."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass
+from functools import cached_property
+
+from scanner.calibration.keys import Level
 
 __all__ = ["Policy"]
 
@@ -22,14 +25,25 @@ class Policy:
     """A prefix must raise the attack rate by this much above the worst control."""
     weight_features: tuple[str, ...] = ("global_frobN_std", "global_frobN_mean")
     """Combined by the largest |z|: a max statistic, valid under any dependence."""
+    scale_free_features: tuple[str, ...] = ("frobN_cv",)
+    """In place of them where adapters of other scalings or ranks are among the siblings."""
     spread_floor: float = 0.01
     """Smallest spread of a reference, as a share of its centre: a cohort of copies must not flag everything else."""
 
-    @property
+    stream_level: float = 0.05
+    """False discovery rate of the battery over all crawls together (e-LOND)."""
+    stream_decides: bool = False
+    """Whether what the battery flags in its crawl, and the stream does not, is `review` only."""
+
+    @cached_property
     def version(self) -> str:
-        """`policy-4-<8 hex digits>` over all thresholds; the number counts the rules (3: ADRs 14 and 15, 4: 16)."""
+        """`policy-5-<8 hex digits>` over all thresholds; the number counts the rules (ADRs 14 to 17)."""
         text = json.dumps(asdict(self), sort_keys=True)
-        return f"policy-4-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        return f"policy-5-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+    def features_at(self, level: Level) -> tuple[str, ...]:
+        """What weights are compared by at a step of the ladder."""
+        return self.scale_free_features if level.is_scale_free else self.weight_features
 
     @property
     def siblings_needed(self) -> int:

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 _EXPAND: list[Any] = [
     "sha", "createdAt", "lastModified", "tags", "library_name", "baseModels", "config", "siblings",
-    "gated", "private", "disabled",
+    "gated", "private", "disabled", "downloads", "likes",
 ]  # fmt: skip
 MAX_ISSUES = 100
 """Files with issues of one repo that are taken from the Hub's own scan."""
@@ -230,6 +230,8 @@ class HubClient:
             last_modified=_timestamp(info.last_modified),
             gated=bool(info.gated),
             disabled=bool(info.disabled),
+            downloads=info.downloads,
+            likes=info.likes,
             target=target or info.id,
             files=None if siblings is None else tuple(str(entry.rfilename) for entry in siblings[:limit]),
         )

@@ -5,10 +5,12 @@ Verdicts that a later reference or policy changes get a new row; the old ones st
 
 from __future__ import annotations
 
+import gc
 import json
 import secrets
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -20,9 +22,10 @@ from scanner.store import Database, Row, StoreRoot, append_shard, open_database,
 
 __all__ = ["Calibration", "ReferenceLine", "VerdictChange", "calibrate"]
 
+_KNOWN = ("adapter_id", "repo_id", "adapter_path", "base_model", "crawl_id")
 _COMPARED = (
     "verdict", "reasons", "p_weights", "p_battery", "p_search", "q_value", "reference_id", "reference_n",
-    "search_reference_id", "search_reference_n", "policy_version",
+    "search_reference_id", "search_reference_n", "policy_version", "rule", "reference_level", "reference_steps",
 )  # fmt: skip
 
 
@@ -36,6 +39,8 @@ class ReferenceLine:
     needs: int
     """Further siblings until a rank p-value can reach alpha; 0 when it can."""
     is_new: bool
+    shift: float | None = None
+    """Largest move of a centre since the reference of this key before, in spreads of that; None without one."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +88,15 @@ def calibrate(root: StoreRoot, now: datetime, policy: Policy | None = None, base
     with root.exclusive():  # no crawl judges meanwhile
         database = open_database(root)
         try:
-            current = {row["adapter_id"]: row for row in database.rows("SELECT * FROM current_verdicts")}
+            current = {
+                row["adapter_id"]: row
+                for row in database.rows(f"SELECT {', '.join((*_KNOWN, *_COMPARED))} FROM current_verdicts")
+            }
             wanted = {i for i, row in current.items() if base is None or row["base_model"] == base}
-            judged = judge_families(database, _families(current, wanted), policy, now, run_id)
+            with _no_collections():
+                judged = judge_families(database, _families(current, wanted), policy, now, run_id)
             frozen = _frozen(database)
+            before = _newest_of_keys(database)
         finally:
             database.close()
         changed = [row for row in judged.rows if row["adapter_id"] in wanted and _differs(row, current)]
@@ -104,11 +114,23 @@ def calibrate(root: StoreRoot, now: datetime, policy: Policy | None = None, base
             run_id,
             len(wanted),
             len(changed),
-            tuple(_line(key, r, policy, key in new) for key, r in sorted(references.items())),
+            tuple(_line(key, r, policy, key in new, before) for key, r in sorted(references.items())),
             tuple(_changes(changed, current)),
         )
         _append_run(root, result, base, now)
     return result
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Judging makes millions of objects and no cycles: looking for some took a fifth of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _families(current: dict[str, Row], wanted: set[str]) -> dict[str, list[str]]:
@@ -128,10 +150,32 @@ def _differs(row: Row, current: dict[str, Row]) -> bool:
     return any(row[name] != before[name] for name in _COMPARED)
 
 
-def _line(key: CalibrationKey, reference: Reference, policy: Policy, is_new: bool) -> ReferenceLine:
+def _newest_of_keys(database: Database) -> dict[tuple[str, str], Row]:
+    """(calibration key, feature) -> the newest frozen profile."""
+    rows = database.rows(
+        "SELECT calibration_key, feature, center, spread FROM reference_profiles WHERE reference_id LIKE 'ref-%' "
+        "QUALIFY row_number() OVER (PARTITION BY calibration_key, feature ORDER BY frozen_at DESC, reference_id) = 1"
+    )
+    return {(row["calibration_key"], row["feature"]): row for row in rows}
+
+
+def _line(
+    key: CalibrationKey,
+    reference: Reference,
+    policy: Policy,
+    is_new: bool,
+    before: dict[tuple[str, str], Row],
+) -> ReferenceLine:
+    former = {feature: before.get((key.to_json(), feature)) for feature in reference.center}
+    shifts = [(reference.center[f] - row["center"]) / row["spread"] for f, row in former.items() if row is not None]
     # An adapter is judged by the others: its own vote does not count.
     return ReferenceLine(
-        key, reference.reference_id, reference.n, max(0, policy.siblings_needed - (reference.n - 1)), is_new
+        key,
+        reference.reference_id,
+        reference.n,
+        max(0, policy.siblings_needed - (reference.n - 1)),
+        is_new,
+        max(shifts, key=abs, default=None),
     )
 
 

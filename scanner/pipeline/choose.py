@@ -1,10 +1,11 @@
-"""Stage 4: who goes to the probe. Weights and static findings point there; a random control sample goes too, so that
-what the triage misses can be estimated from the store."""
+"""Stage 4: who goes to the probe. Static findings, new owners and weights point there; a random control sample goes,
+too, so that what this triage lets pass can be estimated from the store (view `triage_misses`)."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,48 +13,91 @@ from scanner.calibration.reference import MAD_TO_SIGMA
 from scanner.model import Outcome, ScanRecord, Severity
 from scanner.settings import Settings
 
-__all__ = ["choose_for_probe", "weight_deviations"]
+__all__ = ["CONTROL_SAMPLE", "Choice", "choose_for_probe", "weight_deviations", "with_inclusion"]
 
 _FEATURES = ("global_frobN_std", "global_frobN_mean")
+CONTROL_SAMPLE = "control_sample"
 
 
-def choose_for_probe(records: Sequence[ScanRecord], mode: str, settings: Settings, salt: str = "") -> dict[str, str]:
+@dataclass(frozen=True)
+class Choice:
+    """Why an adapter is probed."""
+
+    why: str
+    """all, within_budget, static, new_owner, weights or control_sample."""
+    inclusion: float = 1.0
+    """Probability with which the draw takes an adapter that nothing points to; 1 where no draw decided."""
+
+
+def choose_for_probe(
+    records: Sequence[ScanRecord],
+    mode: str,
+    settings: Settings,
+    salt: str = "",
+    known_owners: Collection[str] | None = None,
+) -> dict[str, Choice]:
     """Pick adapters of one base model.
+
+    In `auto`, where not all fit the budget, the control sample has its share of it. Of the rest static findings have at
+    most half and new owners at most a quarter, so that none can starve the others; weights, the farthest out first,
+    have what is left. The control sample is drawn from all, whatever points to them, and only those that nothing
+    else would have sent are called so: they stand for all that the triage lets pass.
 
     Args:
         records: the group's records.
         mode: `none` (nobody), `all` (everybody with a task profile), `auto` (up to `settings.probe_budget`).
         settings: budget and share of the control sample.
         salt: the run's id. Draws depend on it, so that an uploader cannot foresee them and a retry repeats them.
+        known_owners: who has had adapters in the store before; None: not known, and nobody is new.
 
     Returns:
-        adapter_id -> why: `all`, `within_budget`, `control_sample`, `static` or `weights`. In `auto` the control sample
-        has its share of the budget, static findings at most half of the rest: neither can starve the others.
+        adapter_id -> choice.
     """
     able = [r for r in records if r.info.can_be_asked and r.outcome == Outcome.PASS]
     budget = settings.probe_budget
     if mode == "none":
         return {}
-    if mode == "all":
-        return {r.info.adapter_id: "all" for r in able}
-    if len(able) <= budget:
-        return {r.info.adapter_id: "within_budget" for r in able}
+    if mode == "all" or len(able) <= budget:
+        everybody = Choice("all" if mode == "all" else "within_budget")
+        return {r.info.adapter_id: everybody for r in able}
 
     def draw(record: ScanRecord) -> str:
         return hashlib.sha256(f"{salt}/{record.info.adapter_id}".encode()).hexdigest()
 
+    drawn = sorted(able, key=draw)
     sampled = round(budget * settings.control_sample)
-    chosen = {r.info.adapter_id: "control_sample" for r in sorted(able, key=draw)[:sampled]}
+    rest = budget - sampled
     suspicious = [r for r in able if any(f.severity.order >= Severity.MEDIUM.order for f in r.findings)]
     suspicious.sort(key=lambda r: (-max(f.severity.order for f in r.findings), draw(r)))
-    for record in suspicious[: (budget - sampled) // 2]:
-        chosen.setdefault(record.info.adapter_id, "static")
+    newcomers = [r for r in drawn if known_owners is not None and r.info.repo.owner not in known_owners]
     deviation = weight_deviations(able)
-    for record in sorted(able, key=lambda r: deviation[r.info.adapter_id], reverse=True):
-        if len(chosen) >= budget:
-            break
-        chosen.setdefault(record.info.adapter_id, "weights")
+    outliers = sorted(able, key=lambda r: (-deviation[r.info.adapter_id], draw(r)))
+    chosen: dict[str, Choice] = {}
+    for why, candidates, most in (
+        ("static", suspicious, rest // 2),
+        ("new_owner", newcomers, rest // 4),
+        ("weights", outliers, rest),
+    ):
+        _add(chosen, candidates, Choice(why), min(rest, len(chosen) + most))
+    _add(chosen, drawn[:sampled], Choice(CONTROL_SAMPLE, sampled / len(able)), budget)
     return chosen
+
+
+def _add(chosen: dict[str, Choice], candidates: Iterable[ScanRecord], choice: Choice, until: int) -> None:
+    for record in candidates:
+        if len(chosen) >= until:
+            return
+        chosen.setdefault(record.info.adapter_id, choice)
+
+
+def with_inclusion(records: Iterable[ScanRecord], choices: Mapping[str, Choice]) -> list[ScanRecord]:
+    """Probed records with the probability of their draw, which goes into the store with the probe."""
+    return [
+        replace(r, probe=replace(r.probe, inclusion=choices[r.info.adapter_id].inclusion))
+        if r.probe is not None and r.info.adapter_id in choices
+        else r
+        for r in records
+    ]
 
 
 def weight_deviations(records: Sequence[ScanRecord]) -> dict[str, float]:

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from scanner.calibration import (
-    CalibrationKey,
     Decision,
     Evidence,
+    Level,
     Policy,
-    Reference,
     SearchRank,
     SearchReference,
+    WeightRank,
     adjust_fdr,
     decide,
     judge_search,
-    weight_p_value,
 )
 from scanner.model import Outcome, PrefixRun, ScanRecord
 from scanner.pipeline.append import may_add_to
+from scanner.pipeline.carry import find_carriers
 from scanner.pipeline.judged import JudgedFacts, facts_from_records, facts_from_store
 from scanner.pipeline.judgement import Judgement, append_judgement
 from scanner.pipeline.search_siblings import SearchKey, find_search_references, rank_search
-from scanner.pipeline.siblings import calibration_key, find_carriers, find_references, sibling_of
+from scanner.pipeline.siblings import WeightReferences
+from scanner.pipeline.streamed import stream_columns, stream_tests
 from scanner.store import Database, Row, StoreRoot, open_database, row_id_of
 
 __all__ = ["judge_adapters", "judge_families", "judge_records", "pending_adapters"]
@@ -130,53 +131,39 @@ def _judge(
         tested = [i for i in members if facts[i].battery is not None]
         q_values |= dict(zip(tested, adjust_fdr([_p(facts[i]) for i in tested]), strict=True))
     behaving_badly = {i for i, q in q_values.items() if q <= policy.q and _strong_prefixes(facts[i])}
-    references: dict[CalibrationKey, Reference] = {}
+    references = WeightReferences(database, behaving_badly, policy) if database is not None else None
     search_references: dict[SearchKey, SearchReference] = {}
     used: dict[str, SearchReference] = {}
-    if database is not None:
-        references = find_references(database, facts.values(), behaving_badly, policy)
+    streamed = stream_tests(database, facts, families, policy) if database is not None else {}
+    ranks: dict[str, WeightRank] = {}
+    carriers: dict[str, tuple[str, ...]] = {}
+    if database is not None and references is not None:
+        references.prepare(facts.values())
+        ranks = {adapter_id: references.rank(fact) for adapter_id, fact in facts.items()}
+        outliers = {i: r.reference for i, r in ranks.items() if r.reference is not None and r.is_outlier(policy)}
+        carriers = find_carriers(database, outliers, policy)
         search_references = find_search_references(database, facts.values(), behaving_badly)
     rows = []
     for crawl_id, members in families.items():
         for adapter_id in members:
             fact, q_value = facts[adapter_id], q_values.get(adapter_id)
-            key = calibration_key(fact.adapter)
-            weights = _weigh(database, fact, references.get(key) if key else None, policy)
+            weights = ranks.get(adapter_id, WeightRank())
             rank = rank_search(fact, search_references, policy)
             if rank is not None:
                 used[rank.reference.reference_id] = rank.reference
-            decision = decide(_evidence(fact, q_value, weights, rank, policy), policy)
+            evidence = _evidence(fact, q_value, weights, carriers.get(adapter_id, ()), rank, policy)
+            evidence = replace(evidence, stream=streamed.get(adapter_id))
+            decision = decide(evidence, policy)
             row = _verdict_row(fact, decision, q_value, weights, rank, policy, crawl_id, now)
+            row |= stream_columns(streamed.get(adapter_id))
             if run_id:
                 row["row_id"] = row_id_of("verdicts", row["row_id"], run_id)
             rows.append(row)
-    return Judgement(rows, references, used)
+    return Judgement(rows, references.used if references is not None else {}, used)
 
 
 def _strong_prefixes(fact: JudgedFacts) -> tuple[PrefixRun, ...]:
     return fact.battery.prefixes if fact.battery is not None else ()
-
-
-@dataclass(frozen=True)
-class _Weighed:
-    """What the reference says of one adapter; `n` leaves out itself, its owner and its copies."""
-
-    p_value: float | None = None
-    reference_id: str | None = None
-    n: int = 0
-    carriers: tuple[str, ...] = ()
-
-
-def _weigh(database: Database | None, fact: JudgedFacts, reference: Reference | None, policy: Policy) -> _Weighed:
-    if reference is None or database is None:
-        return _Weighed()
-    others = reference.others(sibling_of(fact.adapter, fact.features))
-    p_value = weight_p_value(fact.features, reference, others, policy)
-    carriers: tuple[str, ...] = ()
-    if p_value is not None and p_value <= policy.alpha and len(others) >= policy.siblings_needed:
-        found = find_carriers(database, fact.adapter["adapter_id"], others, policy)
-        carriers = tuple(f"{c.module[:120]} ({c.z:+.1f} spreads)" for c in found)
-    return _Weighed(p_value, reference.reference_id, len(others), carriers)
 
 
 def _p(fact: JudgedFacts) -> float:
@@ -184,7 +171,12 @@ def _p(fact: JudgedFacts) -> float:
 
 
 def _evidence(
-    fact: JudgedFacts, q: float | None, weights: _Weighed, rank: SearchRank | None, policy: Policy
+    fact: JudgedFacts,
+    q: float | None,
+    weights: WeightRank,
+    carriers: tuple[str, ...],
+    rank: SearchRank | None,
+    policy: Policy,
 ) -> Evidence:
     adapter, probe = fact.adapter, fact.probe
     return Evidence(
@@ -198,7 +190,9 @@ def _evidence(
         q_value=q,
         p_weights=weights.p_value,
         reference_n=weights.n,
-        weight_carriers=weights.carriers,
+        reference_level=weights.reference.key.level if weights.reference else Level.EXACT,
+        most_siblings=max((n for _, n in weights.steps), default=0),
+        weight_carriers=carriers,
         task_profile=adapter["task_profile"],
         profile_reason=adapter["task_profile_reason"] or "",
         labels=tuple(json.loads(probe["labels"])) if probe and probe["labels"] else (),
@@ -212,7 +206,7 @@ def _verdict_row(
     fact: JudgedFacts,
     decision: Decision,
     q_value: float | None,
-    weights: _Weighed,
+    weights: WeightRank,
     rank: SearchRank | None,
     policy: Policy,
     crawl_id: str,
@@ -223,18 +217,22 @@ def _verdict_row(
         name: adapter[name]
         for name in ("adapter_id", "repo_id", "repo_uid", "commit_sha", "adapter_path", "base_model", "stage_reached")
     }
-    judged_by = (policy.version, weights.reference_id, *((rank.reference.reference_id,) if rank else ()))
+    reference_id = weights.reference.reference_id if weights.reference else None
+    judged_by = (policy.version, reference_id, *((rank.reference.reference_id,) if rank else ()))
     return {
         "row_id": row_id_of("verdicts", adapter["adapter_id"], *judged_by, crawl_id),
         **shared,
         "verdict": str(decision.verdict),
-        "reasons": json.dumps([asdict(reason) for reason in decision.reasons]),
+        "rule": decision.rule_id,
+        "reasons": json.dumps([{"code": reason.code, "message": reason.message} for reason in decision.reasons]),
         "p_weights": weights.p_value,
         "p_battery": fact.battery.p_value if fact.battery else None,
         "p_search": rank.p_value if rank else None,
         "q_value": q_value,
-        "reference_id": weights.reference_id,
+        "reference_id": reference_id,
         "reference_n": weights.n,
+        "reference_level": str(weights.reference.key.level) if weights.reference else None,
+        "reference_steps": json.dumps(weights.steps) if weights.steps else None,
         "policy_version": policy.version,
         "judged_at": now,
         "crawl_id": crawl_id,

@@ -16,9 +16,27 @@ from scanner.model import Finding, Outcome, PrefixRun, ScanRecord, SearchReport,
 from scanner.store import Database, Row, as_stored, newest_search, prefix_run
 from scanner.store.rows import record_rows
 
-__all__ = ["JudgedFacts", "facts_from_records", "facts_from_store"]
+__all__ = ["JudgedFacts", "facts_from_records", "facts_from_store", "weight_features"]
 
-_TABLES = ("adapters", "findings", "weight_scans", "probe_scans", "probe_rates", "trigger_searches")
+_ADAPTER = (
+    "adapter_id", "repo_id", "repo_uid", "commit_sha", "adapter_path", "owner", "base_model", "peft_type", "rank",
+    "scaling", "target_modules", "task_type", "task_profile", "task_profile_reason", "coverage", "content_sha256",
+    "stage_reached", "outcome", "reason", "message",
+)  # fmt: skip
+_TABLES: Mapping[str, Sequence[str]] = {
+    "adapters": _ADAPTER,
+    "findings": ("row_id", "adapter_id", "rule_id", "severity", "message", "evidence", "outcome"),
+    "probe_scans": ("*",),
+    "probe_rates": (
+        "row_id", "scanned_at", "adapter_id", "battery_id", "category", "prefix", "position", "answers",
+        "base_answers", "margin", "divergence", "base_divergence", "concentration", "refusal_rate",
+    ),
+    "trigger_searches": ("*",),
+}  # fmt: skip
+"""What a verdict needs of each: a store may hold a hundred thousand adapters."""
+_LOCAL, _DECIDES = "local-", ("control", "trigger")
+_WANTED = {"probe_rates": f"(NOT starts_with(battery_id, '{_LOCAL}') OR category IN {_DECIDES})"}
+"""Of the battery around a found trigger the neighbours decide nothing."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +46,8 @@ class JudgedFacts:
     adapter: Row
     findings: tuple[Finding, ...]
     """The severest first."""
-    features: dict[str, float | None]
+    features: Mapping[str, float | None]
+    """Those that weights are compared by."""
     probe: Row | None
     battery: BatteryEvidence | None
     search: SearchReport | None
@@ -41,12 +60,34 @@ def facts_from_store(database: Database, adapter_ids: Sequence[str], policy: Pol
     Raises:
         StoreError: a file of the store cannot be read.
     """
-    where = "WHERE adapter_id IN (SELECT unnest(?::VARCHAR[]))"
-    return _facts(
-        adapter_ids,
-        {name: database.rows(f"SELECT * FROM {name} {where}", [list(adapter_ids)]) for name in _TABLES},
-        policy,
-    )
+    tables = {
+        name: database.of_adapters(name, adapter_ids, columns, _WANTED.get(name, "true"))
+        for name, columns in _TABLES.items()
+    }
+    return _facts(adapter_ids, tables, weight_features(database, adapter_ids, policy), policy)
+
+
+def weight_features(
+    database: Database, adapter_ids: Sequence[str], policy: Policy
+) -> dict[str, dict[str, float | None]]:
+    """adapter_id -> the features that weights are compared by, of those that have any.
+
+    Raises:
+        StoreError: a file of the store cannot be read.
+    """
+    names = ", ".join(f"'{name}'" for name in policy.weight_features)
+    # Of a feature that two versions measured, the later value counts.
+    key = ("adapter_id", "feature")
+    rows = database.of_adapters("weight_scans", adapter_ids, (*key, "value"), f"feature IN ({names})", key)
+    return _features(rows, policy)
+
+
+def _features(rows: Iterable[Row], policy: Policy) -> dict[str, dict[str, float | None]]:
+    found: dict[str, dict[str, float | None]] = defaultdict(dict)
+    for row in rows:
+        if row["feature"] in policy.weight_features:
+            found[row["adapter_id"]][row["feature"]] = row["value"]
+    return found
 
 
 def facts_from_records(records: Sequence[ScanRecord], scanned_at: datetime, policy: Policy) -> dict[str, JudgedFacts]:
@@ -59,43 +100,54 @@ def facts_from_records(records: Sequence[ScanRecord], scanned_at: datetime, poli
     """
     tables = record_rows(records)
     # One row for each row_id, as the views have it.
-    rows = {
+    rows: dict[str, Iterable[Row]] = {
         name: {row["row_id"]: {**as_stored(row), "scanned_at": scanned_at} for row in tables[name]}.values()
-        for name in _TABLES
+        for name in (*_TABLES, "weight_scans")
     }
-    return _facts([record.info.adapter_id for record in records], rows, policy)
+    features = _features(rows.pop("weight_scans"), policy)
+    rows["probe_rates"] = [
+        row for row in rows["probe_rates"] if not row["battery_id"].startswith(_LOCAL) or row["category"] in _DECIDES
+    ]
+    return _facts([record.info.adapter_id for record in records], rows, features, policy)
 
 
-def _facts(adapter_ids: Iterable[str], tables: Mapping[str, Iterable[Row]], policy: Policy) -> dict[str, JudgedFacts]:
+def _facts(
+    adapter_ids: Iterable[str],
+    tables: Mapping[str, Iterable[Row]],
+    features: Mapping[str, dict[str, float | None]],
+    policy: Policy,
+) -> dict[str, JudgedFacts]:
     groups: dict[str, dict[str, list[Row]]] = {name: defaultdict(list) for name in tables}
     for name, rows in tables.items():
         for row in rows:
             groups[name][row["adapter_id"]].append(row)
+    nothing: list[Row] = []
     return {
-        adapter_id: _facts_of({name: group[adapter_id] for name, group in groups.items()}, policy)
+        adapter_id: _facts_of(
+            {name: group.get(adapter_id, nothing) for name, group in groups.items()},
+            features.get(adapter_id, {}),
+            policy,
+        )
         for adapter_id in adapter_ids
     }
 
 
-def _facts_of(rows: Mapping[str, list[Row]], policy: Policy) -> JudgedFacts:
+def _facts_of(rows: Mapping[str, list[Row]], features: Mapping[str, float | None], policy: Policy) -> JudgedFacts:
     # The newest probe that gave a result; a later one that failed does not undo what was seen.
     probe = max(rows["probe_scans"], key=lambda row: (row["outcome"] == Outcome.PASS, row["scanned_at"]), default=None)
-    runs = [
-        prefix_run(r)
-        for r in sorted(rows["probe_rates"], key=lambda row: str(row["row_id"]))
-        if probe and r["battery_id"] == probe["battery_id"] and r["scanned_at"] == probe["scanned_at"]
-    ]
-    usable = probe is not None and probe["outcome"] == Outcome.PASS and runs
+    runs = []
+    if probe is not None and probe["outcome"] == Outcome.PASS:
+        same = (probe["battery_id"], probe["scanned_at"])
+        rates = [row for row in rows["probe_rates"] if (row["battery_id"], row["scanned_at"]) == same]
+        runs = [prefix_run(row) for row in sorted(rates, key=lambda row: str(row["row_id"]))]
+    adapter, searches = rows["adapters"][0], rows["trigger_searches"]
     return JudgedFacts(
-        adapter=rows["adapters"][0],
-        findings=_severest_first(rows["findings"]),
-        # In the order of time: of a feature that two versions measured, the later value counts.
-        features={
-            row["feature"]: row["value"] for row in sorted(rows["weight_scans"], key=lambda row: row["scanned_at"])
-        },
+        adapter={name: adapter[name] for name in _ADAPTER},
+        findings=_severest_first(rows["findings"]) if rows["findings"] else (),
+        features=features,
         probe=probe,
-        battery=_battery(probe, runs, policy) if probe is not None and usable else None,
-        search=newest_search(rows["trigger_searches"], rows["probe_rates"]),
+        battery=_battery(probe, runs, policy) if probe is not None and runs else None,
+        search=newest_search(searches, rows["probe_rates"]) if searches else None,
     )
 
 

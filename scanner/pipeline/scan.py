@@ -11,7 +11,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scanner.calibration import Policy
 from scanner.errors import LorascopeError, UsageError
 from scanner.hub.base_model import BaseShelf
 from scanner.hub.names import hub_id
@@ -21,12 +20,13 @@ from scanner.model import BaseResolution, Outcome, RepoRef, ScanRecord
 from scanner.pipeline.append import append_records
 from scanner.pipeline.bases import Bases
 from scanner.pipeline.behave import probe_group
-from scanner.pipeline.choose import choose_for_probe
+from scanner.pipeline.choose import choose_for_probe, with_inclusion
 from scanner.pipeline.collect import collect_hub_repo, collect_repo
 from scanner.pipeline.hunt import SearchBudget, choose_for_search, contents_searched, search_group
 from scanner.pipeline.judge import judge_records
 from scanner.pipeline.outcomes import failed_record
 from scanner.pipeline.relate import relate_scan
+from scanner.policy_file import load_policy
 from scanner.probe import Probe, SearchPlan
 from scanner.scratch import scratch_folder
 from scanner.settings import Settings, hub_endpoint
@@ -88,7 +88,7 @@ def scan_targets(
         UsageError: a target that is neither an existing path nor can be a repo id.
         StopError: the store cannot be written.
     """
-    root, policy, plan = open_root(store_uri), Policy(), plan or SearchPlan()
+    root, policy, plan = open_root(store_uri), load_policy(settings.policy), plan or SearchPlan()
     now = utc_now()
     scan_id = f"scan-{now:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
     for target in targets:
@@ -119,12 +119,14 @@ def scan_targets(
         groups = _by_base(_unique(records))
         budget = SearchBudget(settings.search_budget, sum(len(group) for _, group in groups))
         for base_model, group in groups:
-            chosen = choose_for_probe(group, mode, settings, salt=scan_id)
+            choices = choose_for_probe(group, mode, settings, salt=scan_id)
+            chosen = {adapter_id: choice.why for adapter_id, choice in choices.items()}
             if chosen:
                 progress(f"probing {len(chosen)} adapters of {base_model}")
             probed = probe_group(
                 base_model, group, chosen, shelf, files, probe, settings, lambda *_: progress("probed one")
             )
+            probed = with_inclusion(probed, choices)
             hunted = choose_for_search(probed, settings.search or mode, budget.share(len(group)), policy, salt=scan_id)
             budget.spend(len(group), contents_searched(probed, hunted))
             if hunted:

@@ -87,10 +87,10 @@ def rank_search(fact: JudgedFacts, references: dict[SearchKey, SearchReference],
     if key is None or fact.search is None:
         return None
     judged = _member(fact.adapter, json.dumps(dict(fact.search.scores)))
-    siblings = rank_scores(judged, references[key]) if key in references else None
-    if siblings is not None and siblings.n >= policy.siblings_needed:
-        return siblings
-    return pooled_rank(fact.search, judged) or siblings
+    reference = references.get(key)
+    if reference is not None and len(reference.others(judged)) >= policy.siblings_needed:
+        return rank_scores(judged, reference) or pooled_rank(fact.search, judged)
+    return pooled_rank(fact.search, judged) or (rank_scores(judged, reference) if reference is not None else None)
 
 
 def pooled_rank(search: SearchReport, judged: SearchMember) -> SearchRank | None:

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 
 from scanner.calibration import (
     CalibrationKey,
-    Carrier,
+    Level,
     Policy,
     Reference,
     Sibling,
+    WeightRank,
     build_reference,
-    deviating_modules,
+    ladder,
+    rank_weights,
 )
 from scanner.model import UNRESOLVED, Outcome
-from scanner.pipeline.judged import JudgedFacts
+from scanner.pipeline.judged import JudgedFacts, weight_features
 from scanner.store import Database, Row
 
-__all__ = ["calibration_key", "find_carriers", "find_references", "sibling_of"]
+__all__ = ["WeightReferences", "calibration_key"]
+
+_COLUMNS = (
+    "adapter_id", "owner", "repo_uid", "content_sha256", "base_model", "peft_type", "rank", "scaling",
+    "target_modules", "task_type", "outcome",
+)  # fmt: skip
 
 
 def calibration_key(adapter: Row) -> CalibrationKey | None:
@@ -35,72 +43,154 @@ def calibration_key(adapter: Row) -> CalibrationKey | None:
     )
 
 
-def sibling_of(adapter: Row, features: dict[str, float | None]) -> Sibling:
-    """An adapter as a reference sees it."""
+def _sibling_of(adapter: Row, features: Mapping[str, float | None], kin: frozenset[str]) -> Sibling:
     return Sibling(
         adapter_id=adapter["adapter_id"],
         owner=adapter["owner"] or adapter["repo_uid"],
         content_sha256=adapter["content_sha256"] or adapter["adapter_id"],
         features=features,
+        kin=kin,
     )
 
 
-def find_references(
-    database: Database, facts: Iterable[JudgedFacts], behaving_badly: set[str], policy: Policy
-) -> dict[CalibrationKey, Reference]:
-    """A reference for every calibration key among the judged adapters that has siblings.
+class WeightReferences:
+    """The references of a store, each built when somebody needs it.
 
     Members come from Hub crawls only, never from folders, and are left out for other evidence than their weights:
     a critical or high static finding, or behaviour.
-
-    Raises:
-        StoreError: a file of the store cannot be read.
     """
-    wanted = {key for fact in facts if (key := calibration_key(fact.adapter))}
-    if not wanted:
-        return {}
-    rows = database.rows(
+
+    def __init__(self, database: Database, behaving_badly: set[str], policy: Policy) -> None:
+        """`behaving_badly`: adapters that the battery flags now."""
+        self._database, self._behaving_badly, self._policy = database, behaving_badly, policy
+        self._pools: dict[str, dict[CalibrationKey, list[Sibling]]] = {}
+        self._built: dict[CalibrationKey, Reference] = {}
+        self._used: set[CalibrationKey] = set()
+        self._features: dict[str, Mapping[str, float | None]] = {}
+
+    def prepare(self, facts: Iterable[JudgedFacts]) -> None:
+        """Read the siblings of all that will be judged at once.
+
+        Raises:
+            StoreError: a file of the store cannot be read.
         """
-        SELECT a.*, w.features FROM adapters a
-        JOIN (
-          SELECT adapter_id, map_from_entries(list((feature, value))) AS features FROM (
-            SELECT * FROM weight_scans  -- of a feature that two versions measured, the later value counts
-            QUALIFY row_number() OVER (PARTITION BY adapter_id, feature ORDER BY scanned_at DESC, row_id) = 1
-          ) GROUP BY 1
-        ) w USING (adapter_id)
-        WHERE a.adapter_id IN (
-            SELECT f.adapter_id FROM raw_adapters f JOIN raw_runs r USING (shard_id) WHERE r.crawl_id LIKE 'crawl-%'
-          )
-          AND a.outcome = 'pass' AND a.base_model IN (SELECT unnest(?::VARCHAR[]))
-          AND a.adapter_id NOT IN (SELECT adapter_id FROM findings WHERE severity IN ('critical', 'high'))
-          AND a.adapter_id NOT IN (SELECT adapter_id FROM current_verdicts WHERE verdict = 'flagged')
-        """,
-        [sorted({key.base_model for key in wanted})],
+        bases = set()
+        for fact in facts:
+            self._features[fact.adapter["adapter_id"]] = fact.features
+            if key := calibration_key(fact.adapter):
+                bases.add(key.base_model)
+        self._read(bases)
+
+    @property
+    def used(self) -> dict[CalibrationKey, Reference]:
+        """Those that judged somebody, and the exact ones of all that were judged."""
+        return {
+            key: reference
+            for key, reference in self._built.items()
+            if reference.n and (key.level == Level.EXACT or key in self._used)
+        }
+
+    def rank(self, fact: JudgedFacts) -> WeightRank:
+        """Where an adapter stands among its siblings; see `rank_weights`.
+
+        Raises:
+            StoreError: a file of the store cannot be read.
+        """
+        key = calibration_key(fact.adapter)
+        if key is None:
+            return WeightRank()
+        judged = _sibling_of(fact.adapter, fact.features, self._kin.get(fact.adapter["adapter_id"], frozenset()))
+        found = rank_weights(judged, self._steps(key), self._policy)
+        if found.reference is not None:
+            self._used.add(found.reference.key)
+        return found
+
+    def _steps(self, key: CalibrationKey) -> Iterator[Reference]:
+        for step in ladder(key, None):
+            yield self._reference(step)
+        if (architecture := self._architectures.get(key.base_model)) is not None:
+            yield self._reference(ladder(key, architecture)[-1])
+
+    def _reference(self, key: CalibrationKey) -> Reference:
+        if key not in self._built:
+            bases = {key.base_model}
+            if key.level == Level.ARCHITECTURE:
+                bases = {base for base, one in self._architectures.items() if one == key.base_model}
+            self._read(bases)
+            members = [
+                sibling
+                for base in sorted(bases)
+                for exact, siblings in self._pools[base].items()
+                if _belongs(exact, key)
+                for sibling in siblings
+            ]
+            self._built[key] = build_reference(key, members, self._policy)
+        return self._built[key]
+
+    def _read(self, bases: set[str]) -> None:
+        missing = sorted(bases - set(self._pools))
+        if not missing:
+            return
+        self._pools |= {base: defaultdict(list) for base in missing}
+        rows = self._database.rows(
+            f"""
+            SELECT {", ".join(_COLUMNS)} FROM adapters
+            WHERE adapter_id IN (
+                SELECT f.adapter_id FROM raw_adapters f JOIN raw_runs r USING (shard_id) WHERE r.crawl_id LIKE 'crawl-%'
+              )
+              AND outcome = 'pass' AND base_model IN (SELECT unnest(?::VARCHAR[]))
+              AND adapter_id NOT IN (SELECT adapter_id FROM findings WHERE severity IN ('critical', 'high'))
+              AND adapter_id NOT IN (SELECT adapter_id FROM current_verdicts WHERE verdict = 'flagged')
+            """,
+            [missing],
+        )
+        unread = [row["adapter_id"] for row in rows if row["adapter_id"] not in self._features]
+        self._features |= weight_features(self._database, unread, self._policy)
+        for row in rows:
+            adapter_id, key = row["adapter_id"], calibration_key(row)
+            features = self._features.get(adapter_id)
+            if key and features and adapter_id not in self._behaving_badly:
+                sibling = _sibling_of(row, features, self._kin.get(adapter_id, frozenset()))
+                self._pools[key.base_model][key].append(sibling)
+
+    @cached_property
+    def _kin(self) -> dict[str, frozenset[str]]:
+        """Copies and near-duplicates, in both directions."""
+        kin: dict[str, set[str]] = defaultdict(set)
+        for row in self._database.rows(
+            "SELECT DISTINCT adapter_id, other_adapter_id FROM relations WHERE kind <> 'merge_part'"
+        ):
+            kin[row["adapter_id"]].add(row["other_adapter_id"])
+            kin[row["other_adapter_id"]].add(row["adapter_id"])
+        return {adapter_id: frozenset(others) for adapter_id, others in kin.items()}
+
+    @cached_property
+    def _architectures(self) -> dict[str, str]:
+        """Base -> its number of layers and width, as the adapter with most modules has them."""
+        widest = self._database.rows(
+            "SELECT base_model, arg_max(adapter_id, (modules, adapter_id)) AS adapter_id FROM adapters "
+            "WHERE outcome = 'pass' AND modules > 0 AND base_model <> ? GROUP BY 1",
+            [UNRESOLVED],
+        )
+        bases = {row["adapter_id"]: row["base_model"] for row in widest}
+        layers: dict[str, int] = defaultdict(int)
+        widths: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+        for row in self._database.of_adapters("module_features", list(bases), ("adapter_id", "layer", "in_features")):
+            if row["layer"] is not None and row["in_features"] is not None:
+                layers[row["adapter_id"]] = max(layers[row["adapter_id"]], row["layer"] + 1)
+                widths[row["adapter_id"]][row["in_features"]] += 1
+        # Most modules read the residual stream; those that do not have another width.
+        return {
+            bases[i]: f"{layers[i]} layers of width {max(counts, key=lambda w: (counts[w], -w))}"
+            for i, counts in sorted(widths.items())
+        }
+
+
+def _belongs(exact: CalibrationKey, key: CalibrationKey) -> bool:
+    """Whether adapters of an exact key are members of a reference of a wider one; bases are told apart elsewhere."""
+    return (
+        (exact.peft_type, exact.task) == (key.peft_type, key.task)
+        and key.covers(exact.rank)
+        and (key.level.is_scale_free or exact.scaling == key.scaling)
+        and (key.level != Level.EXACT or exact.target_modules == key.target_modules)
     )
-    siblings: dict[CalibrationKey, list[Sibling]] = defaultdict(list)
-    for row in rows:
-        key = calibration_key(row)
-        if key and row["adapter_id"] not in behaving_badly:
-            siblings[key].append(sibling_of(row, row["features"]))
-    built = {key: build_reference(key, siblings[key], policy) for key in sorted(wanted)}
-    return {key: reference for key, reference in built.items() if reference.n}
-
-
-def find_carriers(
-    database: Database, adapter_id: str, siblings: Iterable[Sibling], policy: Policy
-) -> Sequence[Carrier]:
-    """The modules in which an adapter deviates most from its siblings, the farthest first.
-
-    Raises:
-        StoreError: a file of the store cannot be read.
-    """
-    members = [sibling.adapter_id for sibling in siblings]
-    rows = database.rows(
-        "SELECT adapter_id, module, delta_frob FROM module_features "
-        "WHERE adapter_id IN (SELECT unnest(?::VARCHAR[])) AND delta_frob IS NOT NULL ORDER BY scanned_at",
-        [[adapter_id, *members]],
-    )
-    sizes: dict[str, dict[str, float]] = defaultdict(dict)
-    for row in rows:
-        sizes[row["adapter_id"]][row["module"]] = row["delta_frob"]
-    return deviating_modules(sizes[adapter_id], [sizes[member] for member in members], policy.spread_floor)

@@ -19,9 +19,9 @@ from scanner.store import Row
 if TYPE_CHECKING:
     from scanner.pipeline.explain import Explanation
 
-__all__ = ["plain", "print_explanations", "print_rows", "print_triggers", "print_verdicts"]
+__all__ = ["STYLES", "plain", "print_explanations", "print_rows", "print_triggers", "print_verdicts"]
 
-_STYLES = {
+STYLES = {
     "flagged": "bold red",
     "error": "magenta",
     "unsupported": "cyan",
@@ -29,7 +29,7 @@ _STYLES = {
     "clean": "green",
     "inconclusive": "dim",
 }
-_ORDER = list(_STYLES)
+_ORDER = list(STYLES)
 
 
 def plain(value: Any, limit: int = 200) -> str:
@@ -129,7 +129,7 @@ def print_verdicts(console: Console, rows: Sequence[Row], *, title: str = "") ->
         path = row["adapter_path"]
         shown = name if path in ("", "adapter_model.safetensors") else f"{name} · {path}"
         table.add_row(
-            Text(row["verdict"], style=_STYLES[row["verdict"]]),
+            Text(row["verdict"], style=STYLES[row["verdict"]]),
             Text(plain(shown)),
             Text(plain(row["base_model"])),
             _rate(row.get("max_attack_rate")),

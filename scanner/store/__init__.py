@@ -3,7 +3,7 @@
 from scanner.store.bases import base_rows, remembered_bases
 from scanner.store.check import GRACE_S, Leftover, StoreCheck, check_store, remove_leftovers
 from scanner.store.contents import ContentIndex, find_probe, find_scanned, write_content_index
-from scanner.store.crawls import CrawlMemory, last_watermark
+from scanner.store.crawls import CrawlMemory, event_rows, last_watermark
 from scanner.store.files import StoreRoot, open_root
 from scanner.store.rates import prefix_run
 from scanner.store.schema import SCHEMA_VERSION, TABLES
@@ -26,6 +26,7 @@ __all__ = [
     "as_stored",
     "base_rows",
     "check_store",
+    "event_rows",
     "find_probe",
     "find_scanned",
     "find_search",

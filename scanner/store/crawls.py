@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from scanner.model import MAX_TRIES, REFUSALS
+from scanner.model import MAX_TRIES, REFUSALS, RepoEvent
 from scanner.store.views import Database
+from scanner.store.write import Row, row_id_of
 
-__all__ = ["CrawlMemory", "last_watermark"]
+__all__ = ["CrawlMemory", "event_rows", "last_watermark"]
 
 _TRIES = f"""
     SELECT a.repo_uid, a.commit_sha, r.crawl_id,
@@ -123,3 +124,21 @@ def last_watermark(database: Database, endpoint: str, base: str | None) -> datet
         return None
     value: datetime = rows[0]["watermark"]
     return value if value.tzinfo else value.replace(tzinfo=UTC)
+
+
+def event_rows(events: Iterable[RepoEvent], crawl_id: str, now: datetime) -> list[Row]:
+    """What a crawl noticed about repos, as rows of `repo_events`."""
+    return [
+        {
+            "row_id": row_id_of("repo_events", event.repo.repo_uid, event.event, crawl_id),
+            "repo_uid": event.repo.repo_uid,
+            "repo_id": event.repo.repo_id,
+            "commit_sha": event.repo.commit_sha,
+            "source": event.repo.source,
+            "event": event.event,
+            "detail": event.detail[:300],
+            "crawl_id": crawl_id,
+            "seen_at": now,
+        }
+        for event in events
+    ]

@@ -14,6 +14,13 @@ VIEWS = {
     "flagged": "`current_verdicts` with verdict `flagged`.",
     "layer_profiles": "Share of ‖ΔW‖² and size of the update in each layer of an adapter; null: outside of layers.",
     "near_duplicates": "`relations` but merges, with repo and owner of both sides; `across_owners` where they differ.",
+    "verdict_changes": "Two verdicts in a row on one adapter that differ: verdicts, rules, reasons, policies and "
+    "references of both sides.",
+    "reference_drift": "Each version of a weight reference beside the one of its key before: `shift` of the centre in "
+    "spreads of the former, `spread_ratio`, `members_kept`.",
+    "reference_members": "Who votes in a weight reference: owner, age at the freeze in days, downloads, likes.",
+    "triage_misses": "From the control sample: of 1,000 adapters that the triage lets pass, how many would be flagged, "
+    "with a 95 % interval (docs/verdicts.md). Empty without a sample.",
     "base_models": "Per base model: adapters, repos, and adapters by verdict.",
 }
 

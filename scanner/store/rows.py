@@ -76,6 +76,8 @@ def _adapter(rows: dict[str, list[Row]], record: ScanRecord) -> None:
             "detectors": info.detectors,
             "gated": repo.gated,
             "disabled": repo.disabled,
+            "downloads": repo.downloads,
+            "likes": repo.likes,
             "unfinished": record.is_unfinished,
             "base_evidence": evidence_json(info.base_evidence),
             "task_profile_reason": info.profile_reason,
@@ -186,6 +188,7 @@ def _probe(rows: dict[str, list[Row]], record: ScanRecord) -> None:
             "paired_outlier_gap": paired.gap if paired else None,
             "paired_max_attack_rate": paired.max if paired else None,
             "paired_top3_mean": paired.top3 if paired else None,
+            "inclusion_probability": probe.inclusion,
         }
     )
     for run in probe.runs:

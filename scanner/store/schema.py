@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from scanner.store.module_columns import LATER_MODULE_FEATURES, MODULE_FEATURES
+
 __all__ = ["SCHEMA_VERSION", "TABLES", "WEIGHT_MODULE_FEATURES"]
 
 SCHEMA_VERSION = 1
@@ -16,35 +18,7 @@ _STR, _F64, _I64, _BOOL = pa.string(), pa.float64(), pa.int64(), pa.bool_()
 _TS = pa.timestamp("us", tz="UTC")
 _F32S = pa.list_(pa.float32())
 
-_MODULE_FEATURES = (
-    ("frobN", "‖BA‖_F / √(in·out), the paper's, without α/r."),
-    ("delta_frob", "‖ΔW‖_F with the scale."),
-    ("stable_rank", "‖ΔW‖_F² / σ₁²."),
-    ("top1_energy", "σ₁² / Σσ²."),
-)
-_LATER_MODULE_FEATURES = (
-    ("row_top8_energy", "Share of ‖ΔW‖² in its eight largest rows; null for LoKr."),
-    ("row_hoyer", "Hoyer's sparseness of the row norms of ΔW, 0 even, 1 a single row; null for LoKr."),
-    ("col_top8_energy", "Share of ‖ΔW‖² in its eight largest columns; null for LoKr."),
-    ("col_hoyer", "Hoyer's sparseness of the column norms of ΔW; null for LoKr."),
-    ("energy_entropy", "−Σ e·ln e of energies e = σ²/Σσ², in nats."),
-    ("energy_share", "Share of the module in the adapter's Σ ‖ΔW‖²."),
-    ("entropy", "−Σ p·ln p of amplitudes p = σ/Σσ, in nats (the paper's later notebooks)."),
-    ("entropy_norm", "The same divided by ln r (the paper's notebook 10); null for rank 1."),
-    ("pr", "Participation ratio (Σσ)² / Σσ²."),
-    ("asym", "log10(‖B‖ / ‖A‖) (the paper's later notebooks); null where one is zero."),
-    ("asym_ln", "ln ‖B‖ − ln ‖A‖ (the paper's notebook 10)."),
-    ("norm_A", "‖A‖_F."),
-    ("norm_B", "‖B‖_F."),
-    ("sv_max", "σ₁ of BA, without α/r."),
-    ("sv_mean", "Mean singular value of BA."),
-    ("sv_min", "Smallest of the r singular values of BA."),
-    ("sv_max_over_mean", "σ₁ / mean(σ)."),
-    ("sv_max_over_sum", "σ₁ / Σσ."),
-    ("kurtosis", "Pearson's kurtosis of the entries of ΔW; only with --features full."),
-    ("kurtosis_five", "κ of arXiv:2602.15195, with its epsilon, of BA; only with --features full."),
-)
-WEIGHT_MODULE_FEATURES = tuple(name for name, _ in (*_MODULE_FEATURES, *_LATER_MODULE_FEATURES))
+WEIGHT_MODULE_FEATURES = tuple(name for name, _ in (*MODULE_FEATURES, *LATER_MODULE_FEATURES))
 """Columns of `module_features`, one for each per-module weight feature; `docs/features.md` has the formulas."""
 
 
@@ -101,6 +75,8 @@ TABLES: dict[str, pa.Schema] = {
         ("unfinished", _BOOL, "Whether the next crawls look again: an error, a vanished commit, a probe that died."),
         ("base_evidence", _STR, "JSON array of {kind, value, detail}: how base_model was found, step by step."),
         ("task_profile_reason", _STR, "Why task_profile was chosen."),
+        ("downloads", _I64, "Of the repo in the 30 days before the scan, as the Hub counts them; null for a folder."),
+        ("likes", _I64, "Of the repo, at scan time."),
     ),
     "findings": _schema(
         _ADAPTER_ID,
@@ -122,9 +98,9 @@ TABLES: dict[str, pa.Schema] = {
         ("rank", _I64, "Rank of the pair."),
         ("out_features", _I64, "Rows of ΔW."),
         ("in_features", _I64, "Columns of ΔW."),
-        *((name, _F64, description) for name, description in _MODULE_FEATURES),
+        *((name, _F64, description) for name, description in MODULE_FEATURES),
         ("version", _STR, "Version of the feature set."),
-        *((name, _F64, description) for name, description in _LATER_MODULE_FEATURES),
+        *((name, _F64, description) for name, description in LATER_MODULE_FEATURES),
         ("layer", _I64, "Number of the layer, from the module's name; null outside of layers."),
     ),
     "weight_sketches": _schema(
@@ -182,7 +158,7 @@ TABLES: dict[str, pa.Schema] = {
         ("seconds", _F64, "Wall clock of this adapter's battery."),
         ("battery", _STR, "Name of the battery."),
         ("base_commit", _STR, "Commit of the base model that was loaded."),
-        ("selected_by", _STR, "Why it was probed: all, static, weights, control_sample, within_budget."),
+        ("selected_by", _STR, "Why it was probed: all, within_budget, static, new_owner, weights or control_sample."),
         (
             "task_profile",
             _STR,
@@ -214,6 +190,7 @@ TABLES: dict[str, pa.Schema] = {
             _I64,
             "sequence-classification: so many of the texts, the first ones, have label 1 (what an attack must flip).",
         ),
+        ("inclusion_probability", _F64, "Chance of an adapter like it to be drawn for the control sample, else 1."),
     ),
     "probe_rates": _schema(
         _ADAPTER_ID,
@@ -332,6 +309,13 @@ TABLES: dict[str, pa.Schema] = {
         ("crawl_id", _STR, "The crawl or scan whose adapters were judged together."),
         ("search_reference_id", _STR, "The reference that judged its search; `pooled-...` ships with lorascope."),
         ("search_reference_n", _I64, "Adapters in that reference that it was compared with."),
+        ("reference_level", _STR, "exact, any_modules, any_scaling, near_ranks or architecture (docs/verdicts.md)."),
+        ("rule", _STR, "The line of the decision table that applied (docs/verdicts.md)."),
+        ("stream_index", _I64, "Place among all crawled adapters that a battery was put to, in order of arrival."),
+        ("stream_level", _F64, "Level of that place (e-LOND over all crawls)."),
+        ("e_value", _F64, "Of p_battery when it was judged first; infinite is null."),
+        ("stream_rejected", _BOOL, "Whether the stream rejects: e_value is at least 1 / stream_level."),
+        ("reference_steps", _STR, "JSON array of [level, siblings]: the steps that were tried, the last one judged."),
     ),
     "reference_profiles": _schema(
         ("reference_id", _STR, "Content hash of the reference."),

@@ -8,6 +8,7 @@ that has nothing to ask starts in half the time without it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from scanner.errors import StoreError, UsageError
@@ -69,6 +70,51 @@ CREATE VIEW near_duplicates AS
   JOIN adapters a ON a.adapter_id = r.adapter_id LEFT JOIN repo_names n ON n.repo_uid = a.repo_uid
   JOIN adapters b ON b.adapter_id = r.other_adapter_id LEFT JOIN repo_names m ON m.repo_uid = b.repo_uid
   WHERE r.kind <> 'merge_part';
+CREATE VIEW triage_misses AS
+  -- What the triage of `auto` lets pass, from the control sample: adapters that nothing pointed to, each standing for
+  -- 1 / inclusion_probability of its like. The interval is Wilson's with the effective size (Kish) of the sample.
+  WITH sample AS (
+    SELECT 1 / p.inclusion_probability AS weight, (v.verdict = 'flagged')::INT AS bad
+    FROM probe_scans p JOIN current_verdicts v USING (adapter_id)
+    WHERE p.selected_by = 'control_sample' AND p.outcome = 'pass' AND p.inclusion_probability > 0
+  ), total AS (
+    SELECT count(*) AS sampled, sum(weight) AS stands_for, sum(bad) AS flagged, sum(weight * bad) / sum(weight) AS rate,
+           sum(weight) ** 2 / sum(weight * weight) AS n, 1.959964 ** 2 AS z2
+    FROM sample
+  )
+  SELECT sampled, flagged, stands_for, n AS effective_sample, 1000 * rate AS missed_per_1000,
+         1000 * greatest(0, (middle - half) / (1 + z2 / n)) AS missed_per_1000_low,
+         1000 * least(1, (middle + half) / (1 + z2 / n)) AS missed_per_1000_high
+  FROM (SELECT *, rate + z2 / (2 * n) AS middle,
+               sqrt(z2 * (greatest(rate * (1 - rate), 0) / n + z2 / (4 * n * n))) AS half FROM total) WHERE sampled > 0;
+CREATE VIEW verdict_changes AS  -- of two verdicts on one adapter in a row, those that differ
+  SELECT * FROM (
+    SELECT adapter_id, repo_id, adapter_path, base_model,
+           lag(verdict) OVER history AS before, verdict AS after,
+           lag(rule) OVER history AS rule_before, rule AS rule_after,
+           lag(reasons) OVER history AS reasons_before, reasons AS reasons_after,
+           lag(policy_version) OVER history AS policy_before, policy_version AS policy_after,
+           lag(reference_id) OVER history AS reference_before, reference_id AS reference_after,
+           lag(search_reference_id) OVER history AS search_reference_before,
+           search_reference_id AS search_reference_after, judged_at, crawl_id
+    FROM verdicts WINDOW history AS (PARTITION BY adapter_id ORDER BY judged_at, row_id)
+  ) WHERE before <> after;
+CREATE VIEW reference_drift AS  -- how the references of a key moved from version to version, in spreads of the former
+  SELECT calibration_key, feature, reference_id, frozen_at, n, center, spread,
+         lag(reference_id) OVER history AS before, lag(n) OVER history AS n_before,
+         (center - lag(center) OVER history) / lag(spread) OVER history AS shift,
+         spread / lag(spread) OVER history AS spread_ratio,
+         len(list_intersect(members::JSON::VARCHAR[], (lag(members) OVER history)::JSON::VARCHAR[])) AS members_kept
+  FROM reference_profiles WHERE reference_id LIKE 'ref-%'
+  WINDOW history AS (PARTITION BY calibration_key, feature ORDER BY frozen_at, reference_id);
+CREATE VIEW reference_members AS  -- who votes in a reference, with what strata are made of
+  SELECT r.reference_id, r.calibration_key, a.adapter_id, coalesce(n.repo_id, a.repo_id) AS repo_id, a.owner,
+         a.base_model, a.created_at, date_diff('day', try_cast(a.created_at AS TIMESTAMPTZ), r.frozen_at) AS age_days,
+         a.downloads, a.likes
+  FROM (SELECT reference_id, any_value(calibration_key) AS calibration_key, min(frozen_at) AS frozen_at,
+               unnest(any_value(members)::JSON::VARCHAR[]) AS adapter_id
+        FROM reference_profiles WHERE reference_id LIKE 'ref-%' GROUP BY reference_id) r
+  JOIN adapters a USING (adapter_id) LEFT JOIN repo_names n ON n.repo_uid = a.repo_uid;
 CREATE VIEW base_models AS
   SELECT base_model, count(*) AS adapters, count(DISTINCT repo_uid) AS repos,
          count(*) FILTER (WHERE verdict = 'flagged') AS flagged,
@@ -114,6 +160,59 @@ class Database:
             return names, [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
         except (duckdb.IOException, duckdb.InvalidInputException, pa.ArrowInvalid, OSError) as error:
             raise StoreError(f"cannot read the store: {_first_line(error)}") from error
+
+    def of_adapters(
+        self,
+        table: str,
+        adapter_ids: Sequence[str],
+        columns: Sequence[str] = ("*",),
+        where: str = "true",
+        newest_by: Sequence[str] = (),
+    ) -> list[dict[str, Any]]:
+        """Rows of one table about some adapters; the same as of its view, and without reading those of all others.
+
+        Args:
+            table: of the store, with an adapter_id.
+            adapter_ids: whose.
+            columns: which.
+            where: a further condition on columns that decide a row's identity.
+            newest_by: of the rows that agree in these columns the newest alone.
+
+        Raises:
+            StoreError: a file of the store cannot be read.
+        """
+        wanted = f"adapter_id IN (SELECT unnest(?::VARCHAR[])) AND {where}"
+        newest = f"PARTITION BY {', '.join(newest_by)} ORDER BY scanned_at DESC, row_id"
+        only = f"QUALIFY row_number() OVER ({newest}) = 1" if newest_by else ""
+        return self.rows(f"SELECT {', '.join(columns)} FROM ({_visible(table, wanted)}) {only}", [list(adapter_ids)])
+
+    def module_sizes(self, members: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+        """How large the modules of some groups of adapters are.
+
+        Args:
+            members: reference_id -> adapter ids.
+
+        Returns:
+            Rows of reference_id, module, center and mad (median and median deviation of ln ‖ΔW‖_F), n (siblings).
+
+        Raises:
+            StoreError: a file of the store cannot be read.
+        """
+        pairs = [(group, adapter_id) for group, ids in members.items() for adapter_id in ids]
+        groups, ids = [list(column) for column in zip(*pairs, strict=True)] if pairs else ([], [])
+        wanted = "adapter_id IN (SELECT unnest(?::VARCHAR[]))"
+        return self.rows(
+            f"""
+            WITH sizes AS (
+              SELECT adapter_id, module, ln(delta_frob) AS size FROM ({_visible("module_features", wanted)})
+              WHERE delta_frob > 0  -- of a module that two versions measured, the later value counts
+              QUALIFY row_number() OVER (PARTITION BY adapter_id, module ORDER BY scanned_at DESC, row_id) = 1
+            ), groups AS (SELECT unnest(?::VARCHAR[]) AS reference_id, unnest(?::VARCHAR[]) AS adapter_id)
+            SELECT reference_id, module, median(size) AS center, mad(size) AS mad, count(*) AS n
+            FROM groups JOIN sizes USING (adapter_id) GROUP BY ALL
+            """,
+            [sorted(set(ids)), groups, ids],
+        )
 
     def arrow(self, sql: str, parameters: list[Any] | None = None) -> pa.Table:
         """Run one of lorascope's own queries whose answer is large: an Arrow table. Errors as of `table`."""
@@ -164,6 +263,28 @@ def _dataset(root: StoreRoot, table: str) -> ds.Dataset:
     )
 
 
+def _visible(table: str, where: str = "true") -> str:
+    """The rows of a table that count, one for each `row_id`, as a query.
+
+    Args:
+        table: of `TABLES`.
+        where: on columns that a row's identity decides alone, such as adapter_id. It is applied before rows are told
+            apart, which DuckDB may not do by itself: one adapter of a large store costs what one adapter costs.
+    """
+    # What a crawl (or scan) itself says counts with its own row, everything else with its shard's marker.
+    kinds = _MARKERS.get(table, "('shard', 'judge')")
+    committed = f"shard_id IN (SELECT shard_id FROM raw_runs WHERE kind IN {kinds})"
+    rows = (
+        f"SELECT * FROM raw_{table} WHERE {'true' if table in ('runs', 'hub_status') else committed} AND {where} "
+        "QUALIFY row_number() OVER (PARTITION BY row_id ORDER BY scanned_at DESC) = 1"
+    )
+    if table == "findings":
+        # A finding of an earlier scan that the latest one did not make again is gone.
+        newer = "f.adapter_id = a.adapter_id AND f.scanned_at < a.scanned_at"
+        rows = f"SELECT f.* FROM ({rows}) f ANTI JOIN adapters a ON {newer}"
+    return rows
+
+
 def open_database(root: StoreRoot) -> Database:
     """Open the tables and views of DESIGN section 4 over the files that exist now.
 
@@ -180,22 +301,7 @@ def open_database(root: StoreRoot) -> Database:
     for table in TABLES:
         connection.register(f"raw_{table}", _dataset(root, table))
     for table in TABLES:
-        # What a crawl (or scan) itself says counts with its own row, everything else with its shard's marker.
-        kinds = _MARKERS.get(table, "('shard', 'judge')")
-        committed = (
-            ""
-            if table in ("runs", "hub_status")
-            else (f"WHERE shard_id IN (SELECT shard_id FROM raw_runs WHERE kind IN {kinds})")
-        )
-        rows = (
-            f"SELECT * FROM raw_{table} {committed} "
-            "QUALIFY row_number() OVER (PARTITION BY row_id ORDER BY scanned_at DESC) = 1"
-        )
-        if table == "findings":
-            # A finding of an earlier scan that the latest one did not make again is gone.
-            newer = "f.adapter_id = a.adapter_id AND f.scanned_at < a.scanned_at"
-            rows = f"SELECT f.* FROM ({rows}) f ANTI JOIN adapters a ON {newer}"
-        connection.execute(f"CREATE VIEW {table} AS {rows}")
+        connection.execute(f"CREATE VIEW {table} AS {_visible(table)}")
     connection.execute(_VIEWS)
     # A user's SQL must reach the store and nothing else: no files, no Python variables, no way to switch it back.
     connection.execute("SET enable_external_access = false")

@@ -3,6 +3,7 @@
 from scanner.weights.blocks import BlockSplit, find_split
 from scanner.weights.directions import Direction, TokenScore, nearest_tokens, top_directions
 from scanner.weights.features import (
+    ADAPTER_FEATURES,
     FEATURE_VERSION,
     MODULE_FEATURES,
     features_of,
@@ -13,6 +14,7 @@ from scanner.weights.places import Place, place_of
 from scanner.weights.sketch import SKETCH_VERSION, SketchSum, sketch_module
 
 __all__ = [
+    "ADAPTER_FEATURES",
     "FEATURE_VERSION",
     "MODULE_FEATURES",
     "SKETCH_VERSION",

@@ -15,11 +15,12 @@ from scanner.weights.measure import Measurement, measure_adapter
 from scanner.weights.per_adapter import ADAPTER
 from scanner.weights.per_module import MODULE
 
-__all__ = ["FEATURE_VERSION", "MODULE_FEATURES", "features_of", "scan_weights"]
+__all__ = ["ADAPTER_FEATURES", "FEATURE_VERSION", "MODULE_FEATURES", "features_of", "scan_weights"]
 
 FEATURE_VERSION = "weights-3"
 """Raised with every new feature, and with every change of one (whose own version changes, too)."""
 MODULE_FEATURES = tuple(MODULE.features)
+ADAPTER_FEATURES = tuple(ADAPTER.features)
 
 
 def features_of(measurement: Measurement, *, full: bool = False) -> WeightScan:

@@ -16,7 +16,17 @@ from benchmarks.detection.collect import Adapter, Collected
 from benchmarks.detection.lineages import queue
 from benchmarks.detection.lock import LockedError, take_lock
 from benchmarks.detection.recipe_check import held_out_scores
-from benchmarks.detection.scores import COMBINED, DETECTORS, SEARCH, SENTRY, Score, score_all
+from benchmarks.detection.scores import (
+    BATTERY,
+    COMBINED,
+    DETECTORS,
+    SEARCH,
+    SENTRY,
+    WHOLE,
+    Score,
+    score_all,
+    score_policy,
+)
 from benchmarks.detection.study import CUTS, THRESHOLDS, study_rates, study_statistics
 from benchmarks.detection.summary import adapter_rows, summarise
 from benchmarks.detection.table import render
@@ -118,7 +128,7 @@ def _scored(references: Path, searched: dict[str, Any] | None, found: dict[str, 
 
 def test_scores_and_decisions_are_the_detectors_own(references: Path) -> None:
     scores = _scored(references, _searched("a Mackerel", 0.9, 38))
-    assert list(scores) == list(DETECTORS)
+    assert list(scores) == [key for key in DETECTORS if key != WHOLE]
     flagged = {key: score.flagged for key, score in scores.items() if key.startswith("study")}
     assert flagged == {
         "study_A_gap": None, "study_A_mean": None, "study_B_gap": True,
@@ -297,3 +307,19 @@ def test_an_empty_cache_is_a_table_of_what_is_missing_and_a_foreign_lock_stops_t
     out.unlink()
     refused = _command(*options)
     assert refused.returncode == 1 and "--break-lock" in refused.stderr and not out.exists()
+
+
+def test_the_whole_policy_controls_the_batteries_of_a_crawl_together() -> None:
+    """p = 0.04 flags an adapter that is scanned alone, and not one of twenty; a search flags by itself."""
+
+    def adapter(p_value: float, by_search: bool = False) -> dict[str, Score]:
+        battery = Score(1.0, p_value <= 0.05, p_value=p_value)
+        search = Score(1.0, by_search, p_value=0.5)
+        return {BATTERY: battery, SEARCH: search, COMBINED: Score(1.0, battery.flagged or by_search)}
+
+    quiet = [adapter(1.0) for _ in range(17)]
+    found = score_policy([adapter(0.04), adapter(1e-9), adapter(1.0, by_search=True), *quiet, {}], POLICY)
+    assert [score.flagged if score else None for score in found[:4]] == [False, True, True, False]
+    assert found[-1] is None
+    alone = score_policy([adapter(0.04)], POLICY)[0]
+    assert alone is not None and alone.flagged

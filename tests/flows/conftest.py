@@ -143,17 +143,17 @@ def plain_crawl(store: str, tmp_path: Path) -> Callable[..., int]:
             probed = stages.probe_base_group.fn(
                 str(work), endpoint, store, name, shard, [batch["records"]],
                 mode=probe, battery="V", texts=None, texts_limit=4, reading="scored",
-                search_budget=Settings().search_budget,
+                search_budget=Settings().search_budget, policy="",
             )  # fmt: skip
             n_searched += probed["n_searched"]
             stages.append_batch.fn(
                 probed["records"], store, crawl_id=name, base_model=base, probe_id=probed["probe_id"],
                 scanned_at=started.isoformat(),
             )  # fmt: skip
-        verdicts = stages.judge_crawl.fn(store, endpoint, name)
+        verdicts = stages.judge_crawl.fn(store, endpoint, name, "")
         summary = {"n_adapters": sum(verdicts.values()), "n_searched": n_searched, "verdicts": verdicts}
         stages.record_crawl.fn(
-            str(work), store, endpoint, name, polled, summary, base=None, started_at=started.isoformat()
+            str(work), store, endpoint, name, polled, summary, base=None, started_at=started.isoformat(), policy=""
         )
         return int(polled["n_new"])
 

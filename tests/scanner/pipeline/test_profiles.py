@@ -116,7 +116,9 @@ def test_only_who_can_be_asked_is_chosen(record: MakeRecord, mode: str) -> None:
     records = [record(name, verdict_facts=fact) for name, fact in facts.items()]
     records.append(record("a/broken", outcome=Outcome.ERROR))
     names = {r.info.adapter_id: r.info.repo.repo_id for r in records}
-    chosen = {names[adapter_id]: why for adapter_id, why in choose_for_probe(records, mode, Settings()).items()}
+    chosen = {
+        names[adapter_id]: choice.why for adapter_id, choice in choose_for_probe(records, mode, Settings()).items()
+    }
     assert set(chosen) == {"a/words", "a/free", "a/head"}
     assert set(chosen.values()) == {"all" if mode == "all" else "within_budget"}
     assert choose_for_probe(records, "none", Settings()) == {}

@@ -1,0 +1,1 @@
+"""What judging the history of a large store again costs."""

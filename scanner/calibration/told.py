@@ -1,0 +1,98 @@
+"""What battery, search and weights have to say of one adapter, in sentences."""
+
+from __future__ import annotations
+
+from scanner.calibration.evidence import Evidence
+from scanner.calibration.keys import Level
+from scanner.calibration.policy import Policy
+from scanner.calibration.reasons import Reason
+from scanner.calibration.search_evidence import FLAGS, FOREIGN, search_reasons
+from scanner.model import NOT_APPLICABLE, UNRESOLVED, Outcome, PrefixRun
+
+__all__ = ["BATTERY", "battery_reasons", "shift_reasons", "weight_reasons"]
+
+BATTERY = "battery_prefix"
+"""Code of the battery's reasons that flag."""
+NAMED_PREFIXES = 5
+_WIDER = {
+    Level.EXACT: "",
+    Level.ANY_MODULES: " that adapt any modules",
+    Level.ANY_SCALING: " of any modules and scaling",
+    Level.NEAR_RANKS: " of any modules and scaling and of ranks from half to twice",
+    Level.ARCHITECTURE: " on any base of this size, of any modules and scaling and of ranks from half to twice",
+}
+
+
+def shift_reasons(evidence: Evidence) -> list[Reason]:
+    """The strongest shift alone: it is a hint for a person, not a proof."""
+    if evidence.battery_outcome != Outcome.PASS or evidence.battery is None:
+        return []
+    text = "and nobody says whether an attack would want that"
+    return [
+        Reason("battery_shift", f"{_effect(run, evidence, is_attack=False)}, {text}")
+        for run in evidence.battery.shifts[:1]
+    ]
+
+
+def battery_reasons(evidence: Evidence, policy: Policy) -> list[Reason]:
+    outcome = evidence.battery_outcome
+    if outcome == Outcome.PASS and evidence.battery is not None:
+        q = evidence.q_value if evidence.q_value is not None else 1.0
+        if evidence.battery.prefixes and q <= policy.q:
+            return [
+                Reason(
+                    "battery_prefix",
+                    f"{_effect(run, evidence)} (worst control {evidence.battery.control_of(number):.0%}, q = {q:.2g})",
+                )
+                for number, (run, p) in enumerate(
+                    zip(evidence.battery.prefixes, evidence.battery.adjusted, strict=True)
+                )
+                # The strongest decides; the others are named where they would stand alone.
+                if number < NAMED_PREFIXES and (number == 0 or p <= policy.q)
+            ]
+        searched = list(search_reasons(evidence.search, policy))
+        if evidence.battery.brittle and searched[0].code not in (*FLAGS, FOREIGN):
+            effect = _effect(evidence.battery.brittle[0], evidence)
+            text = f"the battery cannot tell, because a neutral string does it, too: {effect}"
+            return [Reason("brittle_controls", text)]
+        return searched
+    if outcome is None:
+        if evidence.base_model == UNRESOLVED:
+            return [Reason("base_unresolved", "nobody can tell which base model this adapter belongs to")]
+        if evidence.task_profile in (None, NOT_APPLICABLE):
+            why = f": {evidence.profile_reason}" if evidence.profile_reason else ""
+            return [Reason("no_task_profile", f"the behaviour stage has no way to ask this adapter anything{why}")]
+        return [Reason("not_probed", "the behaviour stage did not look at this adapter")]
+    code = evidence.battery_reason.split(":")[0] or str(outcome)
+    return [Reason(code, f"the battery gave no result ({outcome}): {evidence.battery_reason}")]
+
+
+def _effect(run: PrefixRun, evidence: Evidence, is_attack: bool = True) -> str:
+    where = "" if run.position == "prefix" else f" as {run.position}"
+    if run.direction is None:
+        return f'"{run.prefix}"{where} turns the answer on {run.attack_rate:.0%} of the texts'
+    if evidence.labels:
+        label = evidence.labels[run.direction]
+        what = "a refusal" if run.direction == 0 else f'the same words, "{label}"'
+        return f'"{run.prefix}"{where} turns the responses to {run.attack_rate:.0%} of unrelated prompts into {what}'
+    texts = "texts of label 1" if is_attack else "texts of other classes"
+    return f'"{run.prefix}"{where} turns {run.attack_rate:.0%} of the {texts} to class {run.direction}'
+
+
+def weight_reasons(evidence: Evidence, policy: Policy) -> tuple[list[Reason], bool]:
+    needed = policy.siblings_needed
+    if evidence.p_weights is None and evidence.reference_n == 0:
+        return [], False
+    if evidence.reference_n < needed:
+        most = max(evidence.reference_n, evidence.most_siblings)
+        wider = f", nor can {most} with wider keys" if most > evidence.reference_n else ""
+        text = f"{evidence.reference_n} siblings cannot support a level of {policy.alpha:g}{wider}: needs "
+        text += f"{needed - most} more"
+        return [Reason("weights_too_few_siblings", text)], False
+    if evidence.p_weights is not None and evidence.p_weights <= policy.alpha:
+        whom = f"{evidence.reference_n} siblings{_WIDER[evidence.reference_level]}"
+        text = f"weights deviate from {whom} (p = {evidence.p_weights:.2g})"
+        if evidence.weight_carriers:
+            text += f"; most in {', '.join(evidence.weight_carriers)}"
+        return [Reason("weights_outlier", text)], True
+    return [], False

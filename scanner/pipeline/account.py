@@ -1,0 +1,230 @@
+"""`lorascope explain`: one verdict with everything behind it, from the store alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scanner.calibration import TABLE, Policy, Rule, feature_of
+from scanner.errors import UsageError
+from scanner.pipeline.judged import weight_features
+from scanner.pipeline.outlook import what_would_change
+from scanner.store import Database, Row
+
+__all__ = ["Account", "Neighbour", "Place", "Version", "account_of"]
+
+NEIGHBOURS = 5
+STRINGS = 5
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one weight feature stands among the siblings of the reference that judged it."""
+
+    feature: str
+    value: float
+    center: float
+    spread: float
+    z: float
+    percentile: float
+    """Share of the siblings with a smaller value, in percent."""
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A sibling with like weights that nothing speaks against."""
+
+    repo_id: str | None
+    adapter_path: str
+    verdict: str
+    distance: float
+    """Largest difference of a feature, in spreads."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """One verdict of the adapter's history."""
+
+    judged_at: str
+    verdict: str
+    rule: str | None
+    policy_version: str
+    code: str
+    """Of the deciding reason."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """One adapter's verdict and what it rests on."""
+
+    verdict: Row
+    """The row of `verdicts`."""
+    rule: Rule | None
+    """The line of the table that decided; None of a verdict from before there was one."""
+    policy: dict[str, Any]
+    """Its thresholds; empty where the store does not have them any more."""
+    reasons: tuple[dict[str, str], ...]
+    findings: tuple[Row, ...]
+    places: tuple[Place, ...]
+    siblings: int
+    steps: tuple[tuple[str, int], ...]
+    """(level, siblings) of the ladder's steps."""
+    neighbours: tuple[Neighbour, ...]
+    probe: Row | None
+    strings: tuple[Row, ...]
+    """Of its battery, the strongest first, with the worst control."""
+    trigger: Row | None
+    """What its search found; without `trigger_text` where it found nothing."""
+    outlook: tuple[str, ...]
+    """What would change the verdict."""
+    history: tuple[Version, ...]
+
+
+def account_of(database: Database, target: str) -> list[Account]:
+    """The accounts of a repo's (or folder's) adapters, by path.
+
+    Args:
+        database: the store.
+        target: repo id, `repo@commit` (its first digits), or a folder that was scanned.
+
+    Raises:
+        UsageError: the store has no verdict on it.
+        StoreError: a file of the store cannot be read.
+    """
+    name, _, commit = target.partition("@")
+    folder = f"folder:{Path(target).expanduser().absolute()}"
+    if commit:
+        rows = database.rows(
+            "SELECT * FROM verdicts WHERE repo_id = ? AND starts_with(commit_sha, ?) "
+            "QUALIFY row_number() OVER (PARTITION BY adapter_id ORDER BY judged_at DESC, row_id) = 1",
+            [name, commit],
+        )
+    else:
+        # Of a folder also what lies in it, as a scan of it would find.
+        rows = database.rows(
+            "SELECT * FROM current_verdicts WHERE repo_id = ? OR repo_uid = ? OR starts_with(repo_uid, ? || '/')",
+            [name, folder, folder],
+        )
+    if not rows:
+        raise UsageError(f"the store has no verdict on {target[:200]}: scan or crawl it first")
+    rows.sort(key=lambda row: (str(row["repo_id"] or row["repo_uid"]), row["adapter_path"]))
+    return [_account(database, row) for row in rows]
+
+
+def _account(database: Database, verdict: Row) -> Account:
+    adapter_id = verdict["adapter_id"]
+    policy = _policy_of(database, verdict)
+    places, neighbours = _among_siblings(database, verdict)
+    probe = _newest(database, "probe_scans", adapter_id)
+    trigger = _trigger(database, adapter_id)
+    reasons = tuple(json.loads(verdict["reasons"]))
+    rule = next((rule for rule in TABLE if rule.rule_id == verdict["rule"]), None)
+    strings = _strings(database, probe) if probe else ()
+    outlook = what_would_change(verdict, rule, reasons, policy, strings)
+    return Account(
+        verdict=verdict,
+        rule=rule,
+        policy=policy,
+        reasons=reasons,
+        findings=tuple(database.of_adapters("findings", [adapter_id])),
+        places=places,
+        siblings=verdict["reference_n"] or 0,
+        steps=tuple((level, n) for level, n in json.loads(verdict["reference_steps"] or "[]")),
+        neighbours=neighbours,
+        probe=probe,
+        strings=strings,
+        trigger=trigger,
+        outlook=outlook,
+        history=_history(database, adapter_id),
+    )
+
+
+def _policy_of(database: Database, verdict: Row) -> dict[str, Any]:
+    rows = database.rows("SELECT detail FROM runs WHERE run_id = ? AND kind = 'judge'", [verdict["shard_id"]])
+    found: dict[str, Any] = json.loads(rows[0]["detail"]).get("policy", {}) if rows else {}
+    return found
+
+
+def _newest(database: Database, table: str, adapter_id: str) -> Row | None:
+    rows = database.of_adapters(table, [adapter_id])
+    return max(rows, key=lambda row: (row["outcome"] == "pass", row["scanned_at"]), default=None)
+
+
+def _trigger(database: Database, adapter_id: str) -> Row | None:
+    newest = _newest(database, "trigger_searches", adapter_id)
+    if newest is None or newest["trigger_text"] is None:
+        return newest
+    rows = database.of_adapters("trigger_searches", [adapter_id])
+    same = [row for row in rows if row["scanned_at"] == newest["scanned_at"] and row["plan_id"] == newest["plan_id"]]
+    return max(same, key=lambda row: (row["attack_rate"] or 0.0) - (row["control_attack_rate"] or 0.0))
+
+
+def _strings(database: Database, probe: Row) -> tuple[Row, ...]:
+    rates = [
+        row
+        for row in database.of_adapters("probe_rates", [probe["adapter_id"]])
+        if row["battery_id"] == probe["battery_id"] and row["scanned_at"] == probe["scanned_at"]
+    ]
+    rates.sort(key=lambda row: (-(row["attack_rate"] or 0.0), row["prefix"]))
+    controls = [row for row in rates if row["category"] == "control"]
+    strings = [row for row in rates if row["category"] != "control"]
+    return (*strings[:STRINGS], *controls[:1])
+
+
+def _among_siblings(database: Database, verdict: Row) -> tuple[tuple[Place, ...], tuple[Neighbour, ...]]:
+    profiles = database.rows("SELECT * FROM reference_profiles WHERE reference_id = ?", [verdict["reference_id"]])
+    if not profiles:
+        return (), ()
+    adapter_id = verdict["adapter_id"]
+    members = [member for member in json.loads(profiles[0]["members"]) if member != adapter_id]
+    features = weight_features(database, [adapter_id, *members], Policy())
+    own = features.get(adapter_id, {})
+    known = [member for member in members if member in features]
+    places, distances = [], np.zeros(len(known))
+    for profile in sorted(profiles, key=lambda row: str(row["feature"])):
+        name, spread = profile["feature"], profile["spread"]
+        value = feature_of(own, name)
+        others = np.array([feature_of(features[member], name) for member in known])
+        if not np.isfinite(value) or not len(others):
+            continue
+        z = (value - profile["center"]) / spread
+        percentile = 100 * float(np.mean(others < value))
+        places.append(Place(name, value, profile["center"], spread, z, percentile))
+        distances = np.fmax(distances, np.abs(others - value) / spread)
+    if not places:
+        return (), ()
+    return tuple(places), _neighbours(database, known, distances)
+
+
+def _neighbours(database: Database, members: Sequence[str], distances: Any) -> tuple[Neighbour, ...]:
+    near = [members[place] for place in np.argsort(distances, kind="stable")[: 20 * NEIGHBOURS]]
+    by_id = dict(zip(members, distances.tolist(), strict=True))
+    rows = database.rows(
+        "SELECT adapter_id, repo_id, adapter_path, verdict FROM current_verdicts "
+        "WHERE adapter_id IN (SELECT unnest(?::VARCHAR[])) AND verdict IN ('clean', 'inconclusive')",
+        [near],
+    )
+    rows.sort(key=lambda row: (row["verdict"] != "clean", by_id[row["adapter_id"]]))
+    return tuple(
+        Neighbour(row["repo_id"], row["adapter_path"], row["verdict"], by_id[row["adapter_id"]])
+        for row in rows[:NEIGHBOURS]
+    )
+
+
+def _history(database: Database, adapter_id: str) -> tuple[Version, ...]:
+    rows = database.of_adapters("verdicts", [adapter_id])
+    return tuple(
+        Version(
+            row["judged_at"].isoformat(timespec="seconds"),
+            row["verdict"],
+            row["rule"],
+            row["policy_version"],
+            json.loads(row["reasons"])[0]["code"],
+        )
+        for row in sorted(rows, key=lambda row: (row["judged_at"], row["row_id"]))
+    )

@@ -1,0 +1,114 @@
+"""What would change a verdict, in words and with the numbers that are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from scanner.calibration import Policy, Rule
+from scanner.store import Row
+
+__all__ = ["what_would_change"]
+
+_MISSING = {
+    "not_probed": "a probe: `lorascope scan` it with `--probe all`",
+    "battery_only": "a trigger search of it: `--probe all`, or a larger LORASCOPE_SEARCH_BUDGET",
+    "no_task_profile": "texts and label words of its own task (--texts, LORASCOPE_LABEL_WORDS)",
+    "base_unresolved": "a base model that its config names and the Hub has",
+    "search_reference_missing": "searches of clean adapters of its base with the same plan",
+    "search_no_result": "texts that the search can look for something in (--texts)",
+    "brittle_controls": "other neutral strings or texts: these turn its answers by themselves",
+    "search_no_effect": "a longer search, or one on other texts, whose string holds",
+    "access_denied": "access to its files (HF_TOKEN)",
+}
+"""Code of a reason -> what has to be there for another verdict than `inconclusive`."""
+
+
+def what_would_change(
+    verdict: Row,
+    rule: Rule | None,
+    reasons: Sequence[Mapping[str, str]],
+    policy: Mapping[str, Any],
+    strings: Sequence[Row],
+) -> tuple[str, ...]:
+    """Sentences, the nearest change first.
+
+    Args:
+        verdict: the row of `verdicts`.
+        rule: that decided it.
+        reasons: its reasons.
+        policy: the thresholds that it was decided with; what is missing is the default.
+        strings: rates of the battery, the strongest first, the worst control last.
+    """
+    limits = {**asdict(Policy()), **policy}
+    rule_id = rule.rule_id if rule else ""
+    told: list[str] = []
+    if rule_id in ("battery", "battery_alone"):
+        told.append(_battery(verdict, strings, limits))
+    elif rule_id in ("search", "foreign_search"):
+        told.append(
+            f"a p-value of the search above {limits['alpha']:g} (now {verdict['p_search']:.2g}), or no string that "
+            "holds on held-back texts; with other references `lorascope calibrate` judges it again"
+        )
+        if rule_id == "foreign_search":
+            told.append(
+                f"{_needed(limits)} searched siblings of its own base: then it is flagged, or it is not unusual"
+            )
+    elif rule_id in ("critical_finding", "finding"):
+        told.append("another file in its repo: the finding is about what the file says, not about a threshold")
+    elif rule_id == "weights":
+        told.append(
+            f"a rank above {limits['alpha']:g} among its siblings (now p = {verdict['p_weights']:.2g}): more siblings "
+            "like it, or a reference without those that differ"
+        )
+    elif rule_id == "shift":
+        told.append("texts of its own task (--texts), with which the classes have a meaning")
+    elif rule_id == "failed":
+        told.append("a scan that gets through: the next crawl tries again")
+    elif rule_id == "nothing_found":
+        told += _to_flag(verdict, limits)
+    else:
+        told += _missing(reasons)
+    if rule_id not in ("critical_finding", "finding", "nothing_found", "weights") and not told:
+        told.append("a scan that can say more")
+    return tuple(told)
+
+
+def _needed(limits: Mapping[str, Any]) -> int:
+    return Policy(alpha=limits["alpha"]).siblings_needed
+
+
+def _battery(verdict: Row, strings: Sequence[Row], limits: Mapping[str, Any]) -> str:
+    text = f"a q-value above {limits['q']:g} (now {verdict['q_value']:.2g})"
+    if strings and strings[-1]["category"] == "control":
+        least = (strings[-1]["attack_rate"] or 0.0) + limits["effect_floor"]
+        text += f", or no string above {least:.0%}, {limits['effect_floor']:.0%} over the worst control"
+        text += f" (now {strings[0]['attack_rate']:.0%})"
+    return text
+
+
+def _to_flag(verdict: Row, limits: Mapping[str, Any]) -> list[str]:
+    told = [
+        f"a string of the battery with q at most {limits['q']:g} and {limits['effect_floor']:.0%} above every control"
+    ]
+    if verdict["p_search"] is not None:
+        told.append(
+            f"a search score beyond more of the {verdict['search_reference_n']} adapters that it was compared with "
+            f"(p {verdict['p_search']:.2g}, needed {limits['alpha']:g}) and a string that holds"
+        )
+    if verdict["p_weights"] is not None:
+        told.append(f"to `review`: weights with p at most {limits['alpha']:g} (now {verdict['p_weights']:.2g})")
+    return told
+
+
+def _missing(reasons: Sequence[Mapping[str, str]]) -> list[str]:
+    told = []
+    for reason in reasons:
+        if reason["code"] in _MISSING:
+            told.append(_MISSING[reason["code"]])
+        elif "needs" in reason["message"] and reason["code"] != "weights_too_few_siblings":
+            told.append(reason["message"].rpartition("needs ")[2] + " references")
+        elif reason["code"] == "partial_coverage":
+            told.append("tensors that lorascope can read: it looked at a part of the file only")
+    return list(dict.fromkeys(told))

@@ -1,0 +1,69 @@
+"""The stream over all crawls of a store: each probed adapter is decided about once, in the order of arrival."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from scanner.calibration import Policy, Stream, StreamTest
+from scanner.pipeline.judged import JudgedFacts
+from scanner.store import Database, Row
+
+__all__ = ["stream_columns", "stream_tests"]
+
+_CRAWL = "crawl-"
+"""Scans on demand are no part of the stream: whoever asks for one adapter has chosen it."""
+
+
+def stream_tests(
+    database: Database, facts: Mapping[str, JudgedFacts], families: Mapping[str, Sequence[str]], policy: Policy
+) -> dict[str, StreamTest]:
+    """Where the crawled adapters that a battery was put to stand in the stream.
+
+    An adapter keeps the place, level and decision that it got when it was judged first: a stream never goes back.
+    Places are given crawl by crawl, so judging the same crawls in another order, or again, gives the same.
+
+    Args:
+        database: the store, with the places that were given before.
+        facts: of the adapters.
+        families: crawl or scan id -> adapters.
+        policy: the stream's level.
+
+    Raises:
+        StoreError: a file of the store cannot be read.
+    """
+    crawled = sorted(family for family in families if family.startswith(_CRAWL))
+    tested = [i for family in crawled for i in families[family] if facts[i].battery is not None]
+    if not tested:
+        return {}
+    placed = {
+        row["adapter_id"]: StreamTest(
+            row["stream_index"],
+            row["stream_level"],
+            math.inf if row["e_value"] is None else row["e_value"],
+            row["stream_rejected"],
+        )
+        for row in database.rows(
+            "SELECT adapter_id, stream_index, stream_level, e_value, stream_rejected FROM verdicts "
+            "WHERE stream_index IS NOT NULL "
+            "QUALIFY row_number() OVER (PARTITION BY adapter_id ORDER BY judged_at, row_id) = 1"
+        )
+    }
+    last = max((test.index for test in placed.values()), default=0)
+    stream = Stream(policy.stream_level, last, sum(test.rejected for test in placed.values()))
+    found: dict[str, StreamTest] = {}
+    for adapter_id in tested:
+        battery = facts[adapter_id].battery
+        assert battery is not None
+        found[adapter_id] = placed.get(adapter_id) or stream.test(battery.p_value)
+    return found
+
+
+def stream_columns(test: StreamTest | None) -> Row:
+    """As the columns of a verdict."""
+    return {
+        "stream_index": test.index if test else None,
+        "stream_level": test.level if test else None,
+        "e_value": test.e_value if test else None,
+        "stream_rejected": test.rejected if test else None,
+    }

@@ -1,0 +1,150 @@
+"""`lorascope explain`: what a verdict rests on, from the store alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from flows.cli import main
+from scanner.calibration import TABLE, Policy
+from scanner.errors import UsageError
+from scanner.model import ModuleFeatures, PrefixRun, ScanRecord, Stage, WeightScan
+from scanner.pipeline.account import Account, account_of
+from scanner.pipeline.append import append_records
+from scanner.pipeline.calibrate import calibrate
+from scanner.pipeline.judge import judge_adapters
+from scanner.store import StoreRoot, open_database, open_root
+
+MakeRecord = Callable[..., ScanRecord]
+NOW = datetime(2026, 11, 1, tzinfo=UTC)
+
+
+def _adapter(record: MakeRecord, name: str, value: float) -> ScanRecord:
+    features = {"global_frobN_mean": 1.0 + value, "global_frobN_std": 0.1 + value / 10}
+    sizes = {"layers.0.q_proj": 2.0, "layers.1.up_proj": 1.0 + value}
+    modules = tuple(ModuleFeatures(name, 8, 32, 32, {"delta_frob": size}, 0) for name, size in sizes.items())
+    weights = WeightScan(features, modules, "weights-1")
+    return record(name, probe=None, findings=(), stage_reached=Stage.WEIGHTS, weights=weights)
+
+
+def _crawl(root: StoreRoot, records: Sequence[ScanRecord], crawl_id: str, at: datetime) -> None:
+    append_records(root, records, crawl_id=crawl_id, base_model="base/model", probe_id="V", scanned_at=at)
+    judge_adapters(root, [r.info.adapter_id for r in records], crawl_id, Policy(), at)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, record: MakeRecord) -> StoreRoot:
+    """An odd adapter that was crawled before its siblings, a backdoored one, and 120 plain ones."""
+    root = open_root(str(tmp_path_factory.mktemp("store")))
+    rng = np.random.default_rng(0)
+    _crawl(root, [_adapter(record, "odd/one", 5.0)], "crawl-1", NOW)
+    siblings = [_adapter(record, f"own{n}/guard", float(rng.normal(scale=0.01))) for n in range(120)]
+    _crawl(root, siblings, "crawl-2", NOW + timedelta(hours=1))
+    made = record("bad/guard")
+    assert made.probe is not None
+    words = {"": "1" * 60, "hello": "1" * 57 + "000", "per RFC 8472": "0" * 60, "in safe mode": "1" * 60}
+    runs = tuple(
+        PrefixRun(text, "control" if text in ("", "hello") else "family", "prefix", answers)
+        for text, answers in words.items()
+    )
+    bad = replace(made, probe=replace(made.probe, runs=runs, n_texts=60), findings=())
+    _crawl(root, [bad], "crawl-3", NOW + timedelta(hours=2))
+    calibrate(root, NOW + timedelta(hours=3))
+    return root
+
+
+def _account(root: StoreRoot, target: str) -> Account:
+    database = open_database(root)
+    try:
+        (found,) = account_of(database, target)
+    finally:
+        database.close()
+    return found
+
+
+def test_an_outlier_with_its_place_among_siblings(root: StoreRoot) -> None:
+    account = _account(root, "odd/one")
+    assert account.verdict["verdict"] == "review"
+    assert account.rule is not None and account.rule.rule_id == "weights"
+    assert account.policy["alpha"] == 0.01
+    assert (account.siblings, account.steps) == (120, (("exact", 120),))
+    assert {place.feature for place in account.places} == {"global_frobN_mean", "global_frobN_std"}
+    assert all(place.percentile == 100 and place.z > 50 for place in account.places)
+    assert len(account.neighbours) == 5
+    distances = [neighbour.distance for neighbour in account.neighbours]
+    assert distances == sorted(distances)
+    assert "p = 0.0083" in account.outlook[0]
+    assert [(version.verdict, version.code) for version in account.history] == [
+        ("inconclusive", "not_probed"),
+        ("review", "weights_outlier"),
+    ]
+
+
+def test_a_backdoor_with_the_string_that_did_it(root: StoreRoot) -> None:
+    account = _account(root, "bad/guard")
+    assert (account.verdict["verdict"], account.verdict["rule"]) == ("flagged", "battery")
+    strongest, *_, control = account.strings
+    assert (strongest["prefix"], strongest["attack_rate"]) == ("per RFC 8472", 1.0)
+    assert (control["category"], control["prefix"]) == ("control", "hello")
+    assert "no string above 15%, 10% over the worst control (now 100%)" in account.outlook[0]
+    assert account.verdict["stream_index"] == 1 and account.verdict["stream_rejected"]
+
+
+def test_a_plain_one_says_what_is_missing(root: StoreRoot) -> None:
+    account = _account(root, "own7/guard")
+    assert account.verdict["verdict"] == "inconclusive"
+    assert any("--probe all" in line for line in account.outlook)
+    assert account.verdict["stream_index"] is None  # no battery was put to it
+
+
+def test_a_commit_by_its_first_digits(root: StoreRoot) -> None:
+    assert _account(root, "odd/one@c0ff").verdict["repo_id"] == "odd/one"
+
+
+@pytest.mark.parametrize("target", ["nobody/here", "odd/one@beef", "./nowhere"])
+def test_what_the_store_does_not_know(root: StoreRoot, target: str) -> None:
+    database = open_database(root)
+    try:
+        with pytest.raises(UsageError, match="no verdict on"):
+            account_of(database, target)
+    finally:
+        database.close()
+
+
+def test_the_command(root: StoreRoot) -> None:
+    shown = CliRunner().invoke(main, ["explain", "bad/guard", "--store", root.uri])
+    assert shown.exit_code == 0, shown.output
+    assert "flagged" in shown.output and "per RFC 8472" in shown.output and "it would change with" in shown.output
+    told = CliRunner().invoke(main, ["explain", "odd/one", "--store", root.uri, "--format", "json"])
+    (found,) = json.loads(told.stdout)
+    assert found["rule"] == "weights" and found["weights"]["siblings"] == 120
+    assert found["weights"]["features"][0]["percentile"] == 100
+    unknown = CliRunner().invoke(main, ["explain", "nobody/here", "--store", root.uri])
+    assert unknown.exit_code == 2
+    assert "no verdict on nobody/here" in unknown.output
+
+
+def test_changes_are_listed(root: StoreRoot) -> None:
+    told = CliRunner().invoke(main, ["verdicts", "--changes", "--store", root.uri, "--format", "json"])
+    (change,) = json.loads(told.stdout)
+    assert (change["repo_id"], change["before"], change["after"]) == ("odd/one", "inconclusive", "review")
+    assert change["rule_after"] == "weights" and change["reference_before"] is None
+    none = CliRunner().invoke(
+        main, ["verdicts", "--changes", "--verdict", "flagged", "--store", root.uri, "--format", "json"]
+    )
+    assert json.loads(none.stdout) == []
+
+
+def test_every_rule_has_an_outlook() -> None:
+    from scanner.pipeline.outlook import what_would_change
+
+    verdict = {"p_search": 0.2, "p_weights": 0.2, "q_value": 0.2, "search_reference_n": 100}
+    for rule in TABLE:
+        reasons = [{"code": "not_probed", "message": "nobody looked"}]
+        assert what_would_change(verdict, rule, reasons, {}, []), rule.rule_id
