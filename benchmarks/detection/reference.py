@@ -3,6 +3,8 @@
 From every searched adapter of the part `reference`: clean ones with recipes and seeds of their own, which no cohort
 that measures anything holds. All of them count, whatever they score. Scores leave the cache, and nothing else does.
 
+What has fewer members than a rank p-value needs does not ship and waits in `results/members`.
+
 A file grows: members that it holds already stay, where they were searched with the same plan, and need not be trained
 again. A member that is in both places must have the same scores, but for the last digits of another processor.
 """
@@ -26,6 +28,8 @@ from scanner.search_model import split_key
 
 __all__ = ["collect", "grown"]
 
+WAITING = Path(__file__).with_name("results") / "members"
+"""Profiles with too few members so far."""
 _DIGITS, _DIGITS_OF_TOKENS = 6, 4
 _SAME = 0.01
 """Scores are probabilities: what two processors may differ by. 0.0004 was seen."""
@@ -91,12 +95,16 @@ def main() -> None:
     plan, needed = SearchPlan(), Policy().siblings_needed
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     versions |= {"transformers": transformers.__version__, "peft": peft.__version__}
-    for profile, found in sorted(collect(args.cache, plan).items()):
-        path = args.out / f"{profile}.json"
-        members = grown(path, plan.plan_id, found)
+    searched = collect(args.cache, plan)
+    for profile in sorted({*searched, *(path.stem for path in WAITING.glob("*.json"))}):
+        path, waiting = args.out / f"{profile}.json", WAITING / f"{profile}.json"
+        members = grown(waiting, plan.plan_id, searched.get(profile, []))
+        members = grown(path, plan.plan_id, members)
         if len(members) < needed:
             print(f"{profile}: {len(members)} members, {needed} are needed", file=sys.stderr)
-            continue
+            path = waiting
+        else:
+            waiting.unlink(missing_ok=True)
         data = {
             "plan_id": plan.plan_id,
             "task_profile": profile,
@@ -104,7 +112,7 @@ def main() -> None:
             "made_with": {"command": "python -m benchmarks.detection.reference", **versions},
             "members": members,
         }
-        args.out.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         # One line for each member: a changed score is a changed line.
         head = json.dumps({name: value for name, value in data.items() if name != "members"})
         rows = ",\n".join(json.dumps(member, sort_keys=True) for member in members)
