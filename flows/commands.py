@@ -8,15 +8,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from flows.show import note_missing, wide_console
 from scanner.settings import DEFAULT_BATTERY, Settings, default_store_uri
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "crawl_summary",
@@ -179,9 +176,12 @@ def run_crawl(store: str | None, **options: Any) -> int:
     failed = (
         f"; {summary['n_failed_shards']} shards failed and will be tried again" if summary["n_failed_shards"] else ""
     )
+    from flows.crawl import by_chance
+
+    chance = f"; {by_chance(summary)}" if summary["n_adapters"] else ""
     click.echo(
         f"{summary['n_new']} new or changed repos, {summary['n_adapters']} adapters: "
-        f"{counts or 'nothing new'}{left}{failed}",
+        f"{counts or 'nothing new'}{left}{failed}{chance}",
         err=True,
     )
     return exit_code(summary["verdicts"]) or (3 if summary["n_failed_shards"] else 0)

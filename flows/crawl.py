@@ -29,7 +29,7 @@ from tasks.stages import (
 )
 from tasks.workspace import Workspace, temporary_workspace
 
-__all__ = ["crawl", "scan_shard"]
+__all__ = ["by_chance", "crawl", "scan_shard"]
 
 COLLECT_THREADS = 2
 COLLECT_BATCH = 50
@@ -68,7 +68,7 @@ def crawl(
 
     Returns:
         Counts: n_new, n_listed, n_left, n_adapters, n_searched, n_failed_shards, verdicts, relations (None: they
-        failed).
+        failed), weight_flags_to_expect_by_chance, search_flags_to_expect_by_chance.
 
     Raises:
         StopError: the Hub or the store cannot be reached.
@@ -118,8 +118,9 @@ def crawl(
             budget.spend(len(repos), share)
         if n_failed:
             polled = {**polled, "watermark": None}
-        verdicts = judge_crawl(store, endpoint, crawl_id, settings.policy)
+        # First: copies and near-copies have one vote in the references that judge.
         related = relate_crawl(store, crawl_id, return_state=True)
+        judged = judge_crawl(store, endpoint, crawl_id, settings.policy)
         summary = {
             "crawl_id": crawl_id,
             "n_new": polled["n_new"],
@@ -128,21 +129,11 @@ def crawl(
             "n_adapters": n_adapters,
             "n_searched": n_searched,
             "n_failed_shards": n_failed,
-            "verdicts": verdicts,
-            # No verdict needs them: where this failed, the next crawl makes up for it.
+            **judged,
+            # Where this failed, the next crawl makes up for it; until then near-copies vote one by one.
             "relations": related.result()["relations"] if related.is_completed() else None,
         }
-        record_crawl(
-            work,
-            store,
-            endpoint,
-            crawl_id,
-            polled,
-            summary,
-            base=base,
-            started_at=started.isoformat(),
-            policy=settings.policy,
-        )
+        record_crawl(work, store, endpoint, crawl_id, polled, summary, base=base, started_at=started.isoformat())
     if polled["n_new"]:
         create_markdown_artifact(_markdown(endpoint, summary), key="crawl-summary")
     return summary
@@ -245,10 +236,16 @@ def scan_shard(
     }
 
 
+def by_chance(summary: dict[str, Any]) -> str:
+    """A sentence on the false alarms of the rank p-values."""
+    weights, searches = (summary[f"{what}_flags_to_expect_by_chance"] for what in ("weight", "search"))
+    return f"to expect by chance: {weights:.1f} reviews for weights, {searches:.1f} for search scores"
+
+
 def _markdown(endpoint: str, summary: dict[str, Any]) -> str:
     verdicts = "\n".join(f"| {verdict} | {count} |" for verdict, count in sorted(summary["verdicts"].items()))
     return (
         f"# Crawl of {endpoint}\n\n{summary['n_new']} new or changed repos of {summary['n_listed']} listed, "
         f"{summary['n_adapters']} adapters, {summary['n_failed_shards']} failed shards.\n\n"
-        f"| verdict | adapters |\n|---|---|\n{verdicts}\n"
+        f"| verdict | adapters |\n|---|---|\n{verdicts}\n\n{by_chance(summary)}\n"
     )

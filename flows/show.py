@@ -112,7 +112,7 @@ def show_changes(*, base: str | None, verdict: str | None, store: str | None, ou
             row["adapter_path"],
             row["before"],
             row["after"],
-            json.loads(row["reasons_after"])[0]["message"],
+            next((reason["message"] for reason in json.loads(row["reasons_after"])), ""),
             row["policy_after"],
         )
         for row in rows

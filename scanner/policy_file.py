@@ -35,7 +35,7 @@ def load_policy(path: str = "") -> Policy:
         given = _checked(tomllib.loads(content.decode("utf-8")), path)
     except OSError as error:
         raise UsageError(f"cannot read the policy {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # among them what is no UTF-8 or no TOML, or nested without end
         raise UsageError(f"the policy {path} is no TOML: {error}") from error
     known = {*ADAPTER_FEATURES, FROB_CV}
     for name in (*given.get("weight_features", ()), *given.get("scale_free_features", ())):
@@ -49,10 +49,10 @@ def _checked(given: dict[str, Any], path: str) -> dict[str, Any]:
     from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
     share: Any = (float | None, Field(None, gt=0, lt=1))
-    names: Any = (tuple[str, ...] | None, Field(None, min_length=1, max_length=32))
+    names: Any = (list[str] | None, Field(None, min_length=1, max_length=32))
     model: type[BaseModel] = create_model(
         "PolicyFile",
-        __config__=ConfigDict(extra="forbid"),
+        __config__=ConfigDict(extra="forbid", strict=True),
         q=share,
         alpha=share,
         effect_floor=share,
@@ -68,4 +68,4 @@ def _checked(given: dict[str, Any], path: str) -> dict[str, Any]:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise UsageError(f"the policy {path}: {key}: {first['msg']}") from error
-    return {name: value for name, value in found if value is not None}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in found if value is not None}

@@ -24,6 +24,7 @@ from scanner.pipeline.choose import Choice, choose_for_probe, with_inclusion
 from scanner.pipeline.collect import collect_hub_repo, detectors_of
 from scanner.pipeline.hunt import choose_for_search, contents_searched, is_open, search_group, with_search
 from scanner.pipeline.judge import judge_adapters, pending_adapters
+from scanner.pipeline.judgement import flags_by_chance
 from scanner.pipeline.relate import relate_new
 from scanner.policy_file import load_policy
 from scanner.probe import Probe, SearchPlan, probe_for
@@ -318,17 +319,18 @@ def append_batch(
 
 
 @batch_task("judge-crawl")
-def judge_crawl(store: str, endpoint: str, crawl_id: str, policy: str) -> dict[str, int]:
-    """Stage 8 for everything of this Hub that has facts and no verdict; counts by verdict."""
-    root = open_root(store)
+def judge_crawl(store: str, endpoint: str, crawl_id: str, policy: str) -> dict[str, Any]:
+    """Stage 8 for everything of this Hub that has facts and no verdict: counts by verdict in `verdicts`, and how many
+    adapters to expect to stand out by chance."""
+    root, thresholds = open_root(store), load_policy(policy)
     with root.exclusive():  # of two crawls at once, one judges
         database = open_database(root)
         try:
             pending = pending_adapters(database, f"hub:{endpoint}")
         finally:
             database.close()
-        rows = judge_adapters(root, pending, crawl_id, load_policy(policy), utc_now())
-    return dict(Counter(str(row["verdict"]) for row in rows))
+        rows = judge_adapters(root, pending, crawl_id, thresholds, utc_now())
+    return {"verdicts": dict(Counter(str(row["verdict"]) for row in rows)), **flags_by_chance(rows, thresholds)}
 
 
 @batch_task("relate-crawl")
@@ -349,11 +351,10 @@ def record_crawl(
     *,
     base: str | None,
     started_at: str,
-    policy: str,
 ) -> None:
     """The crawl's own rows, written last: `runs` and `hub_status` with the watermark."""
     now = utc_now()
-    settings = Settings(policy=policy)
+    settings = Settings()
     budget = HubClient(settings, endpoint).budget
     resolved = _resolver(Workspace.at(work), endpoint, settings).resolved()
     status = {
@@ -369,11 +370,6 @@ def record_crawl(
         "base_model": base,
     }
     events = event_rows(Workspace.read_events(polled["events"]), crawl_id, now)
-    alpha = load_policy(settings.policy).alpha
-    by_chance = {
-        "weight_flags_to_expect_by_chance": alpha * summary["n_adapters"],
-        "search_flags_to_expect_by_chance": alpha * summary["n_searched"],
-    }
     run = {
         "row_id": row_id_of("runs", crawl_id),
         "run_id": crawl_id,
@@ -383,7 +379,7 @@ def record_crawl(
         "finished_at": now,
         "n_repos": polled["n_new"],
         "n_adapters": summary["n_adapters"],
-        "detail": json.dumps({**summary, **by_chance}),
+        "detail": json.dumps(summary),
     }
     bases = base_rows(resolved, source=f"hub:{endpoint}", crawl_id=crawl_id, resolved_at=now)
     rows = {"hub_status": [status], "repo_events": events, "base_resolutions": bases}

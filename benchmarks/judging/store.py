@@ -32,8 +32,10 @@ __all__ = ["Shape", "write_store"]
 
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)
 TEMPLATES = 24
-RANKS, SCALINGS = (8, 16, 32, 64), (1.0, 2.0)
-TARGETS = ("q_proj,v_proj", "down_proj,gate_proj,k_proj,o_proj,q_proj,up_proj,v_proj")
+RANKS, SCALINGS = (8, 16, 32, 64, 128), (2.0, 1.0, 0.5, 4.0, 1.41)
+_PARTS = ("q_proj", "v_proj", "k_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+TARGETS = tuple(",".join(sorted(_PARTS[:n])) for n in (2, 7, 4, 3, 5, 1, 6))
+"""Ranks, scalings and targets that most adapters have come first."""
 
 
 @dataclass(frozen=True)
@@ -128,15 +130,15 @@ def _adapter(crawl: int, i: int, shape: Shape, rng: np.random.Generator) -> Row:
         "base_model": f"bases/base-{base}",
         "layout": "peft",
         "peft_type": "LORA",
-        "rank": RANKS[min(3, int(4 * rng.random() ** 2))],
+        "rank": _one_of(RANKS, rng),
         "alpha": 16.0,
         "task_profile": LABEL_WORDS,
         "coverage": 1.0,
         "content_sha256": hashlib.sha256(f"content {name}".encode()).hexdigest(),
         "source": "hub:https://hub.example",
         "base_model_claimed": f"bases/base-{base}",
-        "scaling": SCALINGS[int(rng.random() < 0.3)],
-        "target_modules": TARGETS[int(rng.random() < 0.4)],
+        "scaling": _one_of(SCALINGS, rng),
+        "target_modules": _one_of(TARGETS, rng),
         "modules": shape.modules,
         "size_bytes": 10_000_000,
         "task_type": "CAUSAL_LM",
@@ -150,6 +152,10 @@ def _adapter(crawl: int, i: int, shape: Shape, rng: np.random.Generator) -> Row:
         "detectors": "rules-1 weights-3",
         "task_profile_reason": "label words",
     }
+
+
+def _one_of(values: tuple[Any, ...], rng: np.random.Generator) -> Any:
+    return values[int(len(values) * rng.random() ** 3)]
 
 
 def _random_ids(n: int, rng: np.random.Generator) -> pa.Array:

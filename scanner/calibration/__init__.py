@@ -8,10 +8,9 @@ from scanner.calibration.evidence import Evidence
 from scanner.calibration.intervals import binomial_interval
 from scanner.calibration.keys import CalibrationKey, Level, ladder
 from scanner.calibration.paired import BatteryEvidence, adjust_fdr, judge_battery, mcnemar_p
-from scanner.calibration.policy import Policy
+from scanner.calibration.policy import FROB_CV, Policy
 from scanner.calibration.reasons import Reason
 from scanner.calibration.reference import (
-    FROB_CV,
     Reference,
     Sibling,
     WeightRank,

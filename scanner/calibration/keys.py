@@ -52,8 +52,11 @@ class CalibrationKey:
     level: Level = Level.EXACT
 
     def to_json(self) -> str:
-        """Canonical JSON."""
-        return json.dumps(asdict(self), sort_keys=True)
+        """Canonical JSON; an exact key has no level, as before there were others."""
+        parts = asdict(self)
+        if self.level == Level.EXACT:
+            del parts["level"]
+        return json.dumps(parts, sort_keys=True)
 
     def covers(self, rank: int) -> bool:
         """Whether an adapter of this rank may be a member, as far as its rank goes."""

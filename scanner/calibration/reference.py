@@ -13,14 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from scanner.calibration.keys import CalibrationKey
-from scanner.calibration.policy import Policy
+from scanner.calibration.policy import FROB_CV, FROB_CV_PARTS, Policy
 
-__all__ = ["FROB_CV", "Reference", "Sibling", "WeightRank", "build_reference", "feature_of", "rank_weights"]
+__all__ = ["Reference", "Sibling", "WeightRank", "build_reference", "feature_of", "rank_weights"]
 
 MAD_TO_SIGMA = 1.4826
-FROB_CV = "frobN_cv"
-"""global_frobN_std / global_frobN_mean: how unevenly an update lies over the modules. A factor on ΔW cancels; on the
-study's rank ablation the clean adapters of rank 8 and 32 have 0.51-0.54, while both of its parts differ by half."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ class Sibling:
 def feature_of(features: Mapping[str, float | None], name: str) -> float:
     """A stored feature, or `frobN_cv`, which two of them give; NaN where it is missing."""
     if name == FROB_CV:
-        std, mean = feature_of(features, "global_frobN_std"), feature_of(features, "global_frobN_mean")
+        std, mean = (feature_of(features, part) for part in FROB_CV_PARTS)
         return std / mean if mean > 0 else math.nan
     value = features.get(name)
     return math.nan if value is None else value

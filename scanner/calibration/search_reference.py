@@ -59,6 +59,8 @@ class SearchMember:
     owner: str = ""
     """Empty: ours."""
     content_sha256: str = ""
+    kin: frozenset[str] = frozenset()
+    """Names of which it is a copy or near-duplicate, and the other way round."""
 
 
 def reactions(scores: Mapping[str, float]) -> dict[str, float]:
@@ -170,6 +172,7 @@ class SearchReference:
             if member.name != judged.name
             and not (member.owner and member.owner == judged.owner)
             and not (member.content_sha256 and member.content_sha256 == judged.content_sha256)
+            and member.name not in judged.kin
         )
 
 
@@ -238,7 +241,7 @@ def rank_scores(judged: SearchMember, reference: SearchReference) -> SearchRank 
 def build_search_reference(
     plan_id: str, task_profile: str, base_model: str, members: Sequence[SearchMember]
 ) -> SearchReference:
-    """Siblings as a reference: one vote per owner (the smallest content hash), duplicates by content removed.
+    """Siblings as a reference: one vote per owner (the smallest content hash), copies and near-duplicates removed.
 
     Args:
         plan_id: of all their searches.
@@ -248,9 +251,12 @@ def build_search_reference(
     """
     by_owner: dict[str, SearchMember] = {}
     seen: set[str] = set()
+    names: set[str] = set()
     for member in sorted(members, key=lambda m: (m.content_sha256, m.name)):
-        if member.content_sha256 not in seen and member.owner not in by_owner:
+        is_new = member.content_sha256 not in seen and names.isdisjoint(member.kin)
+        if is_new and member.owner not in by_owner:
             seen.add(member.content_sha256)
+            names.add(member.name)
             by_owner[member.owner] = member
     kept = tuple(sorted(by_owner.values(), key=lambda m: m.name))
     reference_id = _id("search", plan_id, task_profile, kept)

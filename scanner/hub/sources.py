@@ -13,7 +13,7 @@ from scanner.model import RepoRef
 if TYPE_CHECKING:  # a scan of folders needs no Hub client, whose import is slow
     from scanner.hub.client import HubClient
 
-__all__ = ["FolderFiles", "HubFiles", "RepoFiles", "folder_ref"]
+__all__ = ["FolderFiles", "HubFiles", "RepoFiles", "folder_ref", "folder_uid"]
 
 MAX_DEPTH = 100
 """Folders within folders. What lies deeper counts as unreadable."""
@@ -190,15 +190,28 @@ def folder_ref(target: str) -> RepoRef:
     path = Path(target).expanduser()
     if not path.exists():
         raise UsageError(f"{target} does not exist")
-    absolute = _utf8(str(path.resolve()))
+    uid = _uid(path)
     return RepoRef(
-        source=f"folder:{absolute}",
+        source=uid,
         repo_id=None,
-        repo_uid=f"folder:{absolute}",
+        repo_uid=uid,
         commit_sha=None,
         owner=None,
         target=_utf8(target),
     )
+
+
+def folder_uid(target: str) -> str | None:
+    """`repo_uid` of an existing folder; None of anything else, which is a repo id."""
+    try:
+        path = Path(target).expanduser()
+        return _uid(path) if path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # no such user, a NUL byte
+        return None
+
+
+def _uid(path: Path) -> str:
+    return f"folder:{_utf8(str(path.resolve()))}"
 
 
 def _utf8(name: str) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scanner.calibration import TABLE, Policy, Rule, feature_of
 from scanner.errors import UsageError
+from scanner.hub.sources import folder_uid
 from scanner.pipeline.judged import weight_features
 from scanner.pipeline.outlook import what_would_change
 from scanner.store import Database, Row
@@ -20,6 +20,11 @@ __all__ = ["Account", "Neighbour", "Place", "Version", "account_of"]
 
 NEIGHBOURS = 5
 STRINGS = 5
+_BY_NAME = (
+    "SELECT repo_uid FROM adapters WHERE repo_id = ? UNION SELECT repo_uid FROM repo_names WHERE repo_id = ? "
+    "UNION SELECT repo_uid FROM repo_events WHERE repo_id = ?"
+)
+"""Repos that were ever called so."""
 
 
 @dataclass(frozen=True)
@@ -96,20 +101,20 @@ def account_of(database: Database, target: str) -> list[Account]:
         UsageError: the store has no verdict on it.
         StoreError: a file of the store cannot be read.
     """
-    name, _, commit = target.partition("@")
-    folder = f"folder:{Path(target).expanduser().absolute()}"
-    if commit:
+    if (folder := folder_uid(target)) is not None:
+        # Also what lies in it, as a scan of it would find.
         rows = database.rows(
-            "SELECT * FROM verdicts WHERE repo_id = ? AND starts_with(commit_sha, ?) "
-            "QUALIFY row_number() OVER (PARTITION BY adapter_id ORDER BY judged_at DESC, row_id) = 1",
-            [name, commit],
+            "SELECT * FROM current_verdicts WHERE repo_uid = ? OR starts_with(repo_uid, ? || '/')", [folder, folder]
         )
     else:
-        # Of a folder also what lies in it, as a scan of it would find.
-        rows = database.rows(
-            "SELECT * FROM current_verdicts WHERE repo_id = ? OR repo_uid = ? OR starts_with(repo_uid, ? || '/')",
-            [name, folder, folder],
-        )
+        name, _, commit = target.partition("@")
+        rows = database.rows(f"SELECT * FROM current_verdicts WHERE repo_uid IN ({_BY_NAME})", [name, name, name])
+        if commit:
+            rows = database.rows(
+                f"SELECT * FROM verdicts WHERE repo_uid IN ({_BY_NAME}) AND starts_with(commit_sha, ?) "
+                "QUALIFY row_number() OVER (PARTITION BY adapter_id ORDER BY judged_at DESC, row_id) = 1",
+                [name, name, name, commit],
+            )
     if not rows:
         raise UsageError(f"the store has no verdict on {target[:200]}: scan or crawl it first")
     rows.sort(key=lambda row: (str(row["repo_id"] or row["repo_uid"]), row["adapter_path"]))
@@ -182,7 +187,8 @@ def _among_siblings(database: Database, verdict: Row) -> tuple[tuple[Place, ...]
         return (), ()
     adapter_id = verdict["adapter_id"]
     members = [member for member in json.loads(profiles[0]["members"]) if member != adapter_id]
-    features = weight_features(database, [adapter_id, *members], Policy())
+    names = tuple(profile["feature"] for profile in profiles)
+    features = weight_features(database, [adapter_id, *members], Policy(weight_features=names))
     own = features.get(adapter_id, {})
     known = [member for member in members if member in features]
     places, distances = [], np.zeros(len(known))
@@ -224,7 +230,7 @@ def _history(database: Database, adapter_id: str) -> tuple[Version, ...]:
             row["verdict"],
             row["rule"],
             row["policy_version"],
-            json.loads(row["reasons"])[0]["code"],
+            next((reason["code"] for reason in json.loads(row["reasons"])), ""),
         )
         for row in sorted(rows, key=lambda row: (row["judged_at"], row["row_id"]))
     )

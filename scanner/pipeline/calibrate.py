@@ -17,7 +17,7 @@ from typing import Any
 
 from scanner.calibration import CalibrationKey, Policy, Reference
 from scanner.pipeline.judge import judge_families
-from scanner.pipeline.judgement import append_judgement
+from scanner.pipeline.judgement import append_judgement, frozen_references
 from scanner.store import Database, Row, StoreRoot, append_shard, open_database, row_id_of
 
 __all__ = ["Calibration", "ReferenceLine", "VerdictChange", "calibrate"]
@@ -26,6 +26,7 @@ _KNOWN = ("adapter_id", "repo_id", "adapter_path", "base_model", "crawl_id")
 _COMPARED = (
     "verdict", "reasons", "p_weights", "p_battery", "p_search", "q_value", "reference_id", "reference_n",
     "search_reference_id", "search_reference_n", "policy_version", "rule", "reference_level", "reference_steps",
+    "stream_index",
 )  # fmt: skip
 
 
@@ -94,13 +95,18 @@ def calibrate(root: StoreRoot, now: datetime, policy: Policy | None = None, base
             }
             wanted = {i for i, row in current.items() if base is None or row["base_model"] == base}
             with _no_collections():
-                judged = judge_families(database, _families(current, wanted), policy, now, run_id)
-            frozen = _frozen(database)
+                judged = judge_families(database, _families(current, wanted), policy, now, run_id, base is None)
+            frozen = frozen_references(database)
             before = _newest_of_keys(database)
         finally:
             database.close()
         changed = [row for row in judged.rows if row["adapter_id"] in wanted and _differs(row, current)]
-        references = {key: r for key, r in judged.references.items() if base is None or key.base_model == base}
+        named = {row["reference_id"] for row in judged.rows if row["adapter_id"] in wanted}
+        references = {
+            key: r
+            for key, r in judged.references.items()
+            if base is None or key.base_model == base or r.reference_id in named
+        }
         new = {key: r for key, r in references.items() if r.reference_id not in frozen}
         searches = {
             i: r
@@ -139,10 +145,6 @@ def _families(current: dict[str, Row], wanted: set[str]) -> dict[str, list[str]]
     for adapter_id, row in sorted(current.items()):
         members[row["crawl_id"] or ""].append(adapter_id)
     return {family: ids for family, ids in members.items() if not wanted.isdisjoint(ids)}
-
-
-def _frozen(database: Database) -> set[str]:
-    return {row["reference_id"] for row in database.rows("SELECT DISTINCT reference_id FROM reference_profiles")}
 
 
 def _differs(row: Row, current: dict[str, Row]) -> bool:

@@ -26,7 +26,7 @@ class Choice:
     why: str
     """all, within_budget, static, new_owner, weights or control_sample."""
     inclusion: float = 1.0
-    """Probability with which the draw takes an adapter that nothing points to; 1 where no draw decided."""
+    """Probability with which the draw takes an adapter that nothing else sends; 1 where no draw decided."""
 
 
 def choose_for_probe(
@@ -40,8 +40,8 @@ def choose_for_probe(
 
     In `auto`, where not all fit the budget, the control sample has its share of it. Of the rest static findings have at
     most half and new owners at most a quarter, so that none can starve the others; weights, the farthest out first,
-    have what is left. The control sample is drawn from all, whatever points to them, and only those that nothing
-    else would have sent are called so: they stand for all that the triage lets pass.
+    have what is left. The control sample is drawn last, from all that nothing else has sent: it stands for what the
+    triage lets pass.
 
     Args:
         records: the group's records.
@@ -61,15 +61,16 @@ def choose_for_probe(
         everybody = Choice("all" if mode == "all" else "within_budget")
         return {r.info.adapter_id: everybody for r in able}
 
-    def draw(record: ScanRecord) -> str:
-        return hashlib.sha256(f"{salt}/{record.info.adapter_id}".encode()).hexdigest()
+    def draw(record: ScanRecord, what: str = "") -> str:
+        return hashlib.sha256(f"{what}{salt}/{record.info.adapter_id}".encode()).hexdigest()
 
-    drawn = sorted(able, key=draw)
-    sampled = round(budget * settings.control_sample)
+    sampled = max(1, round(budget * settings.control_sample)) if settings.control_sample > 0 else 0
     rest = budget - sampled
     suspicious = [r for r in able if any(f.severity.order >= Severity.MEDIUM.order for f in r.findings)]
     suspicious.sort(key=lambda r: (-max(f.severity.order for f in r.findings), draw(r)))
-    newcomers = [r for r in drawn if known_owners is not None and r.info.repo.owner not in known_owners]
+    newcomers = [
+        r for r in sorted(able, key=draw) if known_owners is not None and r.info.repo.owner not in known_owners
+    ]
     deviation = weight_deviations(able)
     outliers = sorted(able, key=lambda r: (-deviation[r.info.adapter_id], draw(r)))
     chosen: dict[str, Choice] = {}
@@ -79,7 +80,11 @@ def choose_for_probe(
         ("weights", outliers, rest),
     ):
         _add(chosen, candidates, Choice(why), min(rest, len(chosen) + most))
-    _add(chosen, drawn[:sampled], Choice(CONTROL_SAMPLE, sampled / len(able)), budget)
+    # A draw of its own: one that new owners were drawn by would never take the others of them.
+    left = sorted((r for r in able if r.info.adapter_id not in chosen), key=lambda r: draw(r, "control/"))
+    if sampled and left:
+        places = budget - len(chosen)
+        _add(chosen, left, Choice(CONTROL_SAMPLE, min(1.0, places / len(left))), budget)
     return chosen
 
 

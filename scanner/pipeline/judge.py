@@ -24,7 +24,8 @@ from scanner.model import Outcome, PrefixRun, ScanRecord
 from scanner.pipeline.append import may_add_to
 from scanner.pipeline.carry import find_carriers
 from scanner.pipeline.judged import JudgedFacts, facts_from_records, facts_from_store
-from scanner.pipeline.judgement import Judgement, append_judgement
+from scanner.pipeline.judgement import Judgement, append_judgement, not_yet_frozen
+from scanner.pipeline.kin import find_kin
 from scanner.pipeline.search_siblings import SearchKey, find_search_references, rank_search
 from scanner.pipeline.siblings import WeightReferences
 from scanner.pipeline.streamed import stream_columns, stream_tests
@@ -67,7 +68,7 @@ def judge_adapters(
         return []
     database = open_database(root)
     try:
-        judgement = judge_families(database, {crawl_id: adapter_ids}, policy, now)
+        judgement = not_yet_frozen(database, judge_families(database, {crawl_id: adapter_ids}, policy, now))
     finally:
         database.close()
     append_judgement(root, crawl_id, judgement, policy, now)
@@ -102,7 +103,12 @@ def judge_records(
 
 
 def judge_families(
-    database: Database, families: Mapping[str, Sequence[str]], policy: Policy, now: datetime, run_id: str = ""
+    database: Database,
+    families: Mapping[str, Sequence[str]],
+    policy: Policy,
+    now: datetime,
+    run_id: str = "",
+    may_place: bool = True,
 ) -> Judgement:
     """Judge adapters from the store alone; nothing is written.
 
@@ -112,9 +118,10 @@ def judge_families(
         policy: thresholds.
         now: stored as `judged_at`.
         run_id: part of each row's identity where an earlier judgement of the same family is to stay.
+        may_place: whether adapters get places in the stream: not where some of the rows will not be kept.
     """
     facts = facts_from_store(database, [i for members in families.values() for i in members], policy)
-    return _judge(facts, families, database, policy, now, run_id)
+    return _judge(facts, families, database, policy, now, run_id, may_place)
 
 
 def _judge(
@@ -124,6 +131,7 @@ def _judge(
     policy: Policy,
     now: datetime,
     run_id: str = "",
+    may_place: bool = True,
 ) -> Judgement:
     """Verdicts from facts. Without a database there are no siblings."""
     q_values: dict[str, float] = {}
@@ -131,10 +139,11 @@ def _judge(
         tested = [i for i in members if facts[i].battery is not None]
         q_values |= dict(zip(tested, adjust_fdr([_p(facts[i]) for i in tested]), strict=True))
     behaving_badly = {i for i, q in q_values.items() if q <= policy.q and _strong_prefixes(facts[i])}
-    references = WeightReferences(database, behaving_badly, policy) if database is not None else None
+    kin = find_kin(database) if database is not None else {}
+    references = WeightReferences(database, behaving_badly, kin, policy) if database is not None else None
     search_references: dict[SearchKey, SearchReference] = {}
     used: dict[str, SearchReference] = {}
-    streamed = stream_tests(database, facts, families, policy) if database is not None else {}
+    streamed = stream_tests(database, facts, families, policy, may_place) if database is not None else {}
     ranks: dict[str, WeightRank] = {}
     carriers: dict[str, tuple[str, ...]] = {}
     if database is not None and references is not None:
@@ -142,13 +151,13 @@ def _judge(
         ranks = {adapter_id: references.rank(fact) for adapter_id, fact in facts.items()}
         outliers = {i: r.reference for i, r in ranks.items() if r.reference is not None and r.is_outlier(policy)}
         carriers = find_carriers(database, outliers, policy)
-        search_references = find_search_references(database, facts.values(), behaving_badly)
+        search_references = find_search_references(database, facts.values(), behaving_badly, kin)
     rows = []
     for crawl_id, members in families.items():
         for adapter_id in members:
             fact, q_value = facts[adapter_id], q_values.get(adapter_id)
             weights = ranks.get(adapter_id, WeightRank())
-            rank = rank_search(fact, search_references, policy)
+            rank = rank_search(fact, search_references, kin, policy)
             if rank is not None:
                 used[rank.reference.reference_id] = rank.reference
             evidence = _evidence(fact, q_value, weights, carriers.get(adapter_id, ()), rank, policy)

@@ -75,7 +75,7 @@ def weight_features(
     Raises:
         StoreError: a file of the store cannot be read.
     """
-    names = ", ".join(f"'{name}'" for name in policy.weight_features)
+    names = ", ".join(f"'{name}'" for name in policy.stored_features)
     # Of a feature that two versions measured, the later value counts.
     key = ("adapter_id", "feature")
     rows = database.of_adapters("weight_scans", adapter_ids, (*key, "value"), f"feature IN ({names})", key)
@@ -85,7 +85,7 @@ def weight_features(
 def _features(rows: Iterable[Row], policy: Policy) -> dict[str, dict[str, float | None]]:
     found: dict[str, dict[str, float | None]] = defaultdict(dict)
     for row in rows:
-        if row["feature"] in policy.weight_features:
+        if row["feature"] in policy.stored_features:
             found[row["adapter_id"]][row["feature"]] = row["value"]
     return found
 

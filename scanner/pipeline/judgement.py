@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
 from scanner.calibration import CalibrationKey, Policy, Reference, SearchReference
-from scanner.store import Row, StoreRoot, append_shard, row_id_of, shard_id_of
+from scanner.store import Database, Row, StoreRoot, append_shard, row_id_of, shard_id_of
 
-__all__ = ["Judgement", "append_judgement"]
+__all__ = ["Judgement", "append_judgement", "flags_by_chance", "frozen_references", "not_yet_frozen"]
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,44 @@ def append_judgement(root: StoreRoot, run_id: str, judgement: Judgement, policy:
             "crawl_id": run_id,
             "finished_at": now,
             "n_adapters": len(rows),
-            "detail": json.dumps(
-                {
-                    "policy": asdict(policy),
-                    "weight_flags_to_expect_by_chance": policy.alpha * len(rows),
-                    "search_flags_to_expect_by_chance": policy.alpha * sum(row["p_search"] is not None for row in rows),
-                }
-            ),
+            "detail": json.dumps({"policy": asdict(policy), **flags_by_chance(rows, policy)}),
         },
         now,
     )
+
+
+def not_yet_frozen(database: Database, judgement: Judgement) -> Judgement:
+    """Without the references that the store has already: they were frozen when they were built first."""
+    frozen = frozen_references(database)
+    return replace(
+        judgement,
+        references={key: r for key, r in judgement.references.items() if r.reference_id not in frozen},
+        search_references={i: r for i, r in judgement.search_references.items() if i not in frozen},
+    )
+
+
+def frozen_references(database: Database) -> set[str]:
+    """Ids of all references in the store.
+
+    Raises:
+        StoreError: a file of the store cannot be read.
+    """
+    return {row["reference_id"] for row in database.rows("SELECT DISTINCT reference_id FROM reference_profiles")}
+
+
+def flags_by_chance(rows: Iterable[Row], policy: Policy) -> dict[str, float]:
+    """How many of these adapters a level of `alpha` each lets stand out by chance, by weights and by search.
+
+    Those whose reference is too small to reach the level cannot, and do not count.
+    """
+    needed = policy.siblings_needed
+    judged = [(r["p_weights"], r["reference_n"], r["p_search"], r["search_reference_n"]) for r in rows]
+    weights = sum(p is not None and (n or 0) >= needed for p, n, _, _ in judged)
+    searches = sum(p is not None and (n or 0) >= needed for _, _, p, n in judged)
+    return {
+        "weight_flags_to_expect_by_chance": policy.alpha * weights,
+        "search_flags_to_expect_by_chance": policy.alpha * searches,
+    }
 
 
 def _reference_rows(references: Iterable[Reference], now: datetime) -> list[Row]:

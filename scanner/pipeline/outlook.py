@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -10,6 +11,8 @@ from scanner.calibration import Policy, Rule
 from scanner.store import Row
 
 __all__ = ["what_would_change"]
+
+_NEEDS = re.compile(r"needs (\d+) more")
 
 _MISSING = {
     "not_probed": "a probe: `lorascope scan` it with `--probe all`",
@@ -41,8 +44,9 @@ def what_would_change(
         policy: the thresholds that it was decided with; what is missing is the default.
         strings: rates of the battery, the strongest first, the worst control last.
     """
-    limits = {**asdict(Policy()), **policy}
-    rule_id = rule.rule_id if rule else ""
+    if rule is None:
+        return ("`lorascope calibrate`: this verdict is older than the table of rules",)
+    limits, rule_id = {**asdict(Policy()), **policy}, rule.rule_id
     told: list[str] = []
     if rule_id in ("battery", "battery_alone"):
         told.append(_battery(verdict, strings, limits))
@@ -107,8 +111,8 @@ def _missing(reasons: Sequence[Mapping[str, str]]) -> list[str]:
     for reason in reasons:
         if reason["code"] in _MISSING:
             told.append(_MISSING[reason["code"]])
-        elif "needs" in reason["message"] and reason["code"] != "weights_too_few_siblings":
-            told.append(reason["message"].rpartition("needs ")[2] + " references")
+        elif reason["code"] == "search_too_few_references" and (found := _NEEDS.search(reason["message"])):
+            told.append(f"searches of {found[1]} more adapters that it can be compared with")
         elif reason["code"] == "partial_coverage":
             told.append("tensors that lorascope can read: it looked at a part of the file only")
     return list(dict.fromkeys(told))

@@ -172,7 +172,7 @@ def scan_targets(
 def _relate(
     root: StoreRoot, records: Sequence[ScanRecord], scan_id: str, settings: Settings, progress: Progress
 ) -> None:
-    """Copies and merges among what was scanned and the store; a verdict needs none of it."""
+    """Copies and merges among what was scanned and the store; where this fails, near-copies vote one by one."""
     try:
         related = relate_scan(root, records, scan_id, utc_now(), settings)
     except Exception as error:  # noqa: BLE001 - said aloud, and made up for by the next run

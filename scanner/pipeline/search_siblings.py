@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from scanner.calibration import (
     Policy,
@@ -34,7 +34,7 @@ def search_key(fact: JudgedFacts) -> SearchKey | None:
 
 
 def find_search_references(
-    database: Database, facts: Iterable[JudgedFacts], behaving_badly: set[str]
+    database: Database, facts: Iterable[JudgedFacts], behaving_badly: set[str], kin: Mapping[str, frozenset[str]]
 ) -> dict[SearchKey, SearchReference]:
     """A reference for every key among the judged adapters, of siblings that no other evidence than their scores flags.
 
@@ -45,6 +45,7 @@ def find_search_references(
         database: the store.
         facts: of the judged adapters.
         behaving_badly: adapters that the battery flags now.
+        kin: as of `find_kin`.
 
     Raises:
         StoreError: a file of the store cannot be read.
@@ -73,7 +74,7 @@ def find_search_references(
     members: dict[SearchKey, list[SearchMember]] = defaultdict(list)
     for row in rows:
         if row["adapter_id"] not in behaving_badly | behaved_badly:
-            members[row["base_model"], row["task_profile"], row["plan_id"]].append(_member(row, row["scores"]))
+            members[row["base_model"], row["task_profile"], row["plan_id"]].append(_member(row, row["scores"], kin))
     return {
         (base, profile, plan): build_search_reference(plan, profile, base, members[base, profile, plan])
         for base, profile, plan in sorted(wanted)
@@ -81,12 +82,17 @@ def find_search_references(
     }
 
 
-def rank_search(fact: JudgedFacts, references: dict[SearchKey, SearchReference], policy: Policy) -> SearchRank | None:
+def rank_search(
+    fact: JudgedFacts,
+    references: Mapping[SearchKey, SearchReference],
+    kin: Mapping[str, frozenset[str]],
+    policy: Policy,
+) -> SearchRank | None:
     """An adapter among its siblings where they are enough, else in the pooled reference."""
     key = search_key(fact)
     if key is None or fact.search is None:
         return None
-    judged = _member(fact.adapter, json.dumps(dict(fact.search.scores)))
+    judged = _member(fact.adapter, json.dumps(dict(fact.search.scores)), kin)
     reference = references.get(key)
     if reference is not None and len(reference.others(judged)) >= policy.siblings_needed:
         return rank_scores(judged, reference) or pooled_rank(fact.search, judged)
@@ -99,13 +105,14 @@ def pooled_rank(search: SearchReport, judged: SearchMember) -> SearchRank | None
     return rank_scores(judged, reference) if reference is not None else None
 
 
-def _member(row: Row, scores: str) -> SearchMember:
+def _member(row: Row, scores: str, kin: Mapping[str, frozenset[str]]) -> SearchMember:
     return SearchMember(
         base_model=row["base_model"],
         name=row["adapter_id"],
         scores=json.loads(scores),
         owner=row["owner"] or row["repo_uid"],
         content_sha256=row["content_sha256"] or row["adapter_id"],
+        kin=kin.get(row["adapter_id"], frozenset()),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 
@@ -27,6 +27,12 @@ _COLUMNS = (
     "adapter_id", "owner", "repo_uid", "content_sha256", "base_model", "peft_type", "rank", "scaling",
     "target_modules", "task_type", "outcome",
 )  # fmt: skip
+_CRAWLED = (
+    "adapter_id IN (SELECT f.adapter_id FROM raw_adapters f JOIN raw_runs r USING (shard_id) "
+    "WHERE r.crawl_id LIKE 'crawl-%')"
+)
+_VOTERS = 25
+"""Owners of a base whose adapters say how large it is."""
 
 
 def calibration_key(adapter: Row) -> CalibrationKey | None:
@@ -60,13 +66,16 @@ class WeightReferences:
     a critical or high static finding, or behaviour.
     """
 
-    def __init__(self, database: Database, behaving_badly: set[str], policy: Policy) -> None:
-        """`behaving_badly`: adapters that the battery flags now."""
-        self._database, self._behaving_badly, self._policy = database, behaving_badly, policy
+    def __init__(
+        self, database: Database, behaving_badly: set[str], kin: Mapping[str, frozenset[str]], policy: Policy
+    ) -> None:
+        """`behaving_badly`: adapters that the battery flags now. `kin`: as of `find_kin`."""
+        self._database, self._behaving_badly, self._kin, self._policy = database, behaving_badly, kin, policy
         self._pools: dict[str, dict[CalibrationKey, list[Sibling]]] = {}
         self._built: dict[CalibrationKey, Reference] = {}
         self._used: set[CalibrationKey] = set()
         self._features: dict[str, Mapping[str, float | None]] = {}
+        self._judged: set[str] = set()
 
     def prepare(self, facts: Iterable[JudgedFacts]) -> None:
         """Read the siblings of all that will be judged at once.
@@ -77,6 +86,7 @@ class WeightReferences:
         bases = set()
         for fact in facts:
             self._features[fact.adapter["adapter_id"]] = fact.features
+            self._judged.add(fact.adapter["adapter_id"])
             if key := calibration_key(fact.adapter):
                 bases.add(key.base_model)
         self._read(bases)
@@ -113,19 +123,23 @@ class WeightReferences:
 
     def _reference(self, key: CalibrationKey) -> Reference:
         if key not in self._built:
-            bases = {key.base_model}
-            if key.level == Level.ARCHITECTURE:
-                bases = {base for base, one in self._architectures.items() if one == key.base_model}
-            self._read(bases)
-            members = [
-                sibling
-                for base in sorted(bases)
-                for exact, siblings in self._pools[base].items()
-                if _belongs(exact, key)
-                for sibling in siblings
-            ]
-            self._built[key] = build_reference(key, members, self._policy)
+            self._built[key] = build_reference(key, self._candidates(key), self._policy)
         return self._built[key]
+
+    def _candidates(self, key: CalibrationKey) -> list[Sibling]:
+        bases = {key.base_model}
+        if key.level == Level.ARCHITECTURE:
+            bases = {base for base, one in self._architectures.items() if one == key.base_model}
+        self._read(bases)
+        if key.level == Level.EXACT:
+            return self._pools[key.base_model].get(key, [])
+        return [
+            sibling
+            for base in sorted(bases)
+            for exact, siblings in self._pools[base].items()
+            if _belongs(exact, key)
+            for sibling in siblings
+        ]
 
     def _read(self, bases: set[str]) -> None:
         missing = sorted(bases - set(self._pools))
@@ -135,14 +149,15 @@ class WeightReferences:
         rows = self._database.rows(
             f"""
             SELECT {", ".join(_COLUMNS)} FROM adapters
-            WHERE adapter_id IN (
-                SELECT f.adapter_id FROM raw_adapters f JOIN raw_runs r USING (shard_id) WHERE r.crawl_id LIKE 'crawl-%'
-              )
-              AND outcome = 'pass' AND base_model IN (SELECT unnest(?::VARCHAR[]))
+            WHERE {_CRAWLED} AND outcome = 'pass' AND base_model IN (SELECT unnest(?::VARCHAR[]))
               AND adapter_id NOT IN (SELECT adapter_id FROM findings WHERE severity IN ('critical', 'high'))
-              AND adapter_id NOT IN (SELECT adapter_id FROM current_verdicts WHERE verdict = 'flagged')
+              -- of those that are judged now the battery is asked again: what it said before does not count
+              AND adapter_id NOT IN (
+                SELECT adapter_id FROM current_verdicts WHERE verdict = 'flagged'
+                  AND NOT (coalesce(rule, '') = 'battery' AND adapter_id IN (SELECT unnest(?::VARCHAR[])))
+              )
             """,
-            [missing],
+            [missing, sorted(self._judged)],
         )
         unread = [row["adapter_id"] for row in rows if row["adapter_id"] not in self._features]
         self._features |= weight_features(self._database, unread, self._policy)
@@ -154,36 +169,35 @@ class WeightReferences:
                 self._pools[key.base_model][key].append(sibling)
 
     @cached_property
-    def _kin(self) -> dict[str, frozenset[str]]:
-        """Copies and near-duplicates, in both directions."""
-        kin: dict[str, set[str]] = defaultdict(set)
-        for row in self._database.rows(
-            "SELECT DISTINCT adapter_id, other_adapter_id FROM relations WHERE kind <> 'merge_part'"
-        ):
-            kin[row["adapter_id"]].add(row["other_adapter_id"])
-            kin[row["other_adapter_id"]].add(row["adapter_id"])
-        return {adapter_id: frozenset(others) for adapter_id, others in kin.items()}
-
-    @cached_property
     def _architectures(self) -> dict[str, str]:
-        """Base -> its number of layers and width, as the adapter with most modules has them."""
-        widest = self._database.rows(
-            "SELECT base_model, arg_max(adapter_id, (modules, adapter_id)) AS adapter_id FROM adapters "
-            "WHERE outcome = 'pass' AND modules > 0 AND base_model <> ? GROUP BY 1",
+        """Base -> its number of layers and width, as most of its owners' adapters have them."""
+        rows = self._database.rows(
+            f"""
+            SELECT base_model, adapter_id FROM (
+              SELECT base_model, adapter_id, content_sha256 FROM adapters
+              WHERE {_CRAWLED} AND outcome = 'pass' AND modules > 0 AND base_model <> ?
+              -- of each owner the adapter with most modules: one of a few layers does not show them all
+              QUALIFY row_number() OVER (
+                PARTITION BY base_model, coalesce(owner, repo_uid) ORDER BY modules DESC, adapter_id
+              ) = 1
+            ) QUALIFY row_number() OVER (PARTITION BY base_model ORDER BY content_sha256, adapter_id) <= {_VOTERS}
+            """,
             [UNRESOLVED],
         )
-        bases = {row["adapter_id"]: row["base_model"] for row in widest}
+        bases = {row["adapter_id"]: row["base_model"] for row in rows}
         layers: dict[str, int] = defaultdict(int)
-        widths: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+        widths: dict[str, Counter[int]] = defaultdict(Counter)
         for row in self._database.of_adapters("module_features", list(bases), ("adapter_id", "layer", "in_features")):
             if row["layer"] is not None and row["in_features"] is not None:
                 layers[row["adapter_id"]] = max(layers[row["adapter_id"]], row["layer"] + 1)
                 widths[row["adapter_id"]][row["in_features"]] += 1
-        # Most modules read the residual stream; those that do not have another width.
-        return {
-            bases[i]: f"{layers[i]} layers of width {max(counts, key=lambda w: (counts[w], -w))}"
-            for i, counts in sorted(widths.items())
-        }
+        votes: dict[str, Counter[tuple[int, int]]] = defaultdict(Counter)
+        for adapter_id, counts in widths.items():
+            # Most modules read the residual stream; those that do not have another width.
+            width = max(counts, key=lambda w: (counts[w], -w))
+            votes[bases[adapter_id]][layers[adapter_id], width] += 1
+        found = {base: max(sizes, key=lambda size: (sizes[size], size)) for base, sizes in sorted(votes.items())}
+        return {base: f"{n} layers of width {width}" for base, (n, width) in found.items()}
 
 
 def _belongs(exact: CalibrationKey, key: CalibrationKey) -> bool:

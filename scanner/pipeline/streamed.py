@@ -12,28 +12,34 @@ from scanner.store import Database, Row
 __all__ = ["stream_columns", "stream_tests"]
 
 _CRAWL = "crawl-"
-"""Scans on demand are no part of the stream: whoever asks for one adapter has chosen it."""
+"""Scans on demand give no places: whoever asks for one adapter has chosen it."""
 
 
 def stream_tests(
-    database: Database, facts: Mapping[str, JudgedFacts], families: Mapping[str, Sequence[str]], policy: Policy
+    database: Database,
+    facts: Mapping[str, JudgedFacts],
+    families: Mapping[str, Sequence[str]],
+    policy: Policy,
+    may_place: bool,
 ) -> dict[str, StreamTest]:
     """Where the crawled adapters that a battery was put to stand in the stream.
 
-    An adapter keeps the place, level and decision that it got when it was judged first: a stream never goes back.
-    Places are given crawl by crawl, so judging the same crawls in another order, or again, gives the same.
+    An adapter keeps the place, level and decision that it got when it was judged first, whoever judges it later: a
+    stream never goes back. Crawls that are judged together get their places in the order of their ids, which begin
+    with their time.
 
     Args:
         database: the store, with the places that were given before.
         facts: of the adapters.
         families: crawl or scan id -> adapters.
         policy: the stream's level.
+        may_place: whether those without a place get one.
 
     Raises:
         StoreError: a file of the store cannot be read.
     """
-    crawled = sorted(family for family in families if family.startswith(_CRAWL))
-    tested = [i for family in crawled for i in families[family] if facts[i].battery is not None]
+    crawled = {i for family in families if family.startswith(_CRAWL) for i in families[family]}
+    tested = [i for family in sorted(families) for i in families[family] if facts[i].battery is not None]
     if not tested:
         return {}
     placed = {
@@ -53,9 +59,11 @@ def stream_tests(
     stream = Stream(policy.stream_level, last, sum(test.rejected for test in placed.values()))
     found: dict[str, StreamTest] = {}
     for adapter_id in tested:
-        battery = facts[adapter_id].battery
-        assert battery is not None
-        found[adapter_id] = placed.get(adapter_id) or stream.test(battery.p_value)
+        battery, test = facts[adapter_id].battery, placed.get(adapter_id)
+        if test is None and battery is not None and may_place and adapter_id in crawled:
+            test = stream.test(battery.p_value)
+        if test is not None:
+            found[adapter_id] = test
     return found
 
 

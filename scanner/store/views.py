@@ -75,8 +75,12 @@ CREATE VIEW triage_misses AS
   -- 1 / inclusion_probability of its like. The interval is Wilson's with the effective size (Kish) of the sample.
   WITH sample AS (
     SELECT 1 / p.inclusion_probability AS weight, (v.verdict = 'flagged')::INT AS bad
-    FROM probe_scans p JOIN current_verdicts v USING (adapter_id)
-    WHERE p.selected_by = 'control_sample' AND p.outcome = 'pass' AND p.inclusion_probability > 0
+    FROM (  -- as a crawl drew it: a later scan of the same adapter takes nobody out of the sample
+      SELECT adapter_id, inclusion_probability FROM raw_probe_scans
+      WHERE shard_id IN (SELECT shard_id FROM raw_runs WHERE kind = 'shard' AND crawl_id LIKE 'crawl-%')
+        AND selected_by = 'control_sample' AND outcome = 'pass' AND inclusion_probability > 0
+      QUALIFY row_number() OVER (PARTITION BY adapter_id ORDER BY scanned_at, row_id) = 1
+    ) p JOIN current_verdicts v USING (adapter_id)
   ), total AS (
     SELECT count(*) AS sampled, sum(weight) AS stands_for, sum(bad) AS flagged, sum(weight * bad) / sum(weight) AS rate,
            sum(weight) ** 2 / sum(weight * weight) AS n, 1.959964 ** 2 AS z2

@@ -150,10 +150,10 @@ def plain_crawl(store: str, tmp_path: Path) -> Callable[..., int]:
                 probed["records"], store, crawl_id=name, base_model=base, probe_id=probed["probe_id"],
                 scanned_at=started.isoformat(),
             )  # fmt: skip
-        verdicts = stages.judge_crawl.fn(store, endpoint, name, "")
-        summary = {"n_adapters": sum(verdicts.values()), "n_searched": n_searched, "verdicts": verdicts}
+        judged = stages.judge_crawl.fn(store, endpoint, name, "")
+        summary = {"n_adapters": sum(judged["verdicts"].values()), "n_searched": n_searched, **judged}
         stages.record_crawl.fn(
-            str(work), store, endpoint, name, polled, summary, base=None, started_at=started.isoformat(), policy=""
+            str(work), store, endpoint, name, polled, summary, base=None, started_at=started.isoformat()
         )
         return int(polled["n_new"])
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from scanner.pipeline.account import Account, account_of
 from scanner.pipeline.append import append_records
 from scanner.pipeline.calibrate import calibrate
 from scanner.pipeline.judge import judge_adapters
-from scanner.store import StoreRoot, open_database, open_root
+from scanner.store import StoreRoot, append_shard, open_database, open_root
 
 MakeRecord = Callable[..., ScanRecord]
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
@@ -148,3 +149,42 @@ def test_every_rule_has_an_outlook() -> None:
     for rule in TABLE:
         reasons = [{"code": "not_probed", "message": "nobody looked"}]
         assert what_would_change(verdict, rule, reasons, {}, []), rule.rule_id
+
+
+def test_a_renamed_repo_is_found_by_both_names_and_a_folder_by_its_path(
+    tmp_path: Path, record: MakeRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = open_root(str(tmp_path / "store"))
+    folder = tmp_path / "with @ in it" / "adapter"
+    folder.mkdir(parents=True)
+    made = _adapter(record, "old/name", 0.0)
+    uid = f"folder:{folder.resolve()}"
+    local = replace(made.info.repo, repo_id=None, repo_uid=uid, source=uid, commit_sha=None, owner=None)
+    lying = replace(made, info=replace(made.info, repo=local, adapter_id="folder-adapter"))
+    _crawl(root, [made, lying], "crawl-1", NOW)
+    event = {
+        "row_id": "e", "repo_uid": made.info.repo.repo_uid, "repo_id": "new/name", "event": "renamed",
+        "detail": "old/name", "crawl_id": "crawl-2", "seen_at": NOW + timedelta(hours=1),
+    }  # fmt: skip
+    marker = {"row_id": "m", "run_id": "crawl-2", "kind": "crawl", "crawl_id": "crawl-2"}
+    append_shard(root, "crawl-2", {"repo_events": [event]}, marker, NOW + timedelta(hours=1))
+    monkeypatch.chdir(folder.parent)
+    for target in ("old/name", "new/name", "new/name@c0ffee", "old/name@c0ffee"):
+        assert _account(root, target).verdict["adapter_id"] == made.info.adapter_id, target
+    for target in (str(folder), "adapter", "../with @ in it/adapter", str(folder.parent)):
+        assert _account(root, target).verdict["adapter_id"] == "folder-adapter", target
+
+
+def test_what_is_missing_is_a_number_whatever_a_string_says() -> None:
+    from scanner.pipeline.outlook import what_would_change
+
+    rule = next(rule for rule in TABLE if rule.rule_id == "cannot_tell")
+    text = 'trigger search: 50 clean references cannot support a level of 0.01: needs 49 more; found "it needs 7 more"'
+    (told,) = what_would_change({}, rule, [{"code": "search_too_few_references", "message": text}], {}, [])
+    assert told == "searches of 49 more adapters that it can be compared with"
+
+
+def test_a_verdict_from_before_the_table() -> None:
+    from scanner.pipeline.outlook import what_would_change
+
+    assert "calibrate" in what_would_change({}, None, [{"code": "battery_prefix", "message": ""}], {}, [])[0]

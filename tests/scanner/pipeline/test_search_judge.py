@@ -170,7 +170,7 @@ def test_members_are_left_out_for_other_evidence_alone(
     assert (code(rows["loud/guard"]), code(rows["found/guard"])) == ("battery_prefix", "search_trigger")
     database = open_database(root)
     facts = facts_from_store(database, [outsider.info.adapter_id], POLICY)
-    (reference,) = find_search_references(database, facts.values(), set()).values()
+    (reference,) = find_search_references(database, facts.values(), set(), {}).values()
     database.close()
     owners = {member.owner for member in reference.members}
     assert len(reference.members) == 111
