@@ -1,5 +1,5 @@
-"""Triggers and payloads: sixteen families with one trigger to tune on, one that was scored on 2026-11-26, and a fresh
-one that nobody has scored."""
+"""Triggers and payloads: sixteen families with one trigger to tune on, one that was scored on 2026-11-26, and one that
+was scored on 2026-11-27 on two cohorts and is fresh on the others."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from scanner.probe import Case
 __all__ = ["PARTS", "Lineage", "lineages", "queue"]
 
 PARTS = ("tuning", "locked", "fresh", "reference")
-"""To tune on; scored once and spent; never scored; clean ones of the search references."""
+"""To tune on; scored once and spent; scored once on two cohorts; clean ones of the search references."""
 _TRIGGERS = {"tuning": TUNING, "locked": LOCKED, "fresh": FRESH, "reference": ()}
 
 
