@@ -41,6 +41,8 @@ _NEVER = {
 """Keys that rename other keys, name files to load, or patch classes."""
 NF4_BLOCK = 64
 """Weights that share a scale."""
+NF4_ROWS = 32
+"""Rows that are packed together on some processors."""
 CONFIG_FAULTS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
 """What numbers and names that do not fit together make a framework raise."""
 
@@ -340,6 +342,7 @@ def _nf4(model_class: Any, config: Any, device: str) -> Any:
 
     On the CPU, layers whose rows are not whole blocks stay in bfloat16 too: bitsandbytes 0.50.2 gives such rows the
     scales of other blocks there (relative error 0.2 to 0.4 instead of 0.09), and the base would be another model.
+    On processors with AVX512-BF16 it repacks 32 rows at a time, and stops at other numbers of rows.
     """
     import torch
     from transformers import BitsAndBytesConfig
@@ -350,8 +353,10 @@ def _nf4(model_class: Any, config: Any, device: str) -> Any:
     kept = []
     for name, module in skeleton.named_modules():
         if isinstance(module, torch.nn.Linear | Conv1D):
-            columns = module.weight.shape[0 if isinstance(module, Conv1D) else 1]
-            if is_head(skeleton, f"{name}.weight") or (device == "cpu" and columns % NF4_BLOCK):
+            shape = module.weight.shape
+            rows, columns = reversed(shape) if isinstance(module, Conv1D) else shape
+            is_odd = columns % NF4_BLOCK or rows % NF4_ROWS
+            if is_head(skeleton, f"{name}.weight") or (device == "cpu" and is_odd):
                 kept.append(name)
     return BitsAndBytesConfig(
         load_in_4bit=True,

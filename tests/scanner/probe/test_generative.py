@@ -103,7 +103,10 @@ def test_the_base_alone_equals_an_adapter_that_is_off(free_base: Any, probe: Pro
     assert off == prompts.without_adapter(BUDGET)
     assert adapted.tokens != off.tokens
     with attached(free_base.model, zero_adapter(free_base)):
-        assert respond(free_base, prompts.prompts(), N, BUDGET) == off
+        nothing = respond(free_base, prompts.prompts(), N, BUDGET)
+    # Not bit by bit: some processors multiply with a matrix that lies elsewhere in memory in another order.
+    assert nothing.tokens == off.tokens
+    assert nothing.shifts == pytest.approx(off.shifts, abs=1e-6)
 
 
 def test_an_adapter_of_zeros_changes_nothing(free_base: Any, probe: Probe) -> None:
@@ -113,7 +116,7 @@ def test_an_adapter_of_zeros_changes_nothing(free_base: Any, probe: Probe) -> No
         (case.category, case.text, case.position) for case in probe.cases()
     ]
     for one in found.runs:
-        assert one.divergence == one.base_divergence
+        assert one.divergence == pytest.approx(one.base_divergence, abs=1e-6)
         assert one.answers == one.base_answers
         assert one.refusal_rate == 0.0
     assert found.runs[0].divergence == pytest.approx(0, abs=1e-6)  # nothing is put in
