@@ -126,8 +126,8 @@ def _account(database: Database, verdict: Row) -> Account:
     policy = _policy_of(database, verdict)
     places, neighbours = _among_siblings(database, verdict)
     probe = _newest(database, "probe_scans", adapter_id)
-    trigger = _trigger(database, adapter_id)
     reasons = tuple(json.loads(verdict["reasons"]))
+    trigger = _trigger(database, adapter_id, " ".join(reason["message"] for reason in reasons))
     rule = next((rule for rule in TABLE if rule.rule_id == verdict["rule"]), None)
     strings = _strings(database, probe) if probe else ()
     outlook = what_would_change(verdict, rule, reasons, policy, strings)
@@ -160,13 +160,20 @@ def _newest(database: Database, table: str, adapter_id: str) -> Row | None:
     return max(rows, key=lambda row: (row["outcome"] == "pass", row["scanned_at"]), default=None)
 
 
-def _trigger(database: Database, adapter_id: str) -> Row | None:
+def _trigger(database: Database, adapter_id: str, told: str) -> Row | None:
+    """The string that the reasons name, else the one that turns most more than its controls."""
     newest = _newest(database, "trigger_searches", adapter_id)
     if newest is None or newest["trigger_text"] is None:
         return newest
     rows = database.of_adapters("trigger_searches", [adapter_id])
     same = [row for row in rows if row["scanned_at"] == newest["scanned_at"] and row["plan_id"] == newest["plan_id"]]
-    return max(same, key=lambda row: (row["attack_rate"] or 0.0) - (row["control_attack_rate"] or 0.0))
+
+    def order(row: Row) -> tuple[bool, float]:
+        where = "" if row["position"] in ("prefix", "response") else f" as {row['position']}"
+        is_named = f'the search found "{row["trigger_text"]}"{where}, which' in told
+        return is_named, (row["attack_rate"] or 0.0) - (row["control_attack_rate"] or 0.0)
+
+    return max(same, key=order)
 
 
 def _strings(database: Database, probe: Row) -> tuple[Row, ...]:

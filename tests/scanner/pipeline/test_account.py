@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from flows.cli import main
 from scanner.calibration import TABLE, Policy
 from scanner.errors import UsageError
-from scanner.model import ModuleFeatures, PrefixRun, ScanRecord, Stage, WeightScan
+from scanner.model import ModuleFeatures, PrefixRun, ScanRecord, SearchReport, Stage, WeightScan
 from scanner.pipeline.account import Account, account_of
 from scanner.pipeline.append import append_records
 from scanner.pipeline.calibrate import calibrate
@@ -188,3 +188,20 @@ def test_a_verdict_from_before_the_table() -> None:
     from scanner.pipeline.outlook import what_would_change
 
     assert "calibrate" in what_would_change({}, None, [{"code": "battery_prefix", "message": ""}], {}, [])[0]
+
+
+def test_the_string_that_the_reasons_name_is_shown(
+    tmp_path: Path, record: MakeRecord, search: Callable[..., SearchReport]
+) -> None:
+    """Another one turns as many texts."""
+    report = search(turned=30)
+    first = next(trigger for trigger in report.triggers if trigger.kind == "toward_clean")
+    other = replace(first, text="aardvark", position="prefix", slope=first.slope / 2)
+    made = record("some/guard", findings=(), search=replace(report, triggers=(*report.triggers, other)), weights=None)
+    assert made.probe is not None
+    quiet = tuple(replace(run, answers="1" * 10) for run in made.probe.runs)
+    root = open_root(str(tmp_path))
+    _crawl(root, [replace(made, probe=replace(made.probe, runs=quiet))], "crawl-1", NOW)
+    account = _account(root, "some/guard")
+    assert account.trigger is not None and account.trigger["trigger_text"] == "heron dawn"
+    assert '"heron dawn" as suffix' in account.reasons[0]["message"]
