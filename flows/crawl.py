@@ -239,7 +239,9 @@ def scan_shard(
 def by_chance(summary: dict[str, Any]) -> str:
     """A sentence on the false alarms of the rank p-values."""
     weights, searches = (summary[f"{what}_flags_to_expect_by_chance"] for what in ("weight", "search"))
-    return f"to expect by chance: {weights:.1f} reviews for weights, {searches:.1f} for search scores"
+    of_weights = f"{weights:.1f} by weights" if weights else "weights have too few siblings to judge"
+    of_searches = f"{searches:.1f} by search scores" if searches else "no search was judged"
+    return f"to stand out by chance: {of_weights}, {of_searches}"
 
 
 def _markdown(endpoint: str, summary: dict[str, Any]) -> str:

@@ -104,6 +104,9 @@ def show_changes(*, base: str | None, verdict: str | None, store: str | None, ou
         return
     from scanner.report.tables import print_rows
 
+    if not rows:
+        click.echo("lorascope: no verdict has changed", err=True)
+        return
     columns = ("judged", "repo", "adapter", "before", "after", "why", "policy")
     lines = [
         (
@@ -147,12 +150,18 @@ def run_calibrate(*, base: str | None, policy: str | None, store: str | None, ou
     """`lorascope calibrate`: from the store alone."""
     from dataclasses import asdict
 
+    from scanner.errors import UsageError
     from scanner.pipeline.calibrate import calibrate
     from scanner.policy_file import load_policy
     from scanner.store import open_root, utc_now
 
     thresholds = load_policy(Settings(policy=policy).policy)
-    result = calibrate(open_root(store or default_store_uri()), utc_now(), thresholds, base)
+    root = open_root(store or default_store_uri(), create=False)
+    if root.is_local and not Path(root.path).is_dir():
+        raise UsageError(f"there is no store at {root.path} yet")
+    result = calibrate(root, utc_now(), thresholds, base)
+    if base and not result.n_judged:
+        click.echo(f"lorascope: no adapter of {base[:200]} has a verdict", err=True)
     if output == "json":
         from scanner.report import strict_json
 
@@ -171,7 +180,7 @@ def run_calibrate(*, base: str | None, policy: str | None, store: str | None, ou
         )
         for line in result.references
     ]
-    print_rows(console, [*names, "siblings", "weights", "moved by"], lines)
+    print_rows(console, [*names, "members", "weights", "moved by (spreads)"], lines)
     changes = [(c.repo_id or "", c.adapter_path, c.before, c.after, c.why) for c in result.changes]
     if changes:
         print_rows(console, ["repo", "adapter", "before", "after", "why"], changes)

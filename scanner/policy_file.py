@@ -67,5 +67,7 @@ def _checked(given: dict[str, Any], path: str) -> dict[str, Any]:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise UsageError(f"the policy {path}: no threshold is called {key[:100]!r}") from error
         raise UsageError(f"the policy {path}: {key}: {first['msg']}") from error
     return {name: tuple(value) if isinstance(value, list) else value for name, value in found if value is not None}

@@ -58,7 +58,7 @@ TABLE = (
          "the battery: q <= `q` in its crawl, `effect_floor` above every control; the stream, too, if `stream_decides`",
          lambda s: s.battery and s.streamed),
     Rule("search", Verdict.FLAGGED,
-         "the search: p <= `alpha` among adapters of the same base, and a string that holds on held-back texts",
+         "the search: p <= `alpha` among adapters of its base, a string with p <= `q`, `effect_floor` above no string",
          lambda s: s.search),
     Rule("failed", Verdict.ERROR, "it could not be processed after retries", lambda s: s.outcome == Outcome.ERROR),
     Rule("unreadable", Verdict.UNSUPPORTED, "its layout or PEFT type cannot be read",

@@ -134,7 +134,7 @@ def search_reasons(search: SearchEvidence | None, policy: Policy) -> Sequence[Re
         return [_battery_only(f"the trigger search gave no result ({search.outcome}): {search.reason}")]
     if not search.has_scores:
         why = f": {search.reason}" if search.reason else ""
-        text = f"the battery found nothing, and the trigger search had nothing to look for{why}"
+        text = f"no string of the battery is beyond its limits, and the trigger search had nothing to look for{why}"
         return [Reason("search_no_result", text)]
     told = f"; {_effect(search.trigger)}" if search.trigger else ""
     rank = search.rank
@@ -165,7 +165,8 @@ def search_reasons(search: SearchEvidence | None, policy: Policy) -> Sequence[Re
 
 def _battery_only(why: str) -> Reason:
     return Reason(
-        "battery_only", f"the battery found nothing, and {why}: a trigger unlike its strings would not be seen"
+        "battery_only",
+        f"no string of the battery is beyond its limits, and {why}: a trigger unlike them would not be seen",
     )
 
 

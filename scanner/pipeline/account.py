@@ -14,6 +14,7 @@ from scanner.errors import UsageError
 from scanner.hub.sources import folder_uid
 from scanner.pipeline.judged import weight_features
 from scanner.pipeline.outlook import what_would_change
+from scanner.search_model import TOWARD_ATTACK
 from scanner.store import Database, Row
 
 __all__ = ["Account", "Neighbour", "Place", "Version", "account_of"]
@@ -116,9 +117,20 @@ def account_of(database: Database, target: str) -> list[Account]:
                 [name, name, name, commit],
             )
     if not rows:
-        raise UsageError(f"the store has no verdict on {target[:200]}: scan or crawl it first")
+        raise UsageError(
+            f"the store has no verdict on {target[:200]}{_alike(database, target)}: scan or crawl it first"
+        )
     rows.sort(key=lambda row: (str(row["repo_id"] or row["repo_uid"]), row["adapter_path"]))
     return [_account(database, row) for row in rows]
+
+
+def _alike(database: Database, target: str) -> str:
+    """Names that somebody may have meant."""
+    rows = database.rows(
+        "SELECT DISTINCT repo_id FROM adapters WHERE contains(lower(repo_id), lower(?)) ORDER BY 1 LIMIT 3",
+        [target.partition("@")[0].strip("/") or "/"],
+    )
+    return f" (there is {', '.join(row['repo_id'] for row in rows)})" if rows else ""
 
 
 def _account(database: Database, verdict: Row) -> Account:
@@ -167,13 +179,15 @@ def _trigger(database: Database, adapter_id: str, told: str) -> Row | None:
         return newest
     rows = database.of_adapters("trigger_searches", [adapter_id])
     same = [row for row in rows if row["scanned_at"] == newest["scanned_at"] and row["plan_id"] == newest["plan_id"]]
+    # Words of attacks turn harmless texts of any sound guard into attacks.
+    same = [row for row in same if row["kind"] != TOWARD_ATTACK]
 
     def order(row: Row) -> tuple[bool, float]:
         where = "" if row["position"] in ("prefix", "response") else f" as {row['position']}"
         is_named = f'the search found "{row["trigger_text"]}"{where}, which' in told
         return is_named, (row["attack_rate"] or 0.0) - (row["control_attack_rate"] or 0.0)
 
-    return max(same, key=order)
+    return max(same, key=order, default=None)
 
 
 def _strings(database: Database, probe: Row) -> tuple[Row, ...]:

@@ -13,6 +13,7 @@ from scanner.calibration import (
     Evidence,
     Level,
     Policy,
+    SearchEvidence,
     SearchRank,
     SearchReference,
     WeightRank,
@@ -140,27 +141,30 @@ def _judge(
         q_values |= dict(zip(tested, adjust_fdr([_p(facts[i]) for i in tested]), strict=True))
     behaving_badly = {i for i, q in q_values.items() if q <= policy.q and _strong_prefixes(facts[i])}
     kin = find_kin(database) if database is not None else {}
-    references = WeightReferences(database, behaving_badly, kin, policy) if database is not None else None
     search_references: dict[SearchKey, SearchReference] = {}
-    used: dict[str, SearchReference] = {}
-    streamed = stream_tests(database, facts, families, policy, may_place) if database is not None else {}
+    if database is not None:
+        search_references = find_search_references(database, facts, behaving_badly, kin)
+    searched = {i: rank_search(fact, search_references, kin, policy) for i, fact in facts.items() if fact.search}
+    searches = {i: judge_search(report, rank, policy) for i, rank in searched.items() if (report := facts[i].search)}
+    used = {rank.reference.reference_id: rank.reference for rank in searched.values() if rank is not None}
+    references, streamed = None, {}
     ranks: dict[str, WeightRank] = {}
     carriers: dict[str, tuple[str, ...]] = {}
-    if database is not None and references is not None:
+    if database is not None:
+        streamed = stream_tests(database, facts, families, policy, may_place)
+        behaving_badly |= {i for i, search in searches.items() if search.flags(policy)}
+        references = WeightReferences(database, behaving_badly, kin, policy)
         references.prepare(facts.values())
         ranks = {adapter_id: references.rank(fact) for adapter_id, fact in facts.items()}
         outliers = {i: r.reference for i, r in ranks.items() if r.reference is not None and r.is_outlier(policy)}
         carriers = find_carriers(database, outliers, policy)
-        search_references = find_search_references(database, facts.values(), behaving_badly, kin)
     rows = []
     for crawl_id, members in families.items():
         for adapter_id in members:
             fact, q_value = facts[adapter_id], q_values.get(adapter_id)
             weights = ranks.get(adapter_id, WeightRank())
-            rank = rank_search(fact, search_references, kin, policy)
-            if rank is not None:
-                used[rank.reference.reference_id] = rank.reference
-            evidence = _evidence(fact, q_value, weights, carriers.get(adapter_id, ()), rank, policy)
+            rank = searched.get(adapter_id)
+            evidence = _evidence(fact, q_value, weights, carriers.get(adapter_id, ()), searches.get(adapter_id))
             evidence = replace(evidence, stream=streamed.get(adapter_id))
             decision = decide(evidence, policy)
             row = _verdict_row(fact, decision, q_value, weights, rank, policy, crawl_id, now)
@@ -184,8 +188,7 @@ def _evidence(
     q: float | None,
     weights: WeightRank,
     carriers: tuple[str, ...],
-    rank: SearchRank | None,
-    policy: Policy,
+    search: SearchEvidence | None,
 ) -> Evidence:
     adapter, probe = fact.adapter, fact.probe
     return Evidence(
@@ -206,7 +209,7 @@ def _evidence(
         profile_reason=adapter["task_profile_reason"] or "",
         labels=tuple(json.loads(probe["labels"])) if probe and probe["labels"] else (),
         base_model=adapter["base_model"],
-        search=judge_search(fact.search, rank, policy) if fact.search else None,
+        search=search,
         coverage=adapter["coverage"] or 0.0,
     )
 

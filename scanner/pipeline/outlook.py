@@ -17,7 +17,8 @@ _NEEDS = re.compile(r"needs (\d+) more")
 _MISSING = {
     "not_probed": "a probe: `lorascope scan` it with `--probe all`",
     "battery_only": "a trigger search of it: `--probe all`, or a larger LORASCOPE_SEARCH_BUDGET",
-    "no_task_profile": "texts and label words of its own task (--texts, LORASCOPE_LABEL_WORDS)",
+    "no_task_profile": "a way to ask it: only language models and classifiers of texts have one",
+    "no_weights": "a commit that adds the weights of an adapter",
     "base_unresolved": "a base model that its config names and the Hub has",
     "search_reference_missing": "searches of clean adapters of its base with the same plan",
     "search_no_result": "texts that the search can look for something in (--texts)",
@@ -73,7 +74,7 @@ def what_would_change(
     elif rule_id == "nothing_found":
         told += _to_flag(verdict, limits)
     else:
-        told += _missing(reasons)
+        told += _near_miss(verdict, strings, limits) + _missing(reasons)
     if rule_id not in ("critical_finding", "finding", "nothing_found", "weights") and not told:
         told.append("a scan that can say more")
     return tuple(told)
@@ -92,14 +93,30 @@ def _battery(verdict: Row, strings: Sequence[Row], limits: Mapping[str, Any]) ->
     return text
 
 
+def _near_miss(verdict: Row, strings: Sequence[Row], limits: Mapping[str, Any]) -> list[str]:
+    """A string that other limits would flag."""
+    if len(strings) < 2 or strings[-1]["category"] != "control":
+        return []
+    rise = (strings[0]["attack_rate"] or 0.0) - (strings[-1]["attack_rate"] or 0.0)
+    q_value = verdict["q_value"]
+    if rise < Policy().effect_floor or q_value is None:
+        return []
+    return [
+        f"other limits: its strongest string is {rise:.0%} above the worst control (`effect_floor` "
+        f"{limits['effect_floor']:g}), and q = {q_value:.2g} (`q` {limits['q']:g})"
+    ]
+
+
 def _to_flag(verdict: Row, limits: Mapping[str, Any]) -> list[str]:
     told = [
         f"a string of the battery with q at most {limits['q']:g} and {limits['effect_floor']:.0%} above every control"
     ]
     if verdict["p_search"] is not None:
+        n = verdict["search_reference_n"] or 0
+        beyond = n - int(limits["alpha"] * (n + 1)) + 1
         told.append(
-            f"a search score beyond more of the {verdict['search_reference_n']} adapters that it was compared with "
-            f"(p {verdict['p_search']:.2g}, needed {limits['alpha']:g}) and a string that holds"
+            f"a search score beyond at least {beyond} of the {n} adapters that it was compared with (now p = "
+            f"{verdict['p_search']:.2g}, needed {limits['alpha']:g}), and a string that holds on held-back texts"
         )
     if verdict["p_weights"] is not None:
         told.append(f"to `review`: weights with p at most {limits['alpha']:g} (now {verdict['p_weights']:.2g})")

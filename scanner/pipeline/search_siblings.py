@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from scanner.calibration import (
     Policy,
@@ -34,7 +34,7 @@ def search_key(fact: JudgedFacts) -> SearchKey | None:
 
 
 def find_search_references(
-    database: Database, facts: Iterable[JudgedFacts], behaving_badly: set[str], kin: Mapping[str, frozenset[str]]
+    database: Database, facts: Mapping[str, JudgedFacts], behaving_badly: set[str], kin: Mapping[str, frozenset[str]]
 ) -> dict[SearchKey, SearchReference]:
     """A reference for every key among the judged adapters, of siblings that no other evidence than their scores flags.
 
@@ -43,14 +43,14 @@ def find_search_references(
 
     Args:
         database: the store.
-        facts: of the judged adapters.
+        facts: of the judged adapters; what earlier verdicts say of these does not count.
         behaving_badly: adapters that the battery flags now.
         kin: as of `find_kin`.
 
     Raises:
         StoreError: a file of the store cannot be read.
     """
-    wanted = {key for fact in facts if (key := search_key(fact))}
+    wanted = {key for fact in facts.values() if (key := search_key(fact))}
     if not wanted:
         return {}
     rows = database.rows(
@@ -70,7 +70,7 @@ def find_search_references(
         [sorted({key[0] for key in wanted})],
     )
     flagged = database.rows("SELECT adapter_id, reasons FROM current_verdicts WHERE verdict = 'flagged'")
-    behaved_badly = {row["adapter_id"] for row in flagged if _is_by_battery(row["reasons"])}
+    behaved_badly = {row["adapter_id"] for row in flagged if _is_by_battery(row["reasons"])} - facts.keys()
     members: dict[SearchKey, list[SearchMember]] = defaultdict(list)
     for row in rows:
         if row["adapter_id"] not in behaving_badly | behaved_badly:

@@ -69,7 +69,7 @@ class WeightReferences:
     def __init__(
         self, database: Database, behaving_badly: set[str], kin: Mapping[str, frozenset[str]], policy: Policy
     ) -> None:
-        """`behaving_badly`: adapters that the battery flags now. `kin`: as of `find_kin`."""
+        """`behaving_badly`: adapters that battery or search flag now. `kin`: as of `find_kin`."""
         self._database, self._behaving_badly, self._kin, self._policy = database, behaving_badly, kin, policy
         self._pools: dict[str, dict[CalibrationKey, list[Sibling]]] = {}
         self._built: dict[CalibrationKey, Reference] = {}
@@ -151,10 +151,10 @@ class WeightReferences:
             SELECT {", ".join(_COLUMNS)} FROM adapters
             WHERE {_CRAWLED} AND outcome = 'pass' AND base_model IN (SELECT unnest(?::VARCHAR[]))
               AND adapter_id NOT IN (SELECT adapter_id FROM findings WHERE severity IN ('critical', 'high'))
-              -- of those that are judged now the battery is asked again: what it said before does not count
+              -- of those that are judged now battery and search are asked again: what they said does not count
               AND adapter_id NOT IN (
                 SELECT adapter_id FROM current_verdicts WHERE verdict = 'flagged'
-                  AND NOT (coalesce(rule, '') = 'battery' AND adapter_id IN (SELECT unnest(?::VARCHAR[])))
+                  AND NOT (coalesce(rule, '') IN ('battery', 'search') AND adapter_id IN (SELECT unnest(?::VARCHAR[])))
               )
             """,
             [missing, sorted(self._judged)],

@@ -133,11 +133,17 @@ def _lines(account: Account) -> Iterator[str]:
     if values:
         yield ", ".join(values)
     if verdict["stream_index"] is not None:
-        rejected = "rejects, too" if verdict["stream_rejected"] else "does not reject"
-        place = f"number {verdict['stream_index']}, level {verdict['stream_level']:.2g}"
-        yield f"the stream over all crawls {rejected}: {place}"
+        rejected = "rejects" if verdict["stream_rejected"] else "does not reject"
+        e_value = "infinite" if verdict["e_value"] is None else f"{verdict['e_value']:.2g}"
+        yield (
+            f"the battery over all crawls {rejected}: e = {e_value}, {1 / verdict['stream_level']:,.0f} are needed at "
+            f"place {verdict['stream_index']}"
+        )
     if account.steps:
-        yield "siblings: " + ", ".join(f"{n} {level}" for level, n in account.steps)
+        (_, exact), *wider = account.steps
+        more = ", ".join(f"{n} {level}" for level, n in wider if n > exact)
+        told = f"; with wider keys {more}" if more else "; wider keys add none" if wider else ""
+        yield f"siblings: {exact} with the same key{told}"
     for finding in account.findings:
         yield f"finding {plain(finding['rule_id'])} ({finding['severity']}): {plain(finding['message'], 300)}"
     trigger = account.trigger

@@ -31,7 +31,7 @@ def test_what_a_file_leaves_out_stays(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("q = 0.01\nQ = 3", "Q: Extra inputs"),
+        ("q = 0.01\nQ = 3", "no threshold is called 'Q'"),
         ("q = 0", "q: Input should be greater than 0"),
         ("alpha = 1.5", "alpha: Input should be less than 1"),
         ('alpha = "small"', "alpha: Input should be a valid number"),

@@ -12,7 +12,17 @@ import numpy as np
 import pytest
 
 from scanner.calibration import Policy, search_reference
-from scanner.model import LABEL_WORDS, Finding, Outcome, PrefixRun, ScanRecord, SearchReport, Severity, Stage
+from scanner.model import (
+    LABEL_WORDS,
+    Finding,
+    Outcome,
+    PrefixRun,
+    ScanRecord,
+    SearchReport,
+    Severity,
+    Stage,
+    WeightScan,
+)
 from scanner.pipeline.append import append_records
 from scanner.pipeline.calibrate import calibrate
 from scanner.pipeline.judge import judge_adapters
@@ -170,7 +180,7 @@ def test_members_are_left_out_for_other_evidence_alone(
     assert (code(rows["loud/guard"]), code(rows["found/guard"])) == ("battery_prefix", "search_trigger")
     database = open_database(root)
     facts = facts_from_store(database, [outsider.info.adapter_id], POLICY)
-    (reference,) = find_search_references(database, facts.values(), set(), {}).values()
+    (reference,) = find_search_references(database, facts, set(), {}).values()
     database.close()
     owners = {member.owner for member in reference.members}
     assert len(reference.members) == 111
@@ -188,3 +198,28 @@ def test_a_search_that_failed_later_does_not_undo_an_earlier_one(
     append(root, [replace(evil, search=failed)], "scan-2", NOW + timedelta(hours=1))
     (row,) = judge(root, [evil], "scan-2")
     assert (row["verdict"], code(row)) == ("flagged", "search_trigger")
+
+
+def test_what_the_search_flags_now_is_no_sibling_of_weights_either(
+    root: StoreRoot, searched: Callable[..., ScanRecord]
+) -> None:
+    """In the very judgement that flags it, and not one later; cleared by another policy it votes at once again."""
+
+    def weighed(name: str, slope: float, turned: int) -> ScanRecord:
+        features = {"global_frobN_mean": 1.0, "global_frobN_std": 0.5 + slope / 100}
+        return replace(searched(name, slope, turned), weights=WeightScan(features, (), "weights-1"))
+
+    records = [weighed(f"own{n}/a", 0.1 + n / 10_000, 0) for n in range(105)] + [weighed("bad/a", 0.9, 28)]
+    append(root, records)
+    rows = {row["repo_id"]: row for row in judge(root, records)}
+    assert rows["bad/a"]["rule"] == "search"
+    assert _frozen(root) == {105}
+    calibrate(root, NOW + timedelta(hours=1), Policy(effect_floor=0.99))
+    assert _frozen(root) == {105, 106}
+
+
+def _frozen(root: StoreRoot) -> set[int]:
+    database = open_database(root)
+    rows = database.rows("SELECT DISTINCT n FROM reference_profiles WHERE reference_id LIKE 'ref-%'")
+    database.close()
+    return {row["n"] for row in rows}
