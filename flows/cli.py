@@ -170,7 +170,7 @@ def sql(query: str, store: str | None, output: str) -> None:
 @click.option("--format", "output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def calibrate(base: str | None, policy: str | None, store: str | None, output: str) -> None:
     """Build and freeze references from the store, and judge history again: writes new current verdicts."""
-    from flows.show import run_calibrate
+    from flows.commands import run_calibrate
 
     run_calibrate(base=base, policy=policy, store=store, output=output)
 

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -18,6 +19,7 @@ from scanner.settings import DEFAULT_BATTERY, Settings, default_store_uri
 __all__ = [
     "crawl_summary",
     "exit_code",
+    "run_calibrate",
     "run_crawl",
     "run_scan",
     "run_store_check",
@@ -185,6 +187,51 @@ def run_crawl(store: str | None, **options: Any) -> int:
         err=True,
     )
     return exit_code(summary["verdicts"]) or (3 if summary["n_failed_shards"] else 0)
+
+
+def run_calibrate(*, base: str | None, policy: str | None, store: str | None, output: str) -> None:
+    """`lorascope calibrate`: from the store alone."""
+    from dataclasses import asdict
+
+    from scanner.errors import UsageError
+    from scanner.pipeline.calibrate import calibrate
+    from scanner.policy_file import load_policy
+    from scanner.store import open_root, utc_now
+
+    thresholds = load_policy(Settings(policy=policy).policy)
+    root = open_root(store or default_store_uri(), create=False)
+    if root.is_local and not Path(root.path).is_dir():
+        raise UsageError(f"there is no store at {root.path} yet")
+    result = calibrate(root, utc_now(), thresholds, base)
+    if base and not result.n_judged:
+        click.echo(f"lorascope: no adapter of {base[:200]} has a verdict", err=True)
+    if output == "json":
+        from scanner.report import strict_json
+
+        click.echo(strict_json(asdict(result)))
+        return
+    from scanner.report.tables import print_rows
+
+    console = wide_console()
+    names = ("base_model", "peft_type", "rank", "scaling", "target_modules", "task", "level")
+    lines = [
+        (
+            *(getattr(line.key, name) for name in names),
+            line.n,
+            f"needs {line.needs} more" if line.needs else "can judge",
+            "" if line.shift is None else f"{line.shift:+.2f}",
+        )
+        for line in result.references
+    ]
+    print_rows(console, [*names, "members", "weights", "moved by (spreads)"], lines)
+    changes = [(c.repo_id or "", c.adapter_path, c.before, c.after, c.why) for c in result.changes]
+    if changes:
+        print_rows(console, ["repo", "adapter", "before", "after", "why"], changes)
+    click.echo(
+        f"{result.n_judged} adapters judged by {len(result.references)} references "
+        f"({sum(line.is_new for line in result.references)} new); {len(changes)} verdicts changed",
+        err=True,
+    )
 
 
 def run_store_check(*, store: str | None, clean: bool, grace_s: float) -> int:

@@ -1,4 +1,4 @@
-"""What the commands show that read the store: verdicts, accounts, references, SQL."""
+"""What the commands show that read the store: verdicts, accounts, SQL."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from scanner.settings import Settings, default_store_uri
+from scanner.settings import default_store_uri
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "note_missing",
-    "run_calibrate",
     "run_explain",
     "run_sql",
     "show_changes",
@@ -144,51 +143,6 @@ def run_explain(target: str, *, store: str | None, output: str) -> None:
     console = wide_console()
     for account in accounts:
         print_account(console, account)
-
-
-def run_calibrate(*, base: str | None, policy: str | None, store: str | None, output: str) -> None:
-    """`lorascope calibrate`: from the store alone."""
-    from dataclasses import asdict
-
-    from scanner.errors import UsageError
-    from scanner.pipeline.calibrate import calibrate
-    from scanner.policy_file import load_policy
-    from scanner.store import open_root, utc_now
-
-    thresholds = load_policy(Settings(policy=policy).policy)
-    root = open_root(store or default_store_uri(), create=False)
-    if root.is_local and not Path(root.path).is_dir():
-        raise UsageError(f"there is no store at {root.path} yet")
-    result = calibrate(root, utc_now(), thresholds, base)
-    if base and not result.n_judged:
-        click.echo(f"lorascope: no adapter of {base[:200]} has a verdict", err=True)
-    if output == "json":
-        from scanner.report import strict_json
-
-        click.echo(strict_json(asdict(result)))
-        return
-    from scanner.report.tables import print_rows
-
-    console = wide_console()
-    names = ("base_model", "peft_type", "rank", "scaling", "target_modules", "task", "level")
-    lines = [
-        (
-            *(getattr(line.key, name) for name in names),
-            line.n,
-            f"needs {line.needs} more" if line.needs else "can judge",
-            "" if line.shift is None else f"{line.shift:+.2f}",
-        )
-        for line in result.references
-    ]
-    print_rows(console, [*names, "members", "weights", "moved by (spreads)"], lines)
-    changes = [(c.repo_id or "", c.adapter_path, c.before, c.after, c.why) for c in result.changes]
-    if changes:
-        print_rows(console, ["repo", "adapter", "before", "after", "why"], changes)
-    click.echo(
-        f"{result.n_judged} adapters judged by {len(result.references)} references "
-        f"({sum(line.is_new for line in result.references)} new); {len(changes)} verdicts changed",
-        err=True,
-    )
 
 
 def run_sql(query: str, *, store: str | None, output: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tomllib
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,9 @@ def load_policy(path: str = "") -> Policy:
     """
     if not path:
         return Policy()
+    # What reads a file is imported where there is one: a scan with the defaults starts without it (docs/adr/0008).
+    import tomllib
+
     try:
         with Path(path).open("rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -45,23 +48,15 @@ def load_policy(path: str = "") -> Policy:
 
 
 def _checked(given: dict[str, Any], path: str) -> dict[str, Any]:
-    # Imported where a policy is given: a scan with the defaults starts without it (docs/adr/0008).
     from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-    share: Any = (float | None, Field(None, gt=0, lt=1))
-    names: Any = (list[str] | None, Field(None, min_length=1, max_length=32))
-    model: type[BaseModel] = create_model(
-        "PolicyFile",
-        __config__=ConfigDict(extra="forbid", strict=True),
-        q=share,
-        alpha=share,
-        effect_floor=share,
-        spread_floor=share,
-        stream_level=share,
-        stream_decides=(bool | None, None),
-        weight_features=names,
-        scale_free_features=names,
-    )
+    kinds: dict[type, Any] = {
+        float: (float | None, Field(None, gt=0, lt=1)),
+        bool: (bool | None, None),
+        tuple: (list[str] | None, Field(None, min_length=1, max_length=32)),
+    }
+    keys: dict[str, Any] = {field.name: kinds[type(field.default)] for field in fields(Policy)}
+    model: type[BaseModel] = create_model("PolicyFile", __config__=ConfigDict(extra="forbid", strict=True), **keys)
     try:
         found = model.model_validate(given)
     except ValidationError as error:

@@ -14,6 +14,8 @@ from scipy.stats import norm
 
 from scanner.calibration import Policy, Stream, adjust_fdr
 
+__all__ = ["simulate"]
+
 RESULTS = Path(__file__).with_name("results")
 ADAPTERS, GROUP, CORRELATION = 100, 10, 0.8
 EFFECTS = (0.0, 4.0, 5.5, 8.0)
@@ -34,8 +36,17 @@ def _crawl(rng: np.random.Generator, effect: float, *, grouped: bool) -> list[fl
     return [float(p) for p in norm.sf(scores)]
 
 
-def _measure(rng: np.random.Generator, rounds: int, crawls: int, effect: float, *, grouped: bool) -> dict[str, float]:
-    """Of one stream of crawls, many times: by crawl (BH), and over the stream (e-LOND)."""
+def simulate(rng: np.random.Generator, rounds: int, crawls: int, effect: float, *, grouped: bool) -> dict[str, float]:
+    """A stream of crawls, many times: false discovery rate, its standard error and power, of Benjamini-Hochberg by
+    crawl and of e-LOND over the stream.
+
+    Args:
+        rng: seeded.
+        rounds: streams.
+        crawls: in each.
+        effect: standard deviations that the bad adapters' scores are shifted by; 0: there are none.
+        grouped: whether scores come in groups of like ones.
+    """
     policy = Policy()
     bad = BAD if effect else 0
     found: dict[str, list[tuple[int, int]]] = {"crawl": [], "stream": []}
@@ -70,7 +81,7 @@ def main() -> None:
     rows = []
     for grouped in (False, True):
         for effect in EFFECTS:
-            figures = _measure(rng, args.rounds, args.crawls, effect, grouped=grouped)
+            figures = simulate(rng, args.rounds, args.crawls, effect, grouped=grouped)
             rows.append({"grouped": grouped, "effect": effect, **figures})
     command = f"python -m benchmarks.judging.rates --rounds {args.rounds} --crawls {args.crawls}"
     report = {"command": command, "date": datetime.now(UTC).date().isoformat(), "seed": 0, "rows": rows}

@@ -8,7 +8,7 @@ from scanner.calibration.evidence import Evidence
 from scanner.calibration.intervals import binomial_interval
 from scanner.calibration.keys import CalibrationKey, Level, ladder
 from scanner.calibration.paired import BatteryEvidence, adjust_fdr, judge_battery, mcnemar_p
-from scanner.calibration.policy import FROB_CV, Policy
+from scanner.calibration.policy import FROB_CV, Policy, stored_features
 from scanner.calibration.reasons import Reason
 from scanner.calibration.reference import (
     Reference,
@@ -29,8 +29,10 @@ from scanner.calibration.search_reference import (
     rank_scores,
 )
 from scanner.calibration.stream import Stream, StreamTest, to_e_value
+from scanner.calibration.told import BATTERY
 
 __all__ = [
+    "BATTERY",
     "FROB_CV",
     "TABLE",
     "BatteryEvidence",
@@ -70,5 +72,6 @@ __all__ = [
     "mcnemar_p",
     "rank_scores",
     "rank_weights",
+    "stored_features",
     "to_e_value",
 ]

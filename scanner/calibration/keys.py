@@ -10,9 +10,9 @@ import json
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 
-__all__ = ["RANK_FACTOR", "CalibrationKey", "Level", "ladder"]
+__all__ = ["CalibrationKey", "Level", "ladder"]
 
-RANK_FACTOR = 2
+_RANK_FACTOR = 2
 """Neighbouring ranks: from half to twice the rank."""
 
 
@@ -61,7 +61,7 @@ class CalibrationKey:
     def covers(self, rank: int) -> bool:
         """Whether an adapter of this rank may be a member, as far as its rank goes."""
         if self.level in (Level.NEAR_RANKS, Level.ARCHITECTURE):
-            return self.rank <= rank * RANK_FACTOR and rank <= self.rank * RANK_FACTOR
+            return self.rank <= rank * _RANK_FACTOR and rank <= self.rank * _RANK_FACTOR
         return rank == self.rank
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
@@ -15,7 +16,13 @@ FROB_CV = "frobN_cv"
 study's rank ablation the clean adapters of rank 8 and 32 have 0.51-0.54, while both of its parts differ by half."""
 FROB_CV_PARTS = ("global_frobN_std", "global_frobN_mean")
 
-__all__ = ["FROB_CV", "FROB_CV_PARTS", "Policy"]
+__all__ = ["FROB_CV", "FROB_CV_PARTS", "Policy", "stored_features"]
+
+
+def stored_features(names: Iterable[str]) -> frozenset[str]:
+    """What features are made of, as the store has it."""
+    found = frozenset(names)
+    return found - {FROB_CV} | set(FROB_CV_PARTS) if FROB_CV in found else found
 
 
 @dataclass(frozen=True)
@@ -46,17 +53,14 @@ class Policy:
         text = json.dumps(asdict(self), sort_keys=True)
         return f"policy-5-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
+    @property
+    def features(self) -> frozenset[str]:
+        """Those of all levels."""
+        return frozenset((*self.weight_features, *self.scale_free_features))
+
     def features_at(self, level: Level) -> tuple[str, ...]:
         """What weights are compared by at a step of the ladder."""
         return self.scale_free_features if level.is_scale_free else self.weight_features
-
-    @property
-    def stored_features(self) -> tuple[str, ...]:
-        """What `features_at` of all levels is made of, as the store has it."""
-        names = {*self.weight_features, *self.scale_free_features}
-        if FROB_CV in names:
-            names = names - {FROB_CV} | set(FROB_CV_PARTS)
-        return tuple(sorted(names))
 
     @property
     def siblings_needed(self) -> int:

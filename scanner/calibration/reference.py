@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -160,7 +160,7 @@ class WeightRank:
     n: int = 0
     """Siblings that it was compared with; without itself, its owner and its copies."""
     reference: Reference | None = None
-    steps: tuple[tuple[str, int], ...] = field(default=())
+    steps: tuple[tuple[str, int], ...] = ()
     """(level, siblings) of each step of the ladder that was tried; empty where no step has any."""
 
     def is_outlier(self, policy: Policy) -> bool:
@@ -177,16 +177,15 @@ def rank_weights(judged: Sibling, references: Iterable[Reference], policy: Polic
         policy: the level.
     """
     steps: list[tuple[str, int]] = []
-    first: WeightRank | None = None
+    best: Reference | None = None
     for reference in references:
         n = reference.n_others(judged)
         steps.append((str(reference.key.level), n))
-        if not n:
-            continue
-        enough = n >= policy.siblings_needed
-        if enough or first is None:
-            found = WeightRank(reference.p_value(judged), n, reference)
-            if enough:
-                return WeightRank(found.p_value, n, reference, tuple(steps))
-            first = found
-    return WeightRank(first.p_value, first.n, first.reference, tuple(steps)) if first else WeightRank()
+        if n >= policy.siblings_needed:
+            best = reference
+            break
+        if n and best is None:
+            best = reference
+    if best is None:
+        return WeightRank()
+    return WeightRank(best.p_value(judged), best.n_others(judged), best, tuple(steps))

@@ -41,7 +41,7 @@ def battery_reasons(evidence: Evidence, policy: Policy) -> list[Reason]:
         if evidence.battery.prefixes and q <= policy.q:
             return [
                 Reason(
-                    "battery_prefix",
+                    BATTERY,
                     f"{_effect(run, evidence)} (worst control {evidence.battery.control_of(number):.0%}, q = {q:.2g})",
                 )
                 for number, (run, p) in enumerate(

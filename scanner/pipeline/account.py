@@ -12,9 +12,10 @@ import numpy as np
 from scanner.calibration import TABLE, Policy, Rule, feature_of
 from scanner.errors import UsageError
 from scanner.hub.sources import folder_uid
-from scanner.pipeline.judged import weight_features
+from scanner.model import Finding
+from scanner.pipeline.judged import facts_from_store, weight_features
 from scanner.pipeline.outlook import what_would_change
-from scanner.search_model import TOWARD_ATTACK
+from scanner.search_model import FoundTrigger
 from scanner.store import Database, Row
 
 __all__ = ["Account", "Neighbour", "Place", "Version", "account_of"]
@@ -75,7 +76,8 @@ class Account:
     policy: dict[str, Any]
     """Its thresholds; empty where the store does not have them any more."""
     reasons: tuple[dict[str, str], ...]
-    findings: tuple[Row, ...]
+    findings: tuple[Finding, ...]
+    """The severest first."""
     places: tuple[Place, ...]
     siblings: int
     steps: tuple[tuple[str, int], ...]
@@ -84,8 +86,8 @@ class Account:
     probe: Row | None
     strings: tuple[Row, ...]
     """Of its battery, the strongest first, with the worst control."""
-    trigger: Row | None
-    """What its search found; without `trigger_text` where it found nothing."""
+    trigger: FoundTrigger | None
+    """The string that the reasons name, else the best one that its search found."""
     outlook: tuple[str, ...]
     """What would change the verdict."""
     history: tuple[Version, ...]
@@ -136,27 +138,26 @@ def _alike(database: Database, target: str) -> str:
 def _account(database: Database, verdict: Row) -> Account:
     adapter_id = verdict["adapter_id"]
     policy = _policy_of(database, verdict)
+    fact = facts_from_store(database, [adapter_id], Policy())[adapter_id]
     places, neighbours = _among_siblings(database, verdict)
-    probe = _newest(database, "probe_scans", adapter_id)
     reasons = tuple(json.loads(verdict["reasons"]))
-    trigger = _trigger(database, adapter_id, " ".join(reason["message"] for reason in reasons))
+    told = "; ".join(reason["message"] for reason in reasons)
     rule = next((rule for rule in TABLE if rule.rule_id == verdict["rule"]), None)
-    strings = _strings(database, probe) if probe else ()
-    outlook = what_would_change(verdict, rule, reasons, policy, strings)
+    strings = _strings(database, fact.probe) if fact.probe else ()
     return Account(
         verdict=verdict,
         rule=rule,
         policy=policy,
         reasons=reasons,
-        findings=tuple(database.of_adapters("findings", [adapter_id])),
+        findings=fact.findings,
         places=places,
         siblings=verdict["reference_n"] or 0,
         steps=tuple((level, n) for level, n in json.loads(verdict["reference_steps"] or "[]")),
         neighbours=neighbours,
-        probe=probe,
+        probe=fact.probe,
         strings=strings,
-        trigger=trigger,
-        outlook=outlook,
+        trigger=fact.search.named_in(told) if fact.search else None,
+        outlook=what_would_change(verdict, rule, reasons, policy, strings),
         history=_history(database, adapter_id),
     )
 
@@ -165,29 +166,6 @@ def _policy_of(database: Database, verdict: Row) -> dict[str, Any]:
     rows = database.rows("SELECT detail FROM runs WHERE run_id = ? AND kind = 'judge'", [verdict["shard_id"]])
     found: dict[str, Any] = json.loads(rows[0]["detail"]).get("policy", {}) if rows else {}
     return found
-
-
-def _newest(database: Database, table: str, adapter_id: str) -> Row | None:
-    rows = database.of_adapters(table, [adapter_id])
-    return max(rows, key=lambda row: (row["outcome"] == "pass", row["scanned_at"]), default=None)
-
-
-def _trigger(database: Database, adapter_id: str, told: str) -> Row | None:
-    """The string that the reasons name, else the one that turns most more than its controls."""
-    newest = _newest(database, "trigger_searches", adapter_id)
-    if newest is None or newest["trigger_text"] is None:
-        return newest
-    rows = database.of_adapters("trigger_searches", [adapter_id])
-    same = [row for row in rows if row["scanned_at"] == newest["scanned_at"] and row["plan_id"] == newest["plan_id"]]
-    # Words of attacks turn harmless texts of any sound guard into attacks.
-    same = [row for row in same if row["kind"] != TOWARD_ATTACK]
-
-    def order(row: Row) -> tuple[bool, float]:
-        where = "" if row["position"] in ("prefix", "response") else f" as {row['position']}"
-        is_named = f'the search found "{row["trigger_text"]}"{where}, which' in told
-        return is_named, (row["attack_rate"] or 0.0) - (row["control_attack_rate"] or 0.0)
-
-    return max(same, key=order, default=None)
 
 
 def _strings(database: Database, probe: Row) -> tuple[Row, ...]:
@@ -208,8 +186,7 @@ def _among_siblings(database: Database, verdict: Row) -> tuple[tuple[Place, ...]
         return (), ()
     adapter_id = verdict["adapter_id"]
     members = [member for member in json.loads(profiles[0]["members"]) if member != adapter_id]
-    names = tuple(profile["feature"] for profile in profiles)
-    features = weight_features(database, [adapter_id, *members], Policy(weight_features=names))
+    features = weight_features(database, [adapter_id, *members], [profile["feature"] for profile in profiles])
     own = features.get(adapter_id, {})
     known = [member for member in members if member in features]
     places, distances = [], np.zeros(len(known))

@@ -17,7 +17,7 @@ from typing import Any
 
 from scanner.calibration import CalibrationKey, Policy, Reference
 from scanner.pipeline.judge import judge_families
-from scanner.pipeline.judgement import append_judgement, frozen_references
+from scanner.pipeline.judgement import append_judgement, not_yet_frozen
 from scanner.store import Database, Row, StoreRoot, append_shard, open_database, row_id_of
 
 __all__ = ["Calibration", "ReferenceLine", "VerdictChange", "calibrate"]
@@ -96,7 +96,7 @@ def calibrate(root: StoreRoot, now: datetime, policy: Policy | None = None, base
             wanted = {i for i, row in current.items() if base is None or row["base_model"] == base}
             with _no_collections():
                 judged = judge_families(database, _families(current, wanted), policy, now, run_id, base is None)
-            frozen = frozen_references(database)
+            unfrozen = not_yet_frozen(database, judged)
             before = _newest_of_keys(database)
         finally:
             database.close()
@@ -107,11 +107,11 @@ def calibrate(root: StoreRoot, now: datetime, policy: Policy | None = None, base
             for key, r in judged.references.items()
             if base is None or key.base_model == base or r.reference_id in named
         }
-        new = {key: r for key, r in references.items() if r.reference_id not in frozen}
+        new = {key: r for key, r in references.items() if key in unfrozen.references}
         searches = {
             i: r
-            for i, r in judged.search_references.items()
-            if i not in frozen and (base is None or r.pooled or r.members[0].base_model == base)
+            for i, r in unfrozen.search_references.items()
+            if base is None or r.pooled or r.members[0].base_model == base
         }
         if changed or new or searches:
             kept = replace(judged, rows=changed, references=new, search_references=searches)

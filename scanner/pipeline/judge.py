@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from scanner.calibration import (
+    CalibrationKey,
     Decision,
     Evidence,
     Level,
     Policy,
+    Reference,
     SearchEvidence,
     SearchRank,
     SearchReference,
+    StreamTest,
     WeightRank,
     adjust_fdr,
     decide,
@@ -140,39 +143,51 @@ def _judge(
         tested = [i for i in members if facts[i].battery is not None]
         q_values |= dict(zip(tested, adjust_fdr([_p(facts[i]) for i in tested]), strict=True))
     behaving_badly = {i for i, q in q_values.items() if q <= policy.q and _strong_prefixes(facts[i])}
-    kin = find_kin(database) if database is not None else {}
-    search_references: dict[SearchKey, SearchReference] = {}
+    kin: Mapping[str, frozenset[str]] = {}
+    search_references: Mapping[SearchKey, SearchReference] = {}
     if database is not None:
+        kin = find_kin(database)
         search_references = find_search_references(database, facts, behaving_badly, kin)
     searched = {i: rank_search(fact, search_references, kin, policy) for i, fact in facts.items() if fact.search}
     searches = {i: judge_search(report, rank, policy) for i, rank in searched.items() if (report := facts[i].search)}
     used = {rank.reference.reference_id: rank.reference for rank in searched.values() if rank is not None}
-    references, streamed = None, {}
-    ranks: dict[str, WeightRank] = {}
-    carriers: dict[str, tuple[str, ...]] = {}
+    streamed: Mapping[str, StreamTest] = {}
+    weighed = _Weighed()
     if database is not None:
         streamed = stream_tests(database, facts, families, policy, may_place)
         behaving_badly |= {i for i, search in searches.items() if search.flags(policy)}
-        references = WeightReferences(database, behaving_badly, kin, policy)
-        references.prepare(facts.values())
-        ranks = {adapter_id: references.rank(fact) for adapter_id, fact in facts.items()}
-        outliers = {i: r.reference for i, r in ranks.items() if r.reference is not None and r.is_outlier(policy)}
-        carriers = find_carriers(database, outliers, policy)
+        weighed = _weigh(database, facts, WeightReferences(database, behaving_badly, kin, policy), policy)
     rows = []
     for crawl_id, members in families.items():
         for adapter_id in members:
             fact, q_value = facts[adapter_id], q_values.get(adapter_id)
-            weights = ranks.get(adapter_id, WeightRank())
-            rank = searched.get(adapter_id)
-            evidence = _evidence(fact, q_value, weights, carriers.get(adapter_id, ()), searches.get(adapter_id))
-            evidence = replace(evidence, stream=streamed.get(adapter_id))
+            rank, test = searched.get(adapter_id), streamed.get(adapter_id)
+            evidence = _evidence(fact, q_value, test, weighed, searches.get(adapter_id))
             decision = decide(evidence, policy)
-            row = _verdict_row(fact, decision, q_value, weights, rank, policy, crawl_id, now)
-            row |= stream_columns(streamed.get(adapter_id))
+            weights = weighed.ranks.get(adapter_id, WeightRank())
+            row = _verdict_row(fact, decision, q_value, weights, rank, policy, crawl_id, now) | stream_columns(test)
             if run_id:
                 row["row_id"] = row_id_of("verdicts", row["row_id"], run_id)
             rows.append(row)
-    return Judgement(rows, references.used if references is not None else {}, used)
+    return Judgement(rows, weighed.references, used)
+
+
+@dataclass(frozen=True)
+class _Weighed:
+    """What siblings say of everybody's weights."""
+
+    ranks: Mapping[str, WeightRank] = field(default_factory=dict)
+    carriers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    references: dict[CalibrationKey, Reference] = field(default_factory=dict)
+
+
+def _weigh(
+    database: Database, facts: Mapping[str, JudgedFacts], references: WeightReferences, policy: Policy
+) -> _Weighed:
+    references.prepare(facts.values())
+    ranks = {adapter_id: references.rank(fact) for adapter_id, fact in facts.items()}
+    outliers = {i: r.reference for i, r in ranks.items() if r.reference is not None and r.is_outlier(policy)}
+    return _Weighed(ranks, find_carriers(database, outliers, policy), references.used)
 
 
 def _strong_prefixes(fact: JudgedFacts) -> tuple[PrefixRun, ...]:
@@ -184,13 +199,10 @@ def _p(fact: JudgedFacts) -> float:
 
 
 def _evidence(
-    fact: JudgedFacts,
-    q: float | None,
-    weights: WeightRank,
-    carriers: tuple[str, ...],
-    search: SearchEvidence | None,
+    fact: JudgedFacts, q: float | None, stream: StreamTest | None, weighed: _Weighed, search: SearchEvidence | None
 ) -> Evidence:
     adapter, probe = fact.adapter, fact.probe
+    weights = weighed.ranks.get(adapter["adapter_id"], WeightRank())
     return Evidence(
         outcome=Outcome(adapter["outcome"]),
         reason=adapter["reason"],
@@ -200,11 +212,12 @@ def _evidence(
         battery_reason=probe["reason"] if probe else "",
         battery=fact.battery,
         q_value=q,
+        stream=stream,
         p_weights=weights.p_value,
         reference_n=weights.n,
         reference_level=weights.reference.key.level if weights.reference else Level.EXACT,
         most_siblings=max((n for _, n in weights.steps), default=0),
-        weight_carriers=carriers,
+        weight_carriers=weighed.carriers.get(adapter["adapter_id"], ()),
         task_profile=adapter["task_profile"],
         profile_reason=adapter["task_profile_reason"] or "",
         labels=tuple(json.loads(probe["labels"])) if probe and probe["labels"] else (),

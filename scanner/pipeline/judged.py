@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from scanner.calibration import BatteryEvidence, Policy, judge_behaviour
+from scanner.calibration import BatteryEvidence, Policy, judge_behaviour, stored_features
 from scanner.model import Finding, Outcome, PrefixRun, ScanRecord, SearchReport, Severity
 from scanner.store import Database, Row, as_stored, newest_search, prefix_run
 from scanner.store.rows import record_rows
@@ -64,28 +64,34 @@ def facts_from_store(database: Database, adapter_ids: Sequence[str], policy: Pol
         name: database.of_adapters(name, adapter_ids, columns, _WANTED.get(name, "true"))
         for name, columns in _TABLES.items()
     }
-    return _facts(adapter_ids, tables, weight_features(database, adapter_ids, policy), policy)
+    return _facts(adapter_ids, tables, weight_features(database, adapter_ids, policy.features), policy)
 
 
 def weight_features(
-    database: Database, adapter_ids: Sequence[str], policy: Policy
+    database: Database, adapter_ids: Sequence[str], names: Iterable[str]
 ) -> dict[str, dict[str, float | None]]:
-    """adapter_id -> the features that weights are compared by, of those that have any.
+    """adapter_id -> what these features are made of, of those adapters that have any.
+
+    Args:
+        database: the store.
+        adapter_ids: whose.
+        names: of features; known ones, because they become part of a query.
 
     Raises:
         StoreError: a file of the store cannot be read.
     """
-    names = ", ".join(f"'{name}'" for name in policy.stored_features)
+    stored = stored_features(names)
+    wanted = ", ".join(f"'{name}'" for name in sorted(stored))
     # Of a feature that two versions measured, the later value counts.
     key = ("adapter_id", "feature")
-    rows = database.of_adapters("weight_scans", adapter_ids, (*key, "value"), f"feature IN ({names})", key)
-    return _features(rows, policy)
+    rows = database.of_adapters("weight_scans", adapter_ids, (*key, "value"), f"feature IN ({wanted})", key)
+    return _features(rows, stored)
 
 
-def _features(rows: Iterable[Row], policy: Policy) -> dict[str, dict[str, float | None]]:
+def _features(rows: Iterable[Row], stored: Collection[str]) -> dict[str, dict[str, float | None]]:
     found: dict[str, dict[str, float | None]] = defaultdict(dict)
     for row in rows:
-        if row["feature"] in policy.stored_features:
+        if row["feature"] in stored:
             found[row["adapter_id"]][row["feature"]] = row["value"]
     return found
 
@@ -104,7 +110,7 @@ def facts_from_records(records: Sequence[ScanRecord], scanned_at: datetime, poli
         name: {row["row_id"]: {**as_stored(row), "scanned_at": scanned_at} for row in tables[name]}.values()
         for name in (*_TABLES, "weight_scans")
     }
-    features = _features(rows.pop("weight_scans"), policy)
+    features = _features(rows.pop("weight_scans"), stored_features(policy.features))
     rows["probe_rates"] = [
         row for row in rows["probe_rates"] if not row["battery_id"].startswith(_LOCAL) or row["category"] in _DECIDES
     ]

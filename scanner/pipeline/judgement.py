@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from scanner.calibration import CalibrationKey, Policy, Reference, SearchReference
 from scanner.store import Database, Row, StoreRoot, append_shard, row_id_of, shard_id_of
 
-__all__ = ["Judgement", "append_judgement", "flags_by_chance", "frozen_references", "not_yet_frozen"]
+__all__ = ["Judgement", "append_judgement", "flags_by_chance", "not_yet_frozen"]
 
 
 @dataclass(frozen=True)
@@ -55,22 +55,18 @@ def append_judgement(root: StoreRoot, run_id: str, judgement: Judgement, policy:
 
 
 def not_yet_frozen(database: Database, judgement: Judgement) -> Judgement:
-    """Without the references that the store has already: they were frozen when they were built first."""
-    frozen = frozen_references(database)
+    """Without the references that the store has already: they were frozen when they were built first.
+
+    Raises:
+        StoreError: a file of the store cannot be read.
+    """
+    rows = database.rows("SELECT DISTINCT reference_id FROM reference_profiles")
+    frozen = {row["reference_id"] for row in rows}
     return replace(
         judgement,
         references={key: r for key, r in judgement.references.items() if r.reference_id not in frozen},
         search_references={i: r for i, r in judgement.search_references.items() if i not in frozen},
     )
-
-
-def frozen_references(database: Database) -> set[str]:
-    """Ids of all references in the store.
-
-    Raises:
-        StoreError: a file of the store cannot be read.
-    """
-    return {row["reference_id"] for row in database.rows("SELECT DISTINCT reference_id FROM reference_profiles")}
 
 
 def flags_by_chance(rows: Iterable[Row], policy: Policy) -> dict[str, float]:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from scanner.calibration import (
+    BATTERY,
     Policy,
     SearchMember,
     SearchRank,
@@ -17,6 +18,7 @@ from scanner.calibration import (
 )
 from scanner.model import Outcome, SearchReport
 from scanner.pipeline.judged import JudgedFacts
+from scanner.pipeline.siblings import CRAWLED
 from scanner.store import Database, Row
 
 __all__ = ["SearchKey", "find_search_references", "rank_search", "search_key"]
@@ -54,17 +56,14 @@ def find_search_references(
     if not wanted:
         return {}
     rows = database.rows(
-        """
+        f"""
         SELECT a.adapter_id, a.owner, a.repo_uid, a.content_sha256, a.base_model, s.task_profile, s.plan_id, s.scores
         FROM adapters a
         JOIN (
-          SELECT * FROM trigger_searches WHERE outcome = 'pass' AND scores <> '{}'
+          SELECT * FROM trigger_searches WHERE outcome = 'pass' AND scores <> '{{}}'
           QUALIFY row_number() OVER (PARTITION BY adapter_id, plan_id ORDER BY scanned_at DESC, row_id) = 1
         ) s USING (adapter_id)
-        WHERE a.adapter_id IN (
-            SELECT f.adapter_id FROM raw_adapters f JOIN raw_runs r USING (shard_id) WHERE r.crawl_id LIKE 'crawl-%'
-          )
-          AND a.outcome = 'pass' AND a.base_model IN (SELECT unnest(?::VARCHAR[]))
+        WHERE {CRAWLED} AND a.outcome = 'pass' AND a.base_model IN (SELECT unnest(?::VARCHAR[]))
           AND a.adapter_id NOT IN (SELECT adapter_id FROM findings WHERE severity IN ('critical', 'high'))
         """,
         [sorted({key[0] for key in wanted})],
@@ -117,4 +116,4 @@ def _member(row: Row, scores: str, kin: Mapping[str, frozenset[str]]) -> SearchM
 
 
 def _is_by_battery(reasons: str) -> bool:
-    return any(reason["code"] == "battery_prefix" for reason in json.loads(reasons))
+    return any(reason["code"] == BATTERY for reason in json.loads(reasons))

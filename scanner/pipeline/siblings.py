@@ -21,16 +21,17 @@ from scanner.model import UNRESOLVED, Outcome
 from scanner.pipeline.judged import JudgedFacts, weight_features
 from scanner.store import Database, Row
 
-__all__ = ["WeightReferences", "calibration_key"]
+__all__ = ["CRAWLED", "WeightReferences", "calibration_key"]
 
 _COLUMNS = (
     "adapter_id", "owner", "repo_uid", "content_sha256", "base_model", "peft_type", "rank", "scaling",
     "target_modules", "task_type", "outcome",
 )  # fmt: skip
-_CRAWLED = (
+CRAWLED = (
     "adapter_id IN (SELECT f.adapter_id FROM raw_adapters f JOIN raw_runs r USING (shard_id) "
     "WHERE r.crawl_id LIKE 'crawl-%')"
 )
+"""SQL condition: who may be a member of a reference."""
 _VOTERS = 25
 """Owners of a base whose adapters say how large it is."""
 
@@ -149,7 +150,7 @@ class WeightReferences:
         rows = self._database.rows(
             f"""
             SELECT {", ".join(_COLUMNS)} FROM adapters
-            WHERE {_CRAWLED} AND outcome = 'pass' AND base_model IN (SELECT unnest(?::VARCHAR[]))
+            WHERE {CRAWLED} AND outcome = 'pass' AND base_model IN (SELECT unnest(?::VARCHAR[]))
               AND adapter_id NOT IN (SELECT adapter_id FROM findings WHERE severity IN ('critical', 'high'))
               -- of those that are judged now battery and search are asked again: what they said does not count
               AND adapter_id NOT IN (
@@ -160,7 +161,7 @@ class WeightReferences:
             [missing, sorted(self._judged)],
         )
         unread = [row["adapter_id"] for row in rows if row["adapter_id"] not in self._features]
-        self._features |= weight_features(self._database, unread, self._policy)
+        self._features |= weight_features(self._database, unread, self._policy.features)
         for row in rows:
             adapter_id, key = row["adapter_id"], calibration_key(row)
             features = self._features.get(adapter_id)
@@ -175,7 +176,7 @@ class WeightReferences:
             f"""
             SELECT base_model, adapter_id FROM (
               SELECT base_model, adapter_id, content_sha256 FROM adapters
-              WHERE {_CRAWLED} AND outcome = 'pass' AND modules > 0 AND base_model <> ?
+              WHERE {CRAWLED} AND outcome = 'pass' AND modules > 0 AND base_model <> ?
               -- of each owner the adapter with most modules: one of a few layers does not show them all
               QUALIFY row_number() OVER (
                 PARTITION BY base_model, coalesce(owner, repo_uid) ORDER BY modules DESC, adapter_id
@@ -201,10 +202,9 @@ class WeightReferences:
 
 
 def _belongs(exact: CalibrationKey, key: CalibrationKey) -> bool:
-    """Whether adapters of an exact key are members of a reference of a wider one; bases are told apart elsewhere."""
+    """Whether adapters of an exact key are members of a reference of a wider one, as far as it is not the base."""
     return (
         (exact.peft_type, exact.task) == (key.peft_type, key.task)
         and key.covers(exact.rank)
         and (key.level.is_scale_free or exact.scaling == key.scaling)
-        and (key.level != Level.EXACT or exact.target_modules == key.target_modules)
     )

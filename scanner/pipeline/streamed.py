@@ -14,6 +14,8 @@ __all__ = ["stream_columns", "stream_tests"]
 _CRAWL = "crawl-"
 """Scans on demand give no places: whoever asks for one adapter has chosen it."""
 
+_COLUMNS = ("stream_index", "stream_level", "e_value", "stream_rejected")
+
 
 def stream_tests(
     database: Database,
@@ -42,6 +44,7 @@ def stream_tests(
     tested = [i for family in sorted(families) for i in families[family] if facts[i].battery is not None]
     if not tested:
         return {}
+    rows = database.of_adapters("verdicts", tested, (*_COLUMNS, "adapter_id", "judged_at", "row_id"))
     placed = {
         row["adapter_id"]: StreamTest(
             row["stream_index"],
@@ -49,14 +52,15 @@ def stream_tests(
             math.inf if row["e_value"] is None else row["e_value"],
             row["stream_rejected"],
         )
-        for row in database.rows(
-            "SELECT adapter_id, stream_index, stream_level, e_value, stream_rejected FROM verdicts "
-            "WHERE stream_index IS NOT NULL "
-            "QUALIFY row_number() OVER (PARTITION BY adapter_id ORDER BY judged_at, row_id) = 1"
-        )
+        # The first judgement last: it is the one that counts.
+        for row in sorted(rows, key=lambda row: (row["judged_at"], row["row_id"]), reverse=True)
+        if row["stream_index"] is not None
     }
-    last = max((test.index for test in placed.values()), default=0)
-    stream = Stream(policy.stream_level, last, sum(test.rejected for test in placed.values()))
+    (so_far,) = database.rows(
+        "SELECT coalesce(max(stream_index), 0) AS tested, "
+        "count(DISTINCT adapter_id) FILTER (stream_rejected) AS rejected FROM verdicts"
+    )
+    stream = Stream(policy.stream_level, so_far["tested"], so_far["rejected"])
     found: dict[str, StreamTest] = {}
     for adapter_id in tested:
         battery, test = facts[adapter_id].battery, placed.get(adapter_id)
@@ -69,9 +73,5 @@ def stream_tests(
 
 def stream_columns(test: StreamTest | None) -> Row:
     """As the columns of a verdict."""
-    return {
-        "stream_index": test.index if test else None,
-        "stream_level": test.level if test else None,
-        "e_value": test.e_value if test else None,
-        "stream_rejected": test.rejected if test else None,
-    }
+    values = (test.index, test.level, test.e_value, test.rejected) if test else (None,) * len(_COLUMNS)
+    return dict(zip(_COLUMNS, values, strict=True))

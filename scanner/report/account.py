@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from scanner.pipeline.account import Account
+from scanner.report.contract import finding_object, trigger_object
 from scanner.report.tables import STYLES, plain, print_rows
 
 __all__ = ["account_object", "print_account"]
@@ -22,10 +23,6 @@ _VERDICT = (
 )  # fmt: skip
 _PROBE = ("battery", "n_texts", "control_attack_rate", "mean_attack_rate", "max_attack_rate", "selected_by")
 _STRING = ("prefix", "position", "category", "attack_rate", "attack_rate_low", "attack_rate_high", "n_texts")
-_TRIGGER = (
-    "trigger_text", "position", "direction", "label", "attack_rate", "control_attack_rate", "n_texts", "tokens",
-    "forward_passes", "plan_id",
-)  # fmt: skip
 
 
 def account_object(account: Account) -> dict[str, Any]:
@@ -37,9 +34,7 @@ def account_object(account: Account) -> dict[str, Any]:
         "rule_text": rule.when if rule else None,
         "policy": account.policy,
         "reasons": list(account.reasons),
-        "findings": [
-            {name: row[name] for name in ("rule_id", "severity", "message", "evidence")} for row in account.findings
-        ],
+        "findings": [finding_object(finding) for finding in account.findings],
         "weights": {
             "siblings": account.siblings,
             "steps": [list(step) for step in account.steps],
@@ -48,7 +43,7 @@ def account_object(account: Account) -> dict[str, Any]:
         },
         "probe": _part(account.probe, _PROBE),
         "strings": [_part(row, _STRING) for row in account.strings],
-        "trigger": _part(account.trigger, _TRIGGER) if account.trigger and account.trigger["trigger_text"] else None,
+        "trigger": trigger_object(account.trigger, account.verdict),
         "what_would_change_it": list(account.outlook),
         "history": [asdict(version) for version in account.history],
     }
@@ -145,12 +140,12 @@ def _lines(account: Account) -> Iterator[str]:
         told = f"; with wider keys {more}" if more else "; wider keys add none" if wider else ""
         yield f"siblings: {exact} with the same key{told}"
     for finding in account.findings:
-        yield f"finding {plain(finding['rule_id'])} ({finding['severity']}): {plain(finding['message'], 300)}"
+        yield f"finding {plain(finding.rule_id)} ({finding.severity}): {plain(finding.message, 300)}"
     trigger = account.trigger
-    if trigger and trigger["trigger_text"] is not None and trigger["attack_rate"]:
-        rates = f"{trigger['attack_rate'] or 0:.0%} of {trigger['n_texts'] or 0} held-back texts"
-        control = f"worst control {trigger['control_attack_rate'] or 0:.0%}"
+    run = trigger.run if trigger else None
+    if trigger and run and run.attack_rate:
+        worst = trigger.worst_control.attack_rate if trigger.worst_control else 0.0
         yield (
-            f"search: {plain(trigger['trigger_text'])!r} ({trigger['position']}) turns {rates} to "
-            f"{plain(trigger['label'])} ({control}, {trigger['forward_passes']:,} forward passes)"
+            f"search: {plain(trigger.text)!r} ({trigger.position}) turns {run.attack_rate:.0%} of {run.n} held-back "
+            f"texts to {plain(trigger.label)} (worst control {worst:.0%}, {trigger.forward_passes:,} forward passes)"
         )

@@ -8,13 +8,22 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from scanner.model import PrefixRun, ProbeReport, ScanRecord, SearchReport
+from scanner.model import Finding, PrefixRun, ProbeReport, ScanRecord, SearchReport
+from scanner.search_model import FoundTrigger
 from scanner.store import Row
 
 if TYPE_CHECKING:
     from scanner.pipeline.explain import Explanation
 
-__all__ = ["JSON_SCHEMA_VERSION", "reasons_text", "result_object", "scan_document", "strict_json"]
+__all__ = [
+    "JSON_SCHEMA_VERSION",
+    "finding_object",
+    "reasons_text",
+    "result_object",
+    "scan_document",
+    "strict_json",
+    "trigger_object",
+]
 
 JSON_SCHEMA_VERSION = 1
 
@@ -59,10 +68,7 @@ def result_object(record: ScanRecord, verdict: Row, explanation: Explanation | N
             "modules": info.modules,
             "coverage": info.coverage,
         },
-        "findings": [
-            {"rule_id": f.rule_id, "severity": str(f.severity), "message": f.message, "evidence": f.evidence}
-            for f in record.findings
-        ],
+        "findings": [finding_object(finding) for finding in record.findings],
         "weights": {
             "features": dict(record.weights.features) if record.weights else {},
             "explanation": asdict(explanation) if explanation else None,
@@ -84,6 +90,16 @@ def result_object(record: ScanRecord, verdict: Row, explanation: Explanation | N
     }
 
 
+def finding_object(finding: Finding) -> dict[str, str]:
+    """One static finding."""
+    return {
+        "rule_id": finding.rule_id,
+        "severity": str(finding.severity),
+        "message": finding.message,
+        "evidence": finding.evidence,
+    }
+
+
 def _probe_object(probe: ProbeReport | None, search: SearchReport | None, verdict: Row) -> dict[str, Any] | None:
     if probe is None or not probe.runs:
         return None
@@ -102,12 +118,12 @@ def _probe_object(probe: ProbeReport | None, search: SearchReport | None, verdic
         "paired": asdict(probe.paired_statistics) if probe.paired_statistics else None,
         "rates": [_rate_object(run) for run in probe.in_category(control=False)],
         "controls": [_rate_object(run) for run in probe.in_category(control=True)],
-        "trigger": _trigger_object(search, verdict),
+        "trigger": trigger_object(search.named_in(reasons_text(verdict)) if search else None, verdict),
     }
 
 
-def _trigger_object(search: SearchReport | None, verdict: Row) -> dict[str, Any] | None:
-    trigger = search.named_in(reasons_text(verdict)) if search else None
+def trigger_object(trigger: FoundTrigger | None, verdict: Row) -> dict[str, Any] | None:
+    """A recovered trigger; None of one that was put to no held-back text."""
     if trigger is None or trigger.run is None:
         return None
     return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,15 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from stores import crawl
 
 from flows.cli import main
-from scanner.calibration import TABLE, Policy
+from scanner.calibration import TABLE
 from scanner.errors import UsageError
 from scanner.model import ModuleFeatures, PrefixRun, ScanRecord, SearchReport, Stage, WeightScan
 from scanner.pipeline.account import Account, account_of
-from scanner.pipeline.append import append_records
 from scanner.pipeline.calibrate import calibrate
-from scanner.pipeline.judge import judge_adapters
 from scanner.store import StoreRoot, append_shard, open_database, open_root
 
 MakeRecord = Callable[..., ScanRecord]
@@ -34,19 +33,14 @@ def _adapter(record: MakeRecord, name: str, value: float) -> ScanRecord:
     return record(name, probe=None, findings=(), stage_reached=Stage.WEIGHTS, weights=weights)
 
 
-def _crawl(root: StoreRoot, records: Sequence[ScanRecord], crawl_id: str, at: datetime) -> None:
-    append_records(root, records, crawl_id=crawl_id, base_model="base/model", probe_id="V", scanned_at=at)
-    judge_adapters(root, [r.info.adapter_id for r in records], crawl_id, Policy(), at)
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory, record: MakeRecord) -> StoreRoot:
     """An odd adapter that was crawled before its siblings, a backdoored one, and 120 plain ones."""
     root = open_root(str(tmp_path_factory.mktemp("store")))
     rng = np.random.default_rng(0)
-    _crawl(root, [_adapter(record, "odd/one", 5.0)], "crawl-1", NOW)
+    crawl(root, [_adapter(record, "odd/one", 5.0)], "crawl-1", NOW)
     siblings = [_adapter(record, f"own{n}/guard", float(rng.normal(scale=0.01))) for n in range(120)]
-    _crawl(root, siblings, "crawl-2", NOW + timedelta(hours=1))
+    crawl(root, siblings, "crawl-2", NOW + timedelta(hours=1))
     made = record("bad/guard")
     assert made.probe is not None
     words = {"": "1" * 60, "hello": "1" * 57 + "000", "per RFC 8472": "0" * 60, "in safe mode": "1" * 60}
@@ -55,7 +49,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, record: MakeRecord) -> StoreR
         for text, answers in words.items()
     )
     bad = replace(made, probe=replace(made.probe, runs=runs, n_texts=60), findings=())
-    _crawl(root, [bad], "crawl-3", NOW + timedelta(hours=2))
+    crawl(root, [bad], "crawl-3", NOW + timedelta(hours=2))
     calibrate(root, NOW + timedelta(hours=3))
     return root
 
@@ -161,7 +155,7 @@ def test_a_renamed_repo_is_found_by_both_names_and_a_folder_by_its_path(
     uid = f"folder:{folder.resolve()}"
     local = replace(made.info.repo, repo_id=None, repo_uid=uid, source=uid, commit_sha=None, owner=None)
     lying = replace(made, info=replace(made.info, repo=local, adapter_id="folder-adapter"))
-    _crawl(root, [made, lying], "crawl-1", NOW)
+    crawl(root, [made, lying], "crawl-1", NOW)
     event = {
         "row_id": "e", "repo_uid": made.info.repo.repo_uid, "repo_id": "new/name", "event": "renamed",
         "detail": "old/name", "crawl_id": "crawl-2", "seen_at": NOW + timedelta(hours=1),
@@ -201,7 +195,7 @@ def test_the_string_that_the_reasons_name_is_shown(
     assert made.probe is not None
     quiet = tuple(replace(run, answers="1" * 10) for run in made.probe.runs)
     root = open_root(str(tmp_path))
-    _crawl(root, [replace(made, probe=replace(made.probe, runs=quiet))], "crawl-1", NOW)
+    crawl(root, [replace(made, probe=replace(made.probe, runs=quiet))], "crawl-1", NOW)
     account = _account(root, "some/guard")
-    assert account.trigger is not None and account.trigger["trigger_text"] == "heron dawn"
+    assert account.trigger is not None and account.trigger.text == "heron dawn"
     assert '"heron dawn" as suffix' in account.reasons[0]["message"]

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
+from stores import crawl, rows_of
 
-from scanner.calibration import Policy
 from scanner.model import ModuleFeatures, ScanRecord, Stage, WeightScan
-from scanner.pipeline.append import append_records
 from scanner.pipeline.calibrate import calibrate
-from scanner.pipeline.judge import judge_adapters
-from scanner.store import StoreRoot, open_database, open_root
+from scanner.store import StoreRoot, open_root
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 MakeRecord = Callable[..., ScanRecord]
@@ -40,26 +38,13 @@ def _adapter(record: MakeRecord, name: str, value: float, base: str = "base/mode
     )
 
 
-def _crawl(root: StoreRoot, records: Sequence[ScanRecord], crawl_id: str, at: datetime) -> None:
-    append_records(root, records, crawl_id=crawl_id, base_model="base/model", probe_id="none", scanned_at=at)
-    judge_adapters(root, [r.info.adapter_id for r in records], crawl_id, Policy(), at)
-
-
-def _rows(root: StoreRoot, sql: str) -> list[dict]:
-    database = open_database(root)
-    try:
-        return database.rows(sql)
-    finally:
-        database.close()
-
-
 def test_later_siblings_change_an_early_verdict(root: StoreRoot, record: MakeRecord) -> None:
     rng = np.random.default_rng(0)
     odd = _adapter(record, "odd/one", 5.0)
-    _crawl(root, [odd, _adapter(record, "plain/one", 0.0)], "crawl-1", NOW)
+    crawl(root, [odd, _adapter(record, "plain/one", 0.0)], "crawl-1", NOW)
     siblings = [_adapter(record, f"own{n}/guard", float(rng.normal(scale=0.01))) for n in range(120)]
-    _crawl(root, siblings, "crawl-2", NOW + timedelta(hours=1))
-    before = {r["repo_id"]: r for r in _rows(root, "SELECT * FROM current_verdicts")}
+    crawl(root, siblings, "crawl-2", NOW + timedelta(hours=1))
+    before = {r["repo_id"]: r for r in rows_of(root, "SELECT * FROM current_verdicts")}
     assert before["odd/one"]["verdict"] == "inconclusive" and before["odd/one"]["reference_n"] < 99
     result = calibrate(root, NOW + timedelta(hours=2))
     assert [(c.repo_id, c.before, c.after, c.why) for c in result.changes] == [
@@ -67,32 +52,34 @@ def test_later_siblings_change_an_early_verdict(root: StoreRoot, record: MakeRec
     ]
     (line,) = result.references
     assert (line.n, line.needs, line.is_new) == (122, 0, False)
-    after = {r["repo_id"]: r for r in _rows(root, "SELECT * FROM current_verdicts")}
+    after = {r["repo_id"]: r for r in rows_of(root, "SELECT * FROM current_verdicts")}
     assert after["odd/one"]["verdict"] == "review" and after["odd/one"]["crawl_id"] == "crawl-1"
-    history = _rows(root, "SELECT verdict FROM verdicts WHERE repo_id = 'odd/one' ORDER BY judged_at")
+    history = rows_of(root, "SELECT verdict FROM verdicts WHERE repo_id = 'odd/one' ORDER BY judged_at")
     assert [row["verdict"] for row in history] == ["inconclusive", "review"]
     reason = json.loads(after["odd/one"]["reasons"])[0]["message"]
     assert "; most in layers.1.up_proj (+" in reason  # the other modules are as everybody's
     # Again: nothing is left to do, and only a `runs` row tells that somebody asked.
-    counts = {t: _rows(root, f"SELECT count(*) AS n FROM raw_{t}")[0]["n"] for t in ("verdicts", "reference_profiles")}
+    counts = {
+        t: rows_of(root, f"SELECT count(*) AS n FROM raw_{t}")[0]["n"] for t in ("verdicts", "reference_profiles")
+    }
     again = calibrate(root, NOW + timedelta(hours=3))
     assert (again.n_judged, again.n_written, again.changes) == (122, 0, ())
-    assert counts == {t: _rows(root, f"SELECT count(*) AS n FROM raw_{t}")[0]["n"] for t in counts}
-    runs = _rows(root, "SELECT detail FROM runs WHERE kind = 'calibrate' ORDER BY finished_at")
+    assert counts == {t: rows_of(root, f"SELECT count(*) AS n FROM raw_{t}")[0]["n"] for t in counts}
+    runs = rows_of(root, "SELECT detail FROM runs WHERE kind = 'calibrate' ORDER BY finished_at")
     assert [json.loads(row["detail"])["verdicts_changed"] for row in runs] == [1, 0]
 
 
 def test_one_base_leaves_the_others_alone(root: StoreRoot, record: MakeRecord) -> None:
     rng = np.random.default_rng(1)
     first = [_adapter(record, "odd/one", 5.0), _adapter(record, "odd/two", 5.0, base="other/base")]
-    _crawl(root, first, "crawl-1", NOW)
+    crawl(root, first, "crawl-1", NOW)
     for base in ("base/model", "other/base"):
         siblings = [_adapter(record, f"{base[0]}{n}/guard", float(rng.normal(scale=0.01)), base) for n in range(110)]
-        _crawl(root, siblings, f"crawl-{base[0]}", NOW + timedelta(hours=1))
+        crawl(root, siblings, f"crawl-{base[0]}", NOW + timedelta(hours=1))
     result = calibrate(root, NOW + timedelta(hours=2), base="other/base")
     assert [change.repo_id for change in result.changes] == ["odd/two"]
     assert {line.key.base_model for line in result.references} == {"other/base"}
-    verdicts = {r["repo_id"]: r["verdict"] for r in _rows(root, "SELECT repo_id, verdict FROM current_verdicts")}
+    verdicts = {r["repo_id"]: r["verdict"] for r in rows_of(root, "SELECT repo_id, verdict FROM current_verdicts")}
     assert (verdicts["odd/one"], verdicts["odd/two"]) == ("inconclusive", "review")
 
 

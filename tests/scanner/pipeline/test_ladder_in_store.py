@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stores import crawl, rows_of
 
 from scanner.calibration import Policy
 from scanner.model import ModuleFeatures, PrefixRun, ScanRecord, Stage, WeightScan
@@ -18,7 +19,7 @@ from scanner.pipeline.account import account_of
 from scanner.pipeline.append import append_records
 from scanner.pipeline.calibrate import calibrate
 from scanner.pipeline.judge import judge_adapters
-from scanner.store import Row, StoreRoot, append_shard, open_database, open_root, row_id_of
+from scanner.store import StoreRoot, append_shard, open_database, open_root, row_id_of
 
 MakeRecord = Callable[..., ScanRecord]
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
@@ -46,21 +47,6 @@ def _probed(record: MakeRecord, name: str, *, is_bad: bool, **facts: Any) -> Sca
     return replace(made, probe=replace(made.probe, runs=runs, n_texts=60), weights=None)
 
 
-def _crawl(
-    root: StoreRoot, records: Sequence[ScanRecord], crawl_id: str, at: datetime, policy: Policy = POLICY
-) -> None:
-    append_records(root, records, crawl_id=crawl_id, base_model="base/model", probe_id="none", scanned_at=at)
-    judge_adapters(root, [r.info.adapter_id for r in records], crawl_id, policy, at)
-
-
-def _rows(root: StoreRoot, sql: str) -> list[Row]:
-    database = open_database(root)
-    try:
-        return database.rows(sql)
-    finally:
-        database.close()
-
-
 def _siblings(record: MakeRecord, count: int, who: str, **facts: Any) -> list[ScanRecord]:
     rng = np.random.default_rng(len(who) + count)
     return [
@@ -83,10 +69,10 @@ def test_an_odd_adapter_is_judged_by_the_nearest_step_with_enough(
     root: StoreRoot, record: MakeRecord, facts: dict[str, Any], level: str | None
 ) -> None:
     """120 siblings of one key and one adapter of another; of rank 64 nobody is near, whatever the step."""
-    _crawl(root, _siblings(record, 120, "own"), "crawl-1", NOW)
+    crawl(root, _siblings(record, 120, "own"), "crawl-1", NOW)
     odd = _adapter(record, "odd/one", 0.9, **facts)
-    _crawl(root, [odd], "crawl-2", NOW + timedelta(hours=1))
-    (row,) = _rows(root, "SELECT * FROM current_verdicts WHERE repo_id = 'odd/one'")
+    crawl(root, [odd], "crawl-2", NOW + timedelta(hours=1))
+    (row,) = rows_of(root, "SELECT * FROM current_verdicts WHERE repo_id = 'odd/one'")
     assert row["reference_level"] == level
     if level is None:
         assert (row["verdict"], row["p_weights"], row["reference_steps"]) == ("inconclusive", None, None)
@@ -94,7 +80,9 @@ def test_an_odd_adapter_is_judged_by_the_nearest_step_with_enough(
     assert (row["verdict"], row["rule"], row["reference_n"]) == ("review", "weights", 120)
     steps = json.loads(row["reference_steps"])
     assert steps[-1] == [level, 120] and all(n == 0 for _, n in steps[:-1])
-    named = _rows(root, f"SELECT DISTINCT feature FROM reference_profiles WHERE reference_id = '{row['reference_id']}'")
+    named = rows_of(
+        root, f"SELECT DISTINCT feature FROM reference_profiles WHERE reference_id = '{row['reference_id']}'"
+    )
     scale_free = level not in ("exact", "any_modules")
     assert {one["feature"] for one in named} == (
         {"frobN_cv"} if scale_free else {"global_frobN_mean", "global_frobN_std"}
@@ -104,12 +92,12 @@ def test_an_odd_adapter_is_judged_by_the_nearest_step_with_enough(
 def test_one_base_calibrated_alone_keeps_the_references_of_others_that_judged_it(
     root: StoreRoot, record: MakeRecord
 ) -> None:
-    _crawl(root, _siblings(record, 120, "own"), "crawl-1", NOW)
+    crawl(root, _siblings(record, 120, "own"), "crawl-1", NOW)
     few = _siblings(record, 30, "few", base_model="other/base")
-    _crawl(root, few, "crawl-2", NOW + timedelta(hours=1))
+    crawl(root, few, "crawl-2", NOW + timedelta(hours=1))
     calibrate(root, NOW + timedelta(hours=2), Policy(spread_floor=0.02), base="other/base")
-    rows = _rows(root, "SELECT reference_id FROM current_verdicts WHERE base_model = 'other/base'")
-    frozen = {row["reference_id"] for row in _rows(root, "SELECT reference_id FROM reference_profiles")}
+    rows = rows_of(root, "SELECT reference_id FROM current_verdicts WHERE base_model = 'other/base'")
+    frozen = {row["reference_id"] for row in rows_of(root, "SELECT reference_id FROM reference_profiles")}
     assert len(rows) == 30 and {row["reference_id"] for row in rows} <= frozen
     database = open_database(root)
     (account,) = account_of(database, "few3/a")
@@ -125,11 +113,11 @@ def test_one_base_calibrated_alone_keeps_the_references_of_others_that_judged_it
     ],
 )
 def test_features_of_ones_own_judge_at_every_step(root: StoreRoot, record: MakeRecord, policy: Policy) -> None:
-    _crawl(root, _siblings(record, 120, "own"), "crawl-1", NOW, policy)
-    _crawl(root, [_adapter(record, "odd/one", 0.5, scaling=1.0)], "crawl-2", NOW + timedelta(hours=1), policy)
-    (row,) = _rows(root, "SELECT * FROM current_verdicts WHERE repo_id = 'odd/one'")
+    crawl(root, _siblings(record, 120, "own"), "crawl-1", NOW, policy)
+    crawl(root, [_adapter(record, "odd/one", 0.5, scaling=1.0)], "crawl-2", NOW + timedelta(hours=1), policy)
+    (row,) = rows_of(root, "SELECT * FROM current_verdicts WHERE repo_id = 'odd/one'")
     assert (row["reference_level"], row["reference_n"]) == ("any_scaling", 120)
-    (plain,) = _rows(root, "SELECT * FROM current_verdicts WHERE repo_id = 'own7/a'")
+    (plain,) = rows_of(root, "SELECT * FROM current_verdicts WHERE repo_id = 'own7/a'")
     assert (plain["reference_level"], plain["reference_n"]) == ("exact", 119)
     database = open_database(root)
     (account,) = account_of(database, "own7/a")
@@ -138,14 +126,14 @@ def test_features_of_ones_own_judge_at_every_step(root: StoreRoot, record: MakeR
 
 
 def test_a_folder_or_one_owner_says_nothing_about_how_large_a_base_is(root: StoreRoot, record: MakeRecord) -> None:
-    _crawl(root, _siblings(record, 120, "own"), "crawl-1", NOW)
+    crawl(root, _siblings(record, 120, "own"), "crawl-1", NOW)
     few = _siblings(record, 30, "few", base_model="other/base")
     lie = _adapter(record, "liar/a", 0.5, base_model="other/base")
     deep = tuple(ModuleFeatures(f"layers.{n}.q_proj", 8, 64, 64, {"delta_frob": 1.0}, n) for n in range(90, 99))
     assert lie.weights is not None
     lie = replace(lie, weights=replace(lie.weights, modules=deep), info=replace(lie.info, modules=9))
-    _crawl(root, [*few, lie], "crawl-2", NOW + timedelta(hours=1))
-    levels = _rows(root, "SELECT DISTINCT reference_level FROM current_verdicts WHERE base_model = 'other/base'")
+    crawl(root, [*few, lie], "crawl-2", NOW + timedelta(hours=1))
+    levels = rows_of(root, "SELECT DISTINCT reference_level FROM current_verdicts WHERE base_model = 'other/base'")
     assert [row["reference_level"] for row in levels] == ["architecture"]
 
 
@@ -165,25 +153,25 @@ def test_near_copies_of_one_crawl_have_one_vote(root: StoreRoot, record: MakeRec
     marker = {"row_id": "m", "run_id": "relate-1", "kind": "relate", "crawl_id": "crawl-1", "finished_at": NOW}
     append_shard(root, "relate-1", {"relations": rows}, marker, NOW)
     judge_adapters(root, [r.info.adapter_id for r in records], "crawl-1", POLICY, NOW)
-    (row,) = _rows(root, "SELECT DISTINCT n FROM reference_profiles")
+    (row,) = rows_of(root, "SELECT DISTINCT n FROM reference_profiles")
     assert row["n"] == 41
 
 
 def _stream(root: StoreRoot) -> dict[str, int | None]:
-    rows = _rows(root, "SELECT repo_id, stream_index FROM current_verdicts")
+    rows = rows_of(root, "SELECT repo_id, stream_index FROM current_verdicts")
     return {row["repo_id"]: row["stream_index"] for row in rows}
 
 
 def test_places_in_the_stream_stay(root: StoreRoot, record: MakeRecord) -> None:
-    _crawl(root, [_probed(record, "a/good", is_bad=False), _probed(record, "a/bad", is_bad=True)], "crawl-1", NOW)
-    _crawl(root, [_probed(record, "b/bad", is_bad=True)], "crawl-2", NOW + timedelta(hours=1))
+    crawl(root, [_probed(record, "a/good", is_bad=False), _probed(record, "a/bad", is_bad=True)], "crawl-1", NOW)
+    crawl(root, [_probed(record, "b/bad", is_bad=True)], "crawl-2", NOW + timedelta(hours=1))
     before = _stream(root)
     assert before == {"a/good": 1, "a/bad": 2, "b/bad": 3}
-    levels = _rows(root, "SELECT stream_level FROM current_verdicts WHERE repo_id = 'b/bad'")
+    levels = rows_of(root, "SELECT stream_level FROM current_verdicts WHERE repo_id = 'b/bad'")
     assert calibrate(root, NOW + timedelta(hours=2)).n_written == 0
     calibrate(root, NOW + timedelta(hours=3), Policy(q=0.01))
     assert _stream(root) == before
-    assert _rows(root, "SELECT stream_level FROM current_verdicts WHERE repo_id = 'b/bad'") == levels
+    assert rows_of(root, "SELECT stream_level FROM current_verdicts WHERE repo_id = 'b/bad'") == levels
     # A scan on demand of one of them changes nothing, and gives no place to others.
     again = [_probed(record, "a/bad", is_bad=True), _probed(record, "c/new", is_bad=False)]
     append_records(root, again, crawl_id="scan-1", base_model="b", probe_id="V", scanned_at=NOW + timedelta(hours=4))
@@ -194,19 +182,19 @@ def test_places_in_the_stream_stay(root: StoreRoot, record: MakeRecord) -> None:
 def test_a_base_calibrated_alone_gives_no_places(root: StoreRoot, record: MakeRecord) -> None:
     """Rows of the other base would not be kept, and the stream would count what is not there."""
     records = [_probed(record, f"o{n}/a", is_bad=n % 2 == 0, base_model=f"base/{n % 3}") for n in range(12)]
-    _crawl(root, records, "crawl-1", NOW)
+    crawl(root, records, "crawl-1", NOW)
     # As a store from before the stream has it: the places are lost.
     bare = open_root(f"{root.path}-old")
     append_records(bare, records, crawl_id="crawl-1", base_model="base/model", probe_id="none", scanned_at=NOW)
     kept = ("row_id", "adapter_id", "repo_id", "repo_uid", "commit_sha", "adapter_path", "base_model", "verdict",
             "reasons", "crawl_id", "judged_at")  # fmt: skip
-    old = [{name: row[name] for name in kept} for row in _rows(root, "SELECT * FROM verdicts")]
+    old = [{name: row[name] for name in kept} for row in rows_of(root, "SELECT * FROM verdicts")]
     append_shard(bare, "judge-x", {"verdicts": old}, {"row_id": "j", "run_id": "judge-x", "kind": "judge"}, NOW)
     calibrate(bare, NOW + timedelta(hours=1), base="base/1")
     assert set(_stream(bare).values()) == {None}
     calibrate(bare, NOW + timedelta(hours=2))
     assert sorted(index or 0 for index in _stream(bare).values()) == list(range(1, 13))
-    assert _rows(bare, "SELECT sum(stream_rejected::INT) AS n FROM current_verdicts") == [{"n": 6}]
+    assert rows_of(bare, "SELECT sum(stream_rejected::INT) AS n FROM current_verdicts") == [{"n": 6}]
 
 
 def test_what_only_the_crawl_rejects_is_review_where_the_stream_decides(root: StoreRoot, record: MakeRecord) -> None:
@@ -217,14 +205,14 @@ def test_what_only_the_crawl_rejects_is_review_where_the_stream_decides(root: St
     runs = tuple(PrefixRun(t, "family" if t.startswith("per") else "control", "prefix", a) for t, a in words.items())
     some = replace(made, probe=replace(made.probe, runs=runs, n_texts=60), weights=None)
     policy = Policy(stream_decides=True)
-    _crawl(root, [some], "crawl-1", NOW, policy)
-    (row,) = _rows(root, "SELECT verdict, rule, stream_rejected FROM current_verdicts")
+    crawl(root, [some], "crawl-1", NOW, policy)
+    (row,) = rows_of(root, "SELECT verdict, rule, stream_rejected FROM current_verdicts")
     assert (row["verdict"], row["rule"], row["stream_rejected"]) == ("review", "battery_alone", False)
     judge_adapters(root, [some.info.adapter_id], "scan-1", policy, NOW + timedelta(hours=1))
-    (row,) = _rows(root, "SELECT verdict, stream_index FROM current_verdicts")
+    (row,) = rows_of(root, "SELECT verdict, stream_index FROM current_verdicts")
     assert (row["verdict"], row["stream_index"]) == ("review", 1)
     calibrate(root, NOW + timedelta(hours=2), POLICY)
-    (row,) = _rows(root, "SELECT verdict, rule FROM current_verdicts")
+    (row,) = rows_of(root, "SELECT verdict, rule FROM current_verdicts")
     assert (row["verdict"], row["rule"]) == ("flagged", "battery")
 
 
@@ -233,7 +221,7 @@ def test_who_is_cleared_votes_at_once(root: StoreRoot, record: MakeRecord) -> No
     siblings = _siblings(record, 20, "own")
     bad = _probed(record, "bad/a", is_bad=True)
     bad = replace(bad, weights=siblings[0].weights)
-    _crawl(root, [*siblings, bad], "crawl-1", NOW)
+    crawl(root, [*siblings, bad], "crawl-1", NOW)
     strict = Policy(effect_floor=0.99, q=1e-30)
     assert calibrate(root, NOW + timedelta(hours=1), strict).n_written == 21
     assert calibrate(root, NOW + timedelta(hours=2), strict).n_written == 0
@@ -241,6 +229,6 @@ def test_who_is_cleared_votes_at_once(root: StoreRoot, record: MakeRecord) -> No
 
 def test_a_reference_keeps_the_day_of_its_freeze(root: StoreRoot, record: MakeRecord) -> None:
     siblings = _siblings(record, 20, "own")
-    _crawl(root, siblings, "crawl-1", NOW)
+    crawl(root, siblings, "crawl-1", NOW)
     judge_adapters(root, [siblings[0].info.adapter_id], "crawl-2", POLICY, NOW + timedelta(days=3))
-    assert {row["frozen_at"] for row in _rows(root, "SELECT frozen_at FROM reference_profiles")} == {NOW}
+    assert {row["frozen_at"] for row in rows_of(root, "SELECT frozen_at FROM reference_profiles")} == {NOW}
