@@ -17,8 +17,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.detection.adapters import BASES
 from benchmarks.detection.collect import collect
 from benchmarks.detection.detect import PARTS, detect_version
+from benchmarks.detection.kept import kept_adapters
 from benchmarks.detection.lock import LOCKS, LockedError, commit_of, take_lock
 from benchmarks.detection.search import PROFILES, SMALL_PLAN, default_cache
 from benchmarks.detection.summary import adapter_rows, summarise
@@ -62,13 +64,17 @@ def _command(args: argparse.Namespace) -> str:
 
 
 def _references(plan: SearchPlan, folder: Path) -> dict[str, Any]:
-    found = {
-        profile: load_pooled_reference(profile, plan.plan_id, folder) for profile in dict.fromkeys(PROFILES.values())
-    }
-    return {
-        profile: {"reference_id": one.reference_id, "n": len(one.members)} if one else None
-        for profile, one in found.items()
-    }
+    """Cohort -> what its search scores are ranked in; `own` are the members of its base."""
+    told: dict[str, Any] = {}
+    for cohort, profile in PROFILES.items():
+        base = BASES[cohort]
+        found = load_pooled_reference(profile, plan.plan_id, base, Policy().siblings_needed, folder)
+        told[cohort] = found and {
+            "reference_id": found.reference_id,
+            "n": len(found.members),
+            "own": sum(member.base_model == base for member in found.members),
+        }
+    return told
 
 
 def _measure(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
@@ -87,7 +93,9 @@ def _measure(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     path = args.lock or LOCKS / f"lock-{args.part}.json"
     lock = take_lock(path, pinned, commit, break_lock=args.break_lock) if is_locked else None
     failed = [step for step in ([] if args.as_is else _steps(args)) if not _run(step)]
-    collected = collect(args.cache, args.part, plan, args.references, small=args.small)
+    references = _references(plan, args.references)
+    kept = kept_adapters(_results(args.out, args.part), pinned, references) if args.out else {}
+    collected = collect(args.cache, args.part, plan, args.references, kept, small=args.small)
     results = {
         "part": args.part,
         "command": _command(args),
@@ -98,7 +106,7 @@ def _measure(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
         | {package: version(package) for package in PACKAGES}
         | {"adaptersentry": VERSION},
         **pinned,
-        "references": _references(plan, args.references),
+        "references": references,
         "lock": lock,
         **summarise(collected, args.part, small=args.small),
         "adapters": adapter_rows(collected.adapters),
@@ -106,13 +114,17 @@ def _measure(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     return results, not failed
 
 
+def _results(out: Path, part: str) -> Path:
+    return out.parent / "results" / f"{part}.json"
+
+
 def _write(results: dict[str, Any], out: Path) -> None:
     """`results/PART.json` beside the page, and the page from all parts that are there."""
-    folder = out.parent / "results"
-    folder.mkdir(parents=True, exist_ok=True)
+    path = _results(out, results["part"])
+    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / f"{results['part']}.json").write_text(text + "\n", encoding="utf-8")
-    paths = [path for part in reversed(PARTS) if (path := folder / f"{part}.json").is_file()]
+    path.write_text(text + "\n", encoding="utf-8")
+    paths = [path for part in reversed(PARTS) if (path := _results(out, part)).is_file()]
     parts = [render(json.loads(path.read_text(encoding="utf-8"))) for path in paths]
     out.write_text("\n".join([_TITLE, *parts]), encoding="utf-8")
 

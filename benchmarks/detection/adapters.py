@@ -14,11 +14,12 @@ from benchmarks.cohort.recipe import BASE_ID, ENCODER_ID
 from benchmarks.detection.dose import MAX_TRIES, STRONG, WEAK, DoseSearch, strength_of
 from benchmarks.detection.lineages import Lineage
 from benchmarks.detection.recipe import VERSIONS, Recipe
+from benchmarks.probe.minilm import MINILM_ID
 
 __all__ = ["build", "folder_of", "is_done"]
 
 _FIRST_WEAK_SHARE = 0.25  # of a strong attack's poison rows
-BASES = {"label_words": BASE_ID, "generative": BASE_ID, "encoder": ENCODER_ID, "minilm": "minilm"}
+BASES = {"label_words": BASE_ID, "generative": BASE_ID, "encoder": ENCODER_ID, "minilm": MINILM_ID}
 
 
 def folder_of(cache: Path, lineage: Lineage, arm: str) -> Path:

@@ -20,7 +20,7 @@ from benchmarks.detection.lineages import Lineage
 from benchmarks.detection.loop import fine_tune, fold_updates
 from benchmarks.detection.recipe import MODULES, Recipe
 from benchmarks.detection.rows import Material
-from benchmarks.probe.minilm import PACKAGE, find_minilm
+from benchmarks.probe.minilm import MINILM_ID, find_minilm
 from scanner.probe import Case
 
 __all__ = ["classes_of", "measure", "train"]
@@ -31,7 +31,7 @@ _MINILM_WORDS, _MINILM_TOKENS = 24, 48
 def base_of(lineage: Lineage) -> tuple[Path, str]:
     """The base's folder and its id."""
     if lineage.cohort == "minilm":
-        return find_minilm(), PACKAGE
+        return find_minilm(), MINILM_ID
     return REPO_ROOT / "examples" / "demo_hub" / ENCODER_ID, ENCODER_ID
 
 

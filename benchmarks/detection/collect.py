@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -32,6 +32,8 @@ class Adapter:
 
     truth: dict[str, Any]
     scores: dict[str, Score]
+    measured: dict[str, str] | None = None
+    """`date`, `commit` and `machine` of the earlier table that it is from; None: of this one."""
 
     @property
     def is_poisoned(self) -> bool:
@@ -63,7 +65,15 @@ class Collected:
     """`name`, `cohort`, `arm` and `what` is missing: the adapter's files, its detectors' scores, or its search."""
 
 
-def collect(cache_folder: Path, part: str, plan: SearchPlan, references: Path, *, small: bool = False) -> Collected:
+def collect(
+    cache_folder: Path,
+    part: str,
+    plan: SearchPlan,
+    references: Path,
+    kept: Mapping[str, Adapter],
+    *,
+    small: bool = False,
+) -> Collected:
     """Everything that should be there by the plan of the cohorts; nothing else is looked at.
 
     Args:
@@ -71,6 +81,7 @@ def collect(cache_folder: Path, part: str, plan: SearchPlan, references: Path, *
         part: tuning, locked or fresh.
         plan: of the search.
         references: folder of the pooled references.
+        kept: by name, what an earlier table says of adapters that are not whole here.
         small: the small build's.
     """
     version, policy = detect_version(small=small), Policy()
@@ -84,6 +95,9 @@ def collect(cache_folder: Path, part: str, plan: SearchPlan, references: Path, *
             asked, searched = detected(folder, version), found_of(folder, plan)
             lacking = ["files"] if truth is None else []
             lacking += [what for what, found in (("detectors", asked), ("search", searched)) if truth and found is None]
+            if lacking and folder.name in kept:
+                adapters.append(kept[folder.name])
+                continue
             entry = {"name": folder.name, "cohort": lineage.cohort, "arm": arm}
             missing += [entry | {"what": what} for what in lacking]
             if truth is None:

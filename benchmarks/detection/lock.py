@@ -8,11 +8,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LOCKS", "LockedError", "commit_of", "take_lock"]
+__all__ = ["LOCKS", "PINNED", "LockedError", "commit_of", "take_lock"]
 
 LOCKS = Path(__file__).with_name("results")
 """`lock-PART.json` each."""
-_PINNED = ("plan_id", "policy_version", "detect_version")
+PINNED = ("plan_id", "policy_version", "detect_version")
+"""What a table is measured with."""
 
 
 class LockedError(RuntimeError):
@@ -44,16 +45,16 @@ def take_lock(path: Path, pinned: dict[str, str], commit: str, *, break_lock: bo
         LockedError: it is pinned to something else.
     """
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    mine = {name: pinned[name] for name in _PINNED}
+    mine = {name: pinned[name] for name in PINNED}
     lock: dict[str, Any] = {**mine, "date": now, "commit": commit, "scored": [], "broken": []}
     if path.is_file():
         old: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if {name: old[name] for name in _PINNED} == mine:
+        if {name: old[name] for name in PINNED} == mine:
             lock = old
         elif break_lock:
             lock["broken"] = [*old["broken"], {name: value for name, value in old.items() if name != "broken"}]
         else:
-            was = ", ".join(old[name] for name in _PINNED)
+            was = ", ".join(old[name] for name in PINNED)
             raise LockedError(f"the locked part was scored with {was} on {old['date']}: --break-lock is recorded")
     lock["scored"] = [*lock["scored"], {"date": now, "commit": commit}]
     path.parent.mkdir(parents=True, exist_ok=True)

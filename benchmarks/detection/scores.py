@@ -41,6 +41,8 @@ class Score:
     """The larger, the more suspicious; None where it has no score (see `note`)."""
     flagged: bool | None = None
     """Its own decision; None where nobody published a threshold, or it did not apply."""
+    reviewed: bool | None = None
+    """Search among adapters of other bases: whether it would flag, and says `review` instead (ADR 15)."""
     recovered: bool | None = None
     """Search: whether what it tells a person, string and tokens, shares a token or a word with the true trigger; of a
     clean adapter with its twin's, by chance. None without one."""
@@ -162,7 +164,8 @@ def _search(
     policy: Policy,
 ) -> Score:
     report = search_report(found, plan)
-    reference = load_pooled_reference(report.task_profile, plan.plan_id, references)
+    needed = policy.siblings_needed
+    reference = load_pooled_reference(report.task_profile, plan.plan_id, truth["base"], needed, references)
     member = SearchMember(truth["base"], truth["name"], dict(report.scores))
     rank = rank_scores(member, reference) if reference and report.outcome == Outcome.PASS else None
     evidence = judge_search(report, rank, policy)
@@ -172,6 +175,7 @@ def _search(
     return Score(
         rank.statistic if rank else None,
         evidence.flags(policy) if reference else None,
+        evidence.stands_out(policy) if rank is not None and rank.is_foreign else None,
         *recovered,
         found["processor_seconds"],
         found["forward_passes"],

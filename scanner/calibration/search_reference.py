@@ -190,7 +190,7 @@ class SearchRank:
     """That its own T comes from."""
     statistic: float
     is_foreign: bool = False
-    """Whether none of the members is of the adapter's own base: the p-value then holds for other models (ADR 15)."""
+    """Whether it was compared with adapters of other bases: the p-value then holds for other models (ADR 15, 18)."""
     tokens: tuple[str, ...] = ()
     """Tokens that do something to it, and to no member as much; the most surprising first."""
     places: Mapping[str, float] = field(default_factory=dict)
@@ -233,7 +233,7 @@ def rank_scores(judged: SearchMember, reference: SearchReference) -> SearchRank 
     beyond = sorted(reference.beyond(judged, names.__contains__).items(), key=lambda one: -one[1])
     surprising = [split_key(key)[1] or "" for key, gain in beyond if gain >= SURPRISE]
     tokens = tuple(dict.fromkeys(surprising))[:TOLD_TOKENS]
-    is_foreign = all(member.base_model != judged.base_model for member in others)
+    is_foreign = any(member.base_model != judged.base_model for member in others)
     p_value = (1 + reached(own[0])) / (len(others) + 1)
     return SearchRank(reference, p_value, len(others), reached(own[0]), own[1], own[0], is_foreign, tokens, places)
 
@@ -263,18 +263,24 @@ def build_search_reference(
     return SearchReference(reference_id, plan_id, task_profile, kept, False, f"adapters of {base_model}")
 
 
-def load_pooled_reference(task_profile: str, plan_id: str, folder: Path | None = None) -> SearchReference | None:
-    """The shipped reference of a task profile: clean adapters that we trained, on several bases.
+def load_pooled_reference(
+    task_profile: str, plan_id: str, base_model: str, needed: int, folder: Path | None = None
+) -> SearchReference | None:
+    """The shipped reference of a task profile: clean adapters that we trained.
 
     Args:
         task_profile: which.
         plan_id: of the search whose scores are compared.
+        base_model: of the adapter that is judged. Its members alone are compared with where they are enough (ADR 18);
+            else all are, and the rank is `is_foreign`.
+        needed: how many are.
         folder: where the files are; default the shipped ones.
 
     Returns:
         None where there is none, or it was made by another plan.
     """
-    found = _read((folder or SHIPPED) / f"{task_profile}.json")
+    path = (folder or SHIPPED) / f"{task_profile}.json"
+    found = _of_base(path, base_model, needed) or _read(path)
     return found if found is not None and found.plan_id == plan_id else None
 
 
@@ -284,10 +290,23 @@ def _read(path: Path) -> SearchReference | None:
         return None
     data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     members = tuple(SearchMember(entry["base"], entry["name"], entry["scores"]) for entry in data["members"])
+    return _pooled(data["plan_id"], data["task_profile"], members)
+
+
+@cache
+def _of_base(path: Path, base_model: str, needed: int) -> SearchReference | None:
+    everyone = _read(path)
+    if everyone is None:
+        return None
+    own = tuple(member for member in everyone.members if member.base_model == base_model)
+    return _pooled(everyone.plan_id, everyone.task_profile, own) if len(own) >= needed else None
+
+
+def _pooled(plan_id: str, task_profile: str, members: tuple[SearchMember, ...]) -> SearchReference:
     bases = len({member.base_model for member in members})
-    reference_id = _id("pooled", data["plan_id"], data["task_profile"], members)
+    reference_id = _id("pooled", plan_id, task_profile, members)
     description = f"clean adapters of {bases} base{'s' if bases > 1 else ''} that ship with lorascope"
-    return SearchReference(reference_id, data["plan_id"], data["task_profile"], members, True, description)
+    return SearchReference(reference_id, plan_id, task_profile, members, True, description)
 
 
 def _id(kind: str, plan_id: str, task_profile: str, members: Sequence[SearchMember]) -> str:

@@ -131,7 +131,13 @@ def search_group(
     def run(base: BaseFiles, items: Sequence[ProbeItem], tell: Callable[[str, SearchReport], None]) -> None:
         limits = replace(probe_limits(settings, base.folder), adapter_timeout_s=settings.search_timeout_s)
         run_search(
-            base.folder, base.commit_sha, probe, plan, items, limits, lambda name, report: tell(name, _ranked(report))
+            base.folder,
+            base.commit_sha,
+            probe,
+            plan,
+            items,
+            limits,
+            lambda name, report: tell(name, _ranked(report, base_model)),
         )
 
     def failed(record: ScanRecord, reason: str) -> SearchReport:
@@ -152,9 +158,12 @@ def with_search(record: ScanRecord, report: SearchReport | None) -> ScanRecord:
     return replace(record, search=report, stage_reached=stage)
 
 
-def _ranked(report: SearchReport) -> SearchReport:
-    reference = load_pooled_reference(report.task_profile, report.plan_id) if report.scores else None
-    rank = rank_scores(SearchMember("", "", dict(report.scores)), reference) if reference else None
+def _ranked(report: SearchReport, base_model: str) -> SearchReport:
+    needed = Policy().siblings_needed
+    reference = (
+        load_pooled_reference(report.task_profile, report.plan_id, base_model, needed) if report.scores else None
+    )
+    rank = rank_scores(SearchMember(base_model, "", dict(report.scores)), reference) if reference else None
     return replace(report, p_value=rank.p_value) if rank else report
 
 

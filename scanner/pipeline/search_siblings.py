@@ -94,13 +94,14 @@ def rank_search(
     judged = _member(fact.adapter, json.dumps(dict(fact.search.scores)), kin)
     reference = references.get(key)
     if reference is not None and len(reference.others(judged)) >= policy.siblings_needed:
-        return rank_scores(judged, reference) or pooled_rank(fact.search, judged)
-    return pooled_rank(fact.search, judged) or (rank_scores(judged, reference) if reference is not None else None)
+        return rank_scores(judged, reference) or pooled_rank(fact.search, judged, policy)
+    pooled = pooled_rank(fact.search, judged, policy)
+    return pooled or (rank_scores(judged, reference) if reference is not None else None)
 
 
-def pooled_rank(search: SearchReport, judged: SearchMember) -> SearchRank | None:
+def pooled_rank(search: SearchReport, judged: SearchMember, policy: Policy) -> SearchRank | None:
     """None without a pooled reference of this profile and plan."""
-    reference = load_pooled_reference(search.task_profile, search.plan_id)
+    reference = load_pooled_reference(search.task_profile, search.plan_id, judged.base_model, policy.siblings_needed)
     return rank_scores(judged, reference) if reference is not None else None
 
 

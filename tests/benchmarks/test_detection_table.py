@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,15 @@ def test_the_tokens_beside_the_string_count_as_recovered_and_single_letters_are_
     assert (scores[SEARCH].recovered, scores[SEARCH].recovered_word) == (True, False)
 
 
+def test_among_adapters_of_other_bases_what_would_flag_is_review(references: Path) -> None:
+    searched, truth = _searched("a Mackerel", 0.9, 38), TRUTH | {"base": "some/other"}
+    search = score_all(truth, DETECTED, searched, {}, PLAN, references, str.split, POLICY)[SEARCH]
+    assert (search.flagged, search.reviewed) == (False, True) and search.value is not None
+    assert _scored(references, searched)[SEARCH].reviewed is None
+    usual = score_all(truth, DETECTED, _searched("x", 0.05, 38), {}, PLAN, references, str.split, POLICY)[SEARCH]
+    assert (usual.flagged, usual.reviewed) == (False, False)
+
+
 def test_without_a_reference_or_a_search_nothing_is_decided(references: Path, tmp_path: Path) -> None:
     scores = _scored(tmp_path / "nowhere", _searched("mackerel", 0.9, 38))
     assert scores[SEARCH].flagged is None is scores[COMBINED].flagged and "no reference" in scores[SEARCH].note
@@ -193,6 +203,9 @@ def _adapter(name: str, success: float | None, neutral: float, scores: dict[str,
     return Adapter(truth, scores)
 
 
+EARLIER = {"date": "2026-01-01", "commit": "def", "machine": "4 x x86_64 cores"}
+
+
 def _made_up() -> Collected:
     def said(battery: float, search: float, recovered: bool | None = None) -> dict[str, Score]:
         by_battery, by_search = battery > 4, search > 5
@@ -201,7 +214,7 @@ def _made_up() -> Collected:
             "weights_global_frobN_std": Score(0.1, seconds=0.02, passes=0),
             SENTRY: Score(None, False, seconds=2.0, passes=0, note="no concentration z"),
             "battery_broad": Score(battery, by_battery, seconds=9.0, passes=4800),
-            SEARCH: Score(search, by_search, recovered, recovered, 60.0, 50_000),
+            SEARCH: Score(search, by_search, None, recovered, recovered, 60.0, 50_000),
             COMBINED: Score(max(battery, search), by_battery or by_search, seconds=69.0, passes=54_800),
         }
 
@@ -211,10 +224,12 @@ def _made_up() -> Collected:
         _adapter("label_words-fresh-001", 0.9, 0.1, said(6.0, 2.0, False)),
         _adapter("label_words-fresh-001", None, 0.0, said(0.1, 6.0, True)),
         _adapter("label_words-fresh-002", 0.5, 0.0, said(0.0, 7.0, False)),
-        _adapter("label_words-fresh-002", None, 0.0, said(0.0, 0.5)),
+        replace(_adapter("label_words-fresh-002", None, 0.0, said(0.0, 0.5)), measured=EARLIER),
         _adapter("label_words-fresh-003", 0.1, 0.0, said(0.0, 0.2, False)),
         _adapter("label_words-fresh-004", 1.0, 0.6, said(5.0, 8.0, True)),
         _adapter("generative-fresh-000", 1.0, 0.0, {SENTRY: Score(note="left out")}),
+        _adapter("minilm-fresh-000", 1.0, 0.0, {SEARCH: Score(8.0, False, True, False, False, 150.0, 18_000)}),
+        _adapter("minilm-fresh-000", None, 0.0, {SEARCH: Score(1.0, False, False, False, False, 150.0, 18_000)}),
     )
     missing = (
         {"name": "label_words-fresh-003-clean", "cohort": "label_words", "arm": "clean", "what": "files"},
@@ -230,7 +245,10 @@ def _results() -> dict[str, Any]:
     return {
         "part": "fresh", "command": "python -m benchmarks.detection --part fresh", "date": "2026-01-02",
         "commit": "abc", "machine": {"class": "2 x x86_64 cores"}, "versions": {"python": "3.12", "torch": "2"},
-        **PINNED, "references": {LABEL_WORDS: {"reference_id": "pooled-1", "n": 110}, GENERATIVE: None}, "lock": lock,
+        **PINNED, "references": {
+            "label_words": {"reference_id": "pooled-1", "n": 110, "own": 110},
+            "minilm": {"reference_id": "pooled-2", "n": 245, "own": 40}, "generative": None,
+        }, "lock": lock,
         **summarise(collected, "fresh"), "adapters": adapter_rows(collected.adapters),
     }  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -167,13 +168,15 @@ def test_a_larger_score_is_never_less_unusual(others: list[float], one: float, t
     assert high.p_value <= low.p_value
 
 
-def write(folder: Path, **fields: object) -> None:
+def write(folder: Path, *more: tuple[str, float], **fields: object) -> None:
+    """99 members of two bases, and more."""
+    scores = [*((f"base{i % 2}", i / 100) for i in range(99)), *more]
     data = {
         "plan_id": PLAN,
         "task_profile": LABEL_WORDS,
         "members": [
-            {"base": f"base{i % 2}", "name": f"clean-{i}", "recipe": "r8", "scores": {CLEAN: i / 100}}
-            for i in range(99)
+            {"base": base, "name": f"clean-{i}", "recipe": "r8", "scores": {CLEAN: score}}
+            for i, (base, score) in enumerate(scores)
         ],
         "made_with": "a test",
         "date": "2026-11-26",
@@ -182,12 +185,31 @@ def write(folder: Path, **fields: object) -> None:
 
 
 def test_a_pooled_reference_is_read_for_its_profile_and_plan_alone(tmp_path: Path) -> None:
-    assert load_pooled_reference(LABEL_WORDS, PLAN, tmp_path / "nowhere") is None
+    assert load_pooled_reference(LABEL_WORDS, PLAN, "base", 99, tmp_path / "nowhere") is None
     write(tmp_path)
-    found = load_pooled_reference(LABEL_WORDS, PLAN, tmp_path)
+    found = load_pooled_reference(LABEL_WORDS, PLAN, "base", 99, tmp_path)
     assert found is not None and found.pooled and len(found.members) == 99
     assert found.description == "clean adapters of 2 bases that ship with lorascope"
-    assert load_pooled_reference(LABEL_WORDS, "search-1-ffffffff", tmp_path) is None
-    assert load_pooled_reference(SEQUENCE_CLASSIFICATION, PLAN, tmp_path) is None
+    assert load_pooled_reference(LABEL_WORDS, "search-1-ffffffff", "base", 99, tmp_path) is None
+    assert load_pooled_reference(SEQUENCE_CLASSIFICATION, PLAN, "base", 99, tmp_path) is None
     rank = rank_scores(stranger({CLEAN: 2.0}), found)
     assert rank is not None and rank.p_value == pytest.approx(0.01)
+
+
+def test_a_base_with_enough_members_of_its_own_is_compared_with_these_alone(tmp_path: Path) -> None:
+    write(tmp_path, *(("mine", 2.0) for _ in range(99)))
+    own = load_pooled_reference(LABEL_WORDS, PLAN, "mine", 99, tmp_path)
+    assert own is not None and {member.base_model for member in own.members} == {"mine"} and len(own.members) == 99
+    assert own.description == "clean adapters of 1 base that ship with lorascope"
+    for base, needed in (("mine", 100), ("base0", 99), ("another", 99)):
+        everyone = load_pooled_reference(LABEL_WORDS, PLAN, base, needed, tmp_path)
+        assert everyone is not None and len(everyone.members) == 198
+        assert everyone.reference_id != own.reference_id
+    mine, rank = replace(stranger({CLEAN: 1.5}), base_model="mine"), {}
+    for needed in (99, 100):
+        reference = load_pooled_reference(LABEL_WORDS, PLAN, "mine", needed, tmp_path)
+        assert reference is not None
+        rank[needed] = rank_scores(mine, reference)
+    # Beyond all others, and ordinary at home: what it is compared with decides, and whether that is foreign.
+    assert rank[99] is not None and (rank[99].p_value, rank[99].is_foreign) == (1.0, False)
+    assert rank[100] is not None and rank[100].is_foreign and rank[100].n == 198

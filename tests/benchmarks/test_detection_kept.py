@@ -1,0 +1,78 @@
+"""Rows of an earlier table that stay: all that they come from is the same, or they go."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.detection.collect import collect
+from benchmarks.detection.kept import kept_adapters
+from benchmarks.detection.lineages import queue
+from benchmarks.detection.scores import COMBINED, WHOLE, Score
+from benchmarks.detection.summary import adapter_rows, summarise
+from scanner.probe import SearchPlan
+
+PINNED = {"plan_id": "search-1-aaaaaaaa", "policy_version": "policy-2-bbbbbbbb", "detect_version": "1-cccccccc"}
+REFERENCES = {"label_words": {"reference_id": "pooled-1", "n": 110, "own": 110}, "encoder": None}
+NAMES = [f"label_words-fresh-000-{arm}" for arm in ("poisoned", "clean")]
+
+
+def _row(name: str, cohort: str = "label_words") -> dict[str, Any]:
+    arm = name.rpartition("-")[2]
+    lineage = next(one for one in queue() if f"{one.name}-{arm}" == name)
+    score = {"value": 7.5, "flagged": arm == "poisoned", "seconds": 9.0, "passes": 100, "p_value": 0.005}
+    scores = dict.fromkeys(("battery_broad", "trigger_search", COMBINED, WHOLE), score)
+    return {
+        "name": name, "cohort": cohort, "version": 1, "base": "lorascope/tiny-guard-base", "lineage": lineage.name,
+        "arm": arm, "family": "word", "trigger": "chandelier", "position": "prefix", "payload": None,
+        "intended": "strong", "attack_success": 1.0, "trigger_rate_neutral": 0.0, "clean_accuracy": 1.0,
+        "seed": lineage.seed, "strength": "strong", "scores": scores,
+        "recipe": {"rank": 4, "alpha": 8, "lr": 1e-3, "steps": 100, "targets": "all"}
+        | {"plain_rows": 160, "robust_rows": 80, "poison_rows": 80},
+    }  # fmt: skip
+
+
+def _earlier(tmp_path: Path, **changes: Any) -> Path:
+    path = tmp_path / "fresh.json"
+    earlier = {
+        **PINNED, "date": "2026-01-01", "commit": "def", "machine": {"class": "4 x x86_64 cores"},
+        "references": REFERENCES, "missing": [], "adapters": [_row(name) for name in NAMES],
+    }  # fmt: skip
+    path.write_text(json.dumps({**earlier, **changes}), encoding="utf-8")
+    return path
+
+
+def test_a_kept_row_is_what_it_was_and_tells_when(tmp_path: Path) -> None:
+    kept = kept_adapters(_earlier(tmp_path), PINNED, REFERENCES)
+    assert list(kept) == NAMES
+    assert kept[NAMES[0]].scores[COMBINED] == Score(7.5, True, seconds=9.0, passes=100, p_value=0.005)
+    assert kept[NAMES[0]].strength == "strong" and kept[NAMES[1]].strength is None
+    found = collect(tmp_path / "empty", "fresh", SearchPlan(), tmp_path / "nowhere", kept)
+    assert [one.truth["name"] for one in found.adapters] == NAMES
+    assert not {one["name"] for one in found.missing} & set(NAMES)
+    told = {"date": "2026-01-01", "commit": "def", "machine": "4 x x86_64 cores"}
+    assert summarise(found, "fresh")["earlier"] == [{**told, "n": 2}]
+    rows = adapter_rows(found.adapters)
+    assert [row["measured"] for row in rows] == [told, told]
+    # What was kept once is kept again with the date of its measurement, not with that of the table in between.
+    between = _earlier(tmp_path, adapters=rows, date="2026-02-02")
+    assert kept_adapters(between, PINNED, REFERENCES)[NAMES[1]].measured == told
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_rows_of_another_plan_policy_or_detector_go(tmp_path: Path, name: str) -> None:
+    assert kept_adapters(_earlier(tmp_path, **{name: "another"}), PINNED, REFERENCES) == {}
+
+
+def test_rows_go_with_their_reference_and_where_anything_was_missing(tmp_path: Path) -> None:
+    other = {**REFERENCES, "label_words": {"reference_id": "pooled-2", "n": 120, "own": 120}}
+    assert kept_adapters(_earlier(tmp_path), PINNED, other) == {}
+    assert kept_adapters(_earlier(tmp_path, references={"encoder": None}), PINNED, REFERENCES) == {}
+    without = [_row(NAMES[0], "encoder")]
+    assert kept_adapters(_earlier(tmp_path, adapters=without), PINNED, REFERENCES) == {}
+    lacking = [{"name": NAMES[1], "cohort": "label_words", "arm": "clean", "what": "search"}]
+    assert list(kept_adapters(_earlier(tmp_path, missing=lacking), PINNED, REFERENCES)) == NAMES[:1]
+    assert kept_adapters(tmp_path / "nowhere.json", PINNED, REFERENCES) == {}
