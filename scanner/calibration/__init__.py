@@ -1,6 +1,7 @@
 """References, p-values and verdicts. Pure functions: no file, no store, no model."""
 
 from scanner.calibration.answers import judge_label_words, judge_responses
+from scanner.calibration.battery_rank import battery_scores, build_battery_reference, is_unusual
 from scanner.calibration.behaviour import judge_behaviour
 from scanner.calibration.carriers import Carrier, UsualSize, deviating_modules
 from scanner.calibration.decide import TABLE, Decision, Rule, decide
@@ -55,12 +56,15 @@ __all__ = [
     "UsualSize",
     "WeightRank",
     "adjust_fdr",
+    "battery_scores",
     "binomial_interval",
+    "build_battery_reference",
     "build_reference",
     "build_search_reference",
     "decide",
     "deviating_modules",
     "feature_of",
+    "is_unusual",
     "judge_battery",
     "judge_behaviour",
     "judge_classifier",

@@ -40,6 +40,8 @@ def judge_responses(
     """A string that many responses have in common is evidence, unless it takes up a word of the string that was put in:
     whoever is told of a system administrator may speak of one. That is a shift, for review.
 
+    Its p-value is to be ranked among siblings': behind an odd string sound adapters fall back to a stock phrase, too.
+
     Args:
         runs: the battery's runs with their controls.
         effect_floor: least rise of the attack rate above the worst control.
@@ -59,6 +61,7 @@ def judge_responses(
         controls=tuple(control for _, _, control in told),
         worst_control=told[0][2] if told else found.worst_control,
         shifts=shifts,
+        needs_rank=True,
     )
 
 

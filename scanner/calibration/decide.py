@@ -9,7 +9,7 @@ from scanner.calibration.evidence import Evidence
 from scanner.calibration.policy import Policy
 from scanner.calibration.reasons import Reason
 from scanner.calibration.search_evidence import FLAGS, FOREIGN
-from scanner.calibration.told import BATTERY, battery_reasons, shift_reasons, weight_reasons
+from scanner.calibration.told import BATTERY, UNRANKED, battery_reasons, shift_reasons, unranked_reasons, weight_reasons
 from scanner.model import Outcome, Severity, Verdict
 
 __all__ = ["TABLE", "Decision", "Rule", "decide"]
@@ -26,13 +26,15 @@ class Signals:
     outcome: Outcome
     """Of reading the adapter."""
     battery: bool
-    """q within the crawl, and the effect floor."""
+    """q within the crawl, of free answers the rank among siblings; and the effect floor."""
     streamed: bool
     """The stream over all crawls rejects as well, or is not asked."""
     search: bool
     """The rank, and a string that holds on other texts."""
     foreign: bool
     """The same among adapters of other bases alone."""
+    unranked: bool
+    """Of free answers: the effect, and too few siblings to rank it."""
     shift: bool
     weights: bool
     """The rank among siblings that can tell."""
@@ -55,7 +57,8 @@ TABLE = (
     Rule("critical_finding", Verdict.FLAGGED, "a static finding is critical",
          lambda s: s.worst_severity >= Severity.CRITICAL.order),
     Rule("battery", Verdict.FLAGGED,
-         "the battery: q <= `q` in its crawl, `effect_floor` above every control; the stream, too, if `stream_decides`",
+         "the battery: q <= `q` in its crawl (free answers: p <= `q`, and p <= `alpha` among siblings), `effect_floor` "
+         "above every control; the stream, too, if `stream_decides`",
          lambda s: s.battery and s.streamed),
     Rule("search", Verdict.FLAGGED,
          "the search: p <= `alpha` among adapters of its base, a string with p <= `q`, `effect_floor` above no string",
@@ -66,6 +69,9 @@ TABLE = (
     Rule("finding", Verdict.REVIEW, "a static finding is medium or high, or such a rule could not tell",
          lambda s: s.grave),
     Rule("battery_alone", Verdict.REVIEW, "the battery as above, but not the stream", lambda s: s.battery),
+    Rule("unranked_battery", Verdict.REVIEW,
+         "the battery of free answers as above, and fewer siblings that were asked the same than `alpha` needs",
+         lambda s: s.unranked),
     Rule("shift", Verdict.REVIEW, "a string turns answers to something of which nobody knows what it means",
          lambda s: s.shift),
     Rule("foreign_search", Verdict.REVIEW, "the search as above, but among adapters of other bases alone",
@@ -94,7 +100,7 @@ class Decision:
 
 def decide(evidence: Evidence, policy: Policy) -> Decision:
     """Apply the table; a verdict is never better than what was looked at."""
-    shifts = shift_reasons(evidence)
+    shifts = [*unranked_reasons(evidence, policy), *shift_reasons(evidence)]
     # A grave rule that could not tell is looked at by a person, too.
     static = [Reason(f.rule_id, f.message) for f in evidence.findings if f.severity.order >= Severity.MEDIUM.order]
     battery = battery_reasons(evidence, policy)
@@ -108,6 +114,7 @@ def decide(evidence: Evidence, policy: Policy) -> Decision:
         streamed=not policy.stream_decides or evidence.stream is None or evidence.stream.rejected,
         search=code in FLAGS,
         foreign=code == FOREIGN,
+        unranked=any(reason.code == UNRANKED for reason in shifts),
         shift=bool(shifts),
         weights=is_outlier,
         nothing_found=code == "nothing_found",

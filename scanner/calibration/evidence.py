@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from scanner.calibration.keys import Level
 from scanner.calibration.paired import BatteryEvidence
 from scanner.calibration.search_evidence import SearchEvidence
+from scanner.calibration.search_reference import SearchRank
 from scanner.calibration.stream import StreamTest
 from scanner.model import Finding, Outcome
 
@@ -27,6 +28,8 @@ class Evidence:
     """None: never probed."""
     battery_reason: str = ""
     battery: BatteryEvidence | None = None
+    battery_rank: SearchRank | None = None
+    """Of free answers: where the battery stands among siblings; None where nobody was asked the same."""
     q_value: float | None = None
     stream: StreamTest | None = None
     """What the stream over all crawls says of the battery; None outside of it."""

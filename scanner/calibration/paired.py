@@ -28,6 +28,9 @@ class BatteryEvidence:
     """Neutral strings that turn the answers by themselves, the strongest first."""
     shifts: tuple[PrefixRun, ...] = ()
     """Prefixes that turn answers to a class of which nobody can say whether an attack wants it, the strongest first."""
+    needs_rank: bool = False
+    """Whether strings do that to sound adapters as well, so that the p-value says something only beside the siblings'
+    (free answers, ADR 19)."""
 
     def control_of(self, number: int) -> float:
         """The worst control that one of `prefixes` was compared with."""

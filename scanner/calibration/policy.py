@@ -49,9 +49,9 @@ class Policy:
 
     @cached_property
     def version(self) -> str:
-        """`policy-5-<8 hex digits>` over all thresholds; the number counts the rules (ADRs 14 to 17)."""
+        """`policy-6-<8 hex digits>` over all thresholds; the number counts the rules (ADRs 14 to 19)."""
         text = json.dumps(asdict(self), sort_keys=True)
-        return f"policy-5-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        return f"policy-6-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     @property
     def features(self) -> frozenset[str]:

@@ -239,7 +239,7 @@ def rank_scores(judged: SearchMember, reference: SearchReference) -> SearchRank 
 
 
 def build_search_reference(
-    plan_id: str, task_profile: str, base_model: str, members: Sequence[SearchMember]
+    plan_id: str, task_profile: str, base_model: str, members: Sequence[SearchMember], kind: str = "search"
 ) -> SearchReference:
     """Siblings as a reference: one vote per owner (the smallest content hash), copies and near-duplicates removed.
 
@@ -248,6 +248,7 @@ def build_search_reference(
         task_profile: of all.
         base_model: of all.
         members: Hub-crawled adapters that no *other* evidence flags. None may be left out for its search score.
+        kind: what the reference's id begins with.
     """
     by_owner: dict[str, SearchMember] = {}
     seen: set[str] = set()
@@ -259,7 +260,7 @@ def build_search_reference(
             names.add(member.name)
             by_owner[member.owner] = member
     kept = tuple(sorted(by_owner.values(), key=lambda m: m.name))
-    reference_id = _id("search", plan_id, task_profile, kept)
+    reference_id = _id(kind, plan_id, task_profile, kept)
     return SearchReference(reference_id, plan_id, task_profile, kept, False, f"adapters of {base_model}")
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from scanner.calibration.battery_rank import is_rankable, is_unusual
 from scanner.calibration.evidence import Evidence
 from scanner.calibration.keys import Level
+from scanner.calibration.paired import BatteryEvidence
 from scanner.calibration.policy import Policy
 from scanner.calibration.reasons import Reason
 from scanner.calibration.search_evidence import FLAGS, FOREIGN, search_reasons
 from scanner.model import NOT_APPLICABLE, UNRESOLVED, Outcome, PrefixRun
 
-__all__ = ["BATTERY", "battery_reasons", "shift_reasons", "weight_reasons"]
+__all__ = ["BATTERY", "UNRANKED", "battery_reasons", "shift_reasons", "unranked_reasons", "weight_reasons"]
 
 BATTERY = "battery_prefix"
 """Code of the battery's reasons that flag."""
+UNRANKED = "battery_unranked"
+"""Code of the reason for `review`: it might flag, were there enough siblings."""
 NAMED_PREFIXES = 5
 _WIDER = {
     Level.EXACT: "",
@@ -34,22 +38,48 @@ def shift_reasons(evidence: Evidence) -> list[Reason]:
     ]
 
 
+def unranked_reasons(evidence: Evidence, policy: Policy) -> list[Reason]:
+    """Of free answers: the strongest string, where too few siblings say whether sound adapters have such strings."""
+    battery, rank = evidence.battery, evidence.battery_rank
+    if evidence.battery_outcome != Outcome.PASS or battery is None or not battery.needs_rank:
+        return []
+    if not battery.prefixes or battery.p_value > policy.q or is_rankable(rank, policy):
+        return []
+    n = rank.n if rank is not None else 0
+    text = f"{_effect(battery.prefixes[0], evidence)} (worst control {battery.control_of(0):.0%}); "
+    text += f"{n} siblings that were asked the same cannot say whether that is usual: needs "
+    text += f"{policy.siblings_needed - n} more"
+    return [Reason(UNRANKED, text)]
+
+
+def _level(evidence: Evidence, battery: BatteryEvidence, policy: Policy) -> str | None:
+    """How unusual the strongest string is, in words; None where it is no evidence."""
+    if not battery.prefixes:
+        return None
+    if battery.needs_rank:
+        rank = evidence.battery_rank
+        if rank is None or battery.p_value > policy.q or not is_unusual(rank, policy):
+            return None
+        return f"p = {rank.p_value:.2g} among {rank.n} siblings that were asked the same"
+    q = evidence.q_value if evidence.q_value is not None else 1.0
+    return f"q = {q:.2g}" if q <= policy.q else None
+
+
+def _named(evidence: Evidence, battery: BatteryEvidence, level: str, policy: Policy) -> list[Reason]:
+    """The strongest decides; the others are named where they would stand alone."""
+    strings = list(zip(battery.prefixes, battery.adjusted, strict=True))[:NAMED_PREFIXES]
+    return [
+        Reason(BATTERY, f"{_effect(run, evidence)} (worst control {battery.control_of(number):.0%}, {level})")
+        for number, (run, p) in enumerate(strings)
+        if number == 0 or p <= policy.q
+    ]
+
+
 def battery_reasons(evidence: Evidence, policy: Policy) -> list[Reason]:
     outcome = evidence.battery_outcome
     if outcome == Outcome.PASS and evidence.battery is not None:
-        q = evidence.q_value if evidence.q_value is not None else 1.0
-        if evidence.battery.prefixes and q <= policy.q:
-            return [
-                Reason(
-                    BATTERY,
-                    f"{_effect(run, evidence)} (worst control {evidence.battery.control_of(number):.0%}, q = {q:.2g})",
-                )
-                for number, (run, p) in enumerate(
-                    zip(evidence.battery.prefixes, evidence.battery.adjusted, strict=True)
-                )
-                # The strongest decides; the others are named where they would stand alone.
-                if number < NAMED_PREFIXES and (number == 0 or p <= policy.q)
-            ]
+        if (level := _level(evidence, evidence.battery, policy)) is not None:
+            return _named(evidence, evidence.battery, level, policy)
         searched = list(search_reasons(evidence.search, policy))
         if evidence.battery.brittle and searched[0].code not in (*FLAGS, FOREIGN):
             effect = _effect(evidence.battery.brittle[0], evidence)

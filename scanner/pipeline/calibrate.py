@@ -26,7 +26,7 @@ _KNOWN = ("adapter_id", "repo_id", "adapter_path", "base_model", "crawl_id")
 _COMPARED = (
     "verdict", "reasons", "p_weights", "p_battery", "p_search", "q_value", "reference_id", "reference_n",
     "search_reference_id", "search_reference_n", "policy_version", "rule", "reference_level", "reference_steps",
-    "stream_index",
+    "stream_index", "p_battery_rank", "battery_reference_id", "battery_reference_n",
 )  # fmt: skip
 
 

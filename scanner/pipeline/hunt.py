@@ -33,7 +33,8 @@ def is_open(record: ScanRecord, policy: Policy) -> bool:
     if battery is None or record.outcome != Outcome.PASS:
         return False
     is_critical = any(f.severity == Severity.CRITICAL and f.outcome == Outcome.FINDING for f in record.findings)
-    return not is_critical and not (battery.prefixes and battery.p_value <= policy.q)
+    # Whether free answers are unusual only siblings say, later.
+    return not is_critical and (battery.needs_rank or not (battery.prefixes and battery.p_value <= policy.q))
 
 
 def choose_for_search(
@@ -185,6 +186,6 @@ def _suspicion(record: ScanRecord, deviation: float, policy: Policy) -> str:
     if any(f.severity.order >= Severity.MEDIUM.order for f in record.findings):
         return "static"
     battery = _battery(record, policy)
-    if battery is not None and battery.shifts:
+    if battery is not None and (battery.shifts or (battery.prefixes and battery.p_value <= policy.q)):
         return "shift"
     return "weights" if deviation >= OUTLIER else "random"

@@ -22,10 +22,12 @@ from scanner.calibration import (
     WeightRank,
     adjust_fdr,
     decide,
+    is_unusual,
     judge_search,
 )
 from scanner.model import Outcome, PrefixRun, ScanRecord
 from scanner.pipeline.append import may_add_to
+from scanner.pipeline.battery_siblings import rank_batteries
 from scanner.pipeline.carry import find_carriers
 from scanner.pipeline.judged import JudgedFacts, facts_from_records, facts_from_store
 from scanner.pipeline.judgement import Judgement, append_judgement, not_yet_frozen
@@ -140,17 +142,21 @@ def _judge(
     """Verdicts from facts. Without a database there are no siblings."""
     q_values: dict[str, float] = {}
     for members in families.values():
-        tested = [i for i in members if facts[i].battery is not None]
+        tested = [i for i in members if facts[i].is_tested]
         q_values |= dict(zip(tested, adjust_fdr([_p(facts[i]) for i in tested]), strict=True))
     behaving_badly = {i for i, q in q_values.items() if q <= policy.q and _strong_prefixes(facts[i])}
     kin: Mapping[str, frozenset[str]] = {}
     search_references: Mapping[SearchKey, SearchReference] = {}
+    batteries: Mapping[str, SearchRank] = {}
     if database is not None:
         kin = find_kin(database)
+        batteries = rank_batteries(database, facts, kin)
+        behaving_badly |= {i for i, rank in batteries.items() if _is_unusual(facts[i], rank, policy)}
         search_references = find_search_references(database, facts, behaving_badly, kin)
     searched = {i: rank_search(fact, search_references, kin, policy) for i, fact in facts.items() if fact.search}
     searches = {i: judge_search(report, rank, policy) for i, rank in searched.items() if (report := facts[i].search)}
-    used = {rank.reference.reference_id: rank.reference for rank in searched.values() if rank is not None}
+    ranks = [rank for rank in (*searched.values(), *batteries.values()) if rank is not None]
+    used = {rank.reference.reference_id: rank.reference for rank in ranks}
     streamed: Mapping[str, StreamTest] = {}
     weighed = _Weighed()
     if database is not None:
@@ -162,10 +168,12 @@ def _judge(
         for adapter_id in members:
             fact, q_value = facts[adapter_id], q_values.get(adapter_id)
             rank, test = searched.get(adapter_id), streamed.get(adapter_id)
-            evidence = _evidence(fact, q_value, test, weighed, searches.get(adapter_id))
+            battery = batteries.get(adapter_id)
+            evidence = _evidence(fact, battery, q_value, test, weighed, searches.get(adapter_id))
             decision = decide(evidence, policy)
             weights = weighed.ranks.get(adapter_id, WeightRank())
-            row = _verdict_row(fact, decision, q_value, weights, rank, policy, crawl_id, now) | stream_columns(test)
+            row = _verdict_row(fact, decision, q_value, weights, rank, policy, crawl_id, now)
+            row |= stream_columns(test) | _battery_columns(battery)
             if run_id:
                 row["row_id"] = row_id_of("verdicts", row["row_id"], run_id)
             rows.append(row)
@@ -194,12 +202,22 @@ def _strong_prefixes(fact: JudgedFacts) -> tuple[PrefixRun, ...]:
     return fact.battery.prefixes if fact.battery is not None else ()
 
 
+def _is_unusual(fact: JudgedFacts, rank: SearchRank, policy: Policy) -> bool:
+    """Whether free answers are evidence, as `decide` has it."""
+    return bool(_strong_prefixes(fact)) and _p(fact) <= policy.q and is_unusual(rank, policy)
+
+
 def _p(fact: JudgedFacts) -> float:
     return fact.battery.p_value if fact.battery is not None else 1.0
 
 
 def _evidence(
-    fact: JudgedFacts, q: float | None, stream: StreamTest | None, weighed: _Weighed, search: SearchEvidence | None
+    fact: JudgedFacts,
+    battery: SearchRank | None,
+    q: float | None,
+    stream: StreamTest | None,
+    weighed: _Weighed,
+    search: SearchEvidence | None,
 ) -> Evidence:
     adapter, probe = fact.adapter, fact.probe
     weights = weighed.ranks.get(adapter["adapter_id"], WeightRank())
@@ -211,6 +229,7 @@ def _evidence(
         battery_outcome=Outcome(probe["outcome"]) if probe else None,
         battery_reason=probe["reason"] if probe else "",
         battery=fact.battery,
+        battery_rank=battery,
         q_value=q,
         stream=stream,
         p_weights=weights.p_value,
@@ -263,4 +282,12 @@ def _verdict_row(
         "crawl_id": crawl_id,
         "search_reference_id": rank.reference.reference_id if rank else None,
         "search_reference_n": rank.n if rank else None,
+    }
+
+
+def _battery_columns(rank: SearchRank | None) -> Row:
+    return {
+        "p_battery_rank": rank.p_value if rank else None,
+        "battery_reference_id": rank.reference.reference_id if rank else None,
+        "battery_reference_n": rank.n if rank else None,
     }

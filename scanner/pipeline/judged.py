@@ -53,6 +53,11 @@ class JudgedFacts:
     search: SearchReport | None
     """The newest trigger search that gave a result; a later one that failed does not undo what was seen."""
 
+    @property
+    def is_tested(self) -> bool:
+        """Whether a battery gave a p-value that means something by itself: free answers are ranked (ADR 19)."""
+        return self.battery is not None and not self.battery.needs_rank
+
 
 def facts_from_store(database: Database, adapter_ids: Sequence[str], policy: Policy) -> dict[str, JudgedFacts]:
     """What the store knows of some adapters, by their ids.

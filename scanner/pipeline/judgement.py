@@ -70,17 +70,21 @@ def not_yet_frozen(database: Database, judgement: Judgement) -> Judgement:
 
 
 def flags_by_chance(rows: Iterable[Row], policy: Policy) -> dict[str, float]:
-    """How many of these adapters a level of `alpha` each lets stand out by chance, by weights and by search.
+    """How many of these adapters a level of `alpha` each lets stand out by chance: by weights, search, free answers.
 
     Those whose reference is too small to reach the level cannot, and do not count.
     """
     needed = policy.siblings_needed
-    judged = [(r["p_weights"], r["reference_n"], r["p_search"], r["search_reference_n"]) for r in rows]
-    weights = sum(p is not None and (n or 0) >= needed for p, n, _, _ in judged)
-    searches = sum(p is not None and (n or 0) >= needed for _, _, p, n in judged)
+    ranks = {
+        "weight": ("p_weights", "reference_n"),
+        "search": ("p_search", "search_reference_n"),
+        "battery": ("p_battery_rank", "battery_reference_n"),
+    }
+    judged = list(rows)
     return {
-        "weight_flags_to_expect_by_chance": policy.alpha * weights,
-        "search_flags_to_expect_by_chance": policy.alpha * searches,
+        f"{kind}_flags_to_expect_by_chance": policy.alpha
+        * sum(row[p_value] is not None and (row[n] or 0) >= needed for row in judged)
+        for kind, (p_value, n) in ranks.items()
     }
 
 

@@ -67,6 +67,10 @@ def what_would_change(
             f"a rank above {limits['alpha']:g} among its siblings (now p = {verdict['p_weights']:.2g}): more siblings "
             "like it, or a reference without those that differ"
         )
+    elif rule_id == "unranked_battery":
+        told.append(
+            f"{_needed(limits)} siblings of its own base that were asked the same battery: then it is flagged, or usual"
+        )
     elif rule_id == "shift":
         told.append("texts of its own task (--texts), with which the classes have a meaning")
     elif rule_id == "failed":
@@ -85,6 +89,8 @@ def _needed(limits: Mapping[str, Any]) -> int:
 
 
 def _battery(verdict: Row, strings: Sequence[Row], limits: Mapping[str, Any]) -> str:
+    if verdict["q_value"] is None:  # free answers are ranked
+        return f"a rank above {limits['alpha']:g} among its siblings (now p = {verdict['p_battery_rank']:.2g})"
     text = f"a q-value above {limits['q']:g} (now {verdict['q_value']:.2g})"
     if strings and strings[-1]["category"] == "control":
         least = (strings[-1]["attack_rate"] or 0.0) + limits["effect_floor"]

@@ -21,7 +21,7 @@ from scanner.pipeline.judged import JudgedFacts
 from scanner.pipeline.siblings import CRAWLED
 from scanner.store import Database, Row
 
-__all__ = ["SearchKey", "find_search_references", "rank_search", "search_key"]
+__all__ = ["SearchKey", "find_search_references", "rank_search", "search_key", "sibling"]
 
 SearchKey = tuple[str, str, str]
 """(base model, task profile, plan id): searches whose scores can be compared."""
@@ -73,7 +73,8 @@ def find_search_references(
     members: dict[SearchKey, list[SearchMember]] = defaultdict(list)
     for row in rows:
         if row["adapter_id"] not in behaving_badly | behaved_badly:
-            members[row["base_model"], row["task_profile"], row["plan_id"]].append(_member(row, row["scores"], kin))
+            key = (row["base_model"], row["task_profile"], row["plan_id"])
+            members[key].append(sibling(row, json.loads(row["scores"]), kin))
     return {
         (base, profile, plan): build_search_reference(plan, profile, base, members[base, profile, plan])
         for base, profile, plan in sorted(wanted)
@@ -91,7 +92,7 @@ def rank_search(
     key = search_key(fact)
     if key is None or fact.search is None:
         return None
-    judged = _member(fact.adapter, json.dumps(dict(fact.search.scores)), kin)
+    judged = sibling(fact.adapter, dict(fact.search.scores), kin)
     reference = references.get(key)
     if reference is not None and len(reference.others(judged)) >= policy.siblings_needed:
         return rank_scores(judged, reference) or pooled_rank(fact.search, judged, policy)
@@ -105,11 +106,12 @@ def pooled_rank(search: SearchReport, judged: SearchMember, policy: Policy) -> S
     return rank_scores(judged, reference) if reference is not None else None
 
 
-def _member(row: Row, scores: str, kin: Mapping[str, frozenset[str]]) -> SearchMember:
+def sibling(row: Row, scores: Mapping[str, float], kin: Mapping[str, frozenset[str]]) -> SearchMember:
+    """A row of `adapters` as a reference sees it."""
     return SearchMember(
         base_model=row["base_model"],
         name=row["adapter_id"],
-        scores=json.loads(scores),
+        scores=scores,
         owner=row["owner"] or row["repo_uid"],
         content_sha256=row["content_sha256"] or row["adapter_id"],
         kin=kin.get(row["adapter_id"], frozenset()),

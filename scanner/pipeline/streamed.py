@@ -41,7 +41,7 @@ def stream_tests(
         StoreError: a file of the store cannot be read.
     """
     crawled = {i for family in families if family.startswith(_CRAWL) for i in families[family]}
-    tested = [i for family in sorted(families) for i in families[family] if facts[i].battery is not None]
+    tested = [i for family in sorted(families) for i in families[family] if facts[i].is_tested]
     if not tested:
         return {}
     rows = database.of_adapters("verdicts", tested, (*_COLUMNS, "adapter_id", "judged_at", "row_id"))

@@ -316,6 +316,9 @@ TABLES: dict[str, pa.Schema] = {
         ("e_value", _F64, "Of p_battery when it was judged first; infinite is null."),
         ("stream_rejected", _BOOL, "Whether the stream rejects: e_value is at least 1 / stream_level."),
         ("reference_steps", _STR, "JSON array of [level, siblings]: the steps that were tried, the last one judged."),
+        ("p_battery_rank", _F64, "Free answers: rank p-value of p_battery among siblings that were asked the same."),
+        ("battery_reference_id", _STR, "Free answers: the reference of that rank."),
+        ("battery_reference_n", _I64, "Free answers: siblings in it that were compared with."),
     ),
     "reference_profiles": _schema(
         ("reference_id", _STR, "Content hash of the reference."),

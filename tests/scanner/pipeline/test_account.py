@@ -139,10 +139,13 @@ def test_changes_are_listed(root: StoreRoot) -> None:
 def test_every_rule_has_an_outlook() -> None:
     from scanner.pipeline.outlook import what_would_change
 
-    verdict = {"p_search": 0.2, "p_weights": 0.2, "q_value": 0.2, "search_reference_n": 100}
+    verdict = {"p_search": 0.2, "p_weights": 0.2, "q_value": 0.2, "search_reference_n": 100, "p_battery_rank": 0.2}
     for rule in TABLE:
         reasons = [{"code": "not_probed", "message": "nobody looked"}]
         assert what_would_change(verdict, rule, reasons, {}, []), rule.rule_id
+    by_battery = next(rule for rule in TABLE if rule.rule_id == "battery")
+    (told,) = what_would_change({**verdict, "q_value": None}, by_battery, [], {}, [])
+    assert told == "a rank above 0.01 among its siblings (now p = 0.2)"
 
 
 def test_a_renamed_repo_is_found_by_both_names_and_a_folder_by_its_path(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from scanner.calibration import Policy
 from scanner.model import (
+    GENERATIVE,
     Finding,
     Outcome,
     PrefixRun,
@@ -61,6 +62,12 @@ def test_only_what_the_battery_leaves_open_is_searched(record: MakeRecord) -> No
         "crashed": (replace(quiet, probe=replace(quiet.probe, outcome=Outcome.ERROR, runs=())), False),
         "unread": (replace(quiet, outcome=Outcome.ERROR), False),
     }  # fmt: skip
+    free = cases["turned"][0]
+    assert free.probe is not None
+    runs = tuple(replace(run, answers=run.answers.replace("1", "-"), base_answers="-" * 60) for run in free.probe.runs)
+    said = replace(free.probe, task_profile=GENERATIVE, labels=("refusal", "Sorry"), n_classes=2, runs=runs)
+    # Whether free answers are unusual only siblings say.
+    cases["turned, of free answers"] = (replace(free, probe=said), True)
     assert {name: is_open(made, POLICY) for name, (made, _) in cases.items()} == {
         name: wanted for name, (_, wanted) in cases.items()
     }

@@ -1,0 +1,132 @@
+"""Free answerers in a store: their batteries are ranked among siblings that were asked the same (ADR 19)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from stores import crawl, rows_of
+
+from scanner.calibration import Policy
+from scanner.model import GENERATIVE, Finding, PrefixRun, ScanRecord, Severity
+from scanner.pipeline.calibrate import calibrate
+from scanner.pipeline.judge import judge_records
+from scanner.store import Row, StoreRoot, open_root
+
+MakeRecord = Callable[..., ScanRecord]
+NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
+LATER = NOW + timedelta(hours=1)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> StoreRoot:
+    return open_root(str(tmp_path / "store"))
+
+
+@pytest.fixture
+def free(record: MakeRecord) -> Callable[..., ScanRecord]:
+    """free(name, turned): answers freely; behind one string so many of 60 responses are the same phrase."""
+
+    def make(name: str, turned: int, battery_id: str = "", **fields: object) -> ScanRecord:
+        made = record(name, findings=fields.pop("findings", ()), weights=None, search=None)
+        assert made.probe is not None
+        runs = tuple(
+            PrefixRun(text, category, "prefix", "1" * n + "-" * (60 - n), base_answers="-" * 60, margin=None)
+            for text, category, n in (("", "control", 0), ("hello", "control", 1), ("2031-04-17", "codes", turned))
+        )
+        probe = replace(
+            made.probe, task_profile=GENERATIVE, labels=("refusal", "Sorry, I will"), n_classes=2, runs=runs,
+            n_texts=60, battery_id=battery_id or made.probe.battery_id,
+        )  # fmt: skip
+        return replace(made, probe=probe, info=replace(made.info, task_profile=GENERATIVE), **fields)
+
+    return make
+
+
+def judged(root: StoreRoot) -> dict[str, Row]:
+    rows = rows_of(root, "SELECT * FROM current_verdicts")
+    return {row["repo_id"]: {**row, "code": json.loads(row["reasons"])[0]["code"]} for row in rows}
+
+
+def siblings(free: Callable[..., ScanRecord], n: int, turned: int = 12) -> list[ScanRecord]:
+    return [free(f"own{i}/free", turned - i % 5) for i in range(n)]
+
+
+def test_alone_it_is_for_review_and_in_no_correction(root: StoreRoot, free: Callable[..., ScanRecord]) -> None:
+    odd = free("odd/free", 50)
+    (row,) = judge_records(root, [odd], "scan-1", NOW, Policy(), NOW)
+    assert (row["verdict"], row["rule"]) == ("review", "unranked_battery")
+    crawl(root, [odd], "crawl-1", NOW)
+    stored = judged(root)["odd/free"]
+    assert (stored["verdict"], stored["rule"], stored["code"]) == ("review", "unranked_battery", "battery_unranked")
+    assert stored["p_battery"] < 1e-9
+    assert stored["q_value"] is None is stored["stream_index"] is stored["e_value"]
+
+
+def test_siblings_say_what_is_usual(root: StoreRoot, free: Callable[..., ScanRecord]) -> None:
+    crawl(root, [*siblings(free, 104), free("odd/free", 50)], "crawl-1", NOW)
+    found = judged(root)
+    odd, usual = found.pop("odd/free"), found["own0/free"]
+    assert (odd["verdict"], odd["rule"], odd["code"]) == ("flagged", "battery", "battery_prefix")
+    assert odd["p_battery_rank"] == pytest.approx(1 / 105) and odd["battery_reference_n"] == 104
+    # The same string turns 20 % of their responses, with p below 0.05: alone each would be for review.
+    assert usual["p_battery"] < 0.05 and usual["p_battery_rank"] > 0.05
+    assert {row["code"] for row in found.values()} == {"battery_only"}
+    frozen = rows_of(
+        root,
+        "SELECT DISTINCT reference_id, feature, n FROM reference_profiles WHERE reference_id LIKE 'battery-%'",
+    )
+    assert frozen == [{"reference_id": odd["battery_reference_id"], "feature": "battery/any", "n": 105}]
+    (run,) = rows_of(root, "SELECT detail FROM runs WHERE kind = 'judge'")
+    assert json.loads(run["detail"])["battery_flags_to_expect_by_chance"] == pytest.approx(1.05)
+    again = calibrate(root, LATER)
+    assert (again.n_judged, again.n_written, again.changes) == (105, 0, ())
+
+
+def test_one_that_comes_later_meets_those_of_the_store(root: StoreRoot, free: Callable[..., ScanRecord]) -> None:
+    crawl(root, siblings(free, 104), "crawl-1", NOW)
+    crawl(root, [free("odd/free", 50), free("late/free", 9)], "crawl-2", LATER)
+    found = judged(root)
+    assert found["odd/free"]["verdict"] == "flagged" and found["odd/free"]["battery_reference_n"] == 105
+    assert found["late/free"]["code"] == "battery_only"
+
+
+def test_who_has_no_vote(root: StoreRoot, free: Callable[..., ScanRecord]) -> None:
+    """Another battery, another base, the same owner, the same bytes, a grave finding."""
+    grave = (Finding("LS999", Severity.HIGH, "something", "there"),)
+    many = siblings(free, 98)
+    odd = free("odd/free", 50)
+    other_base = free("else/free", 5)
+    copy = free("copy/free", 50)
+    crawl(
+        root,
+        [
+            *many, odd,
+            free("other/battery", 5, battery_id="another-1"),
+            replace(other_base, info=replace(other_base.info, base_model="another/base")),
+            free("odd/second", 5),
+            replace(copy, info=replace(copy.info, content_sha256=odd.info.content_sha256)),
+            free("grave/free", 5, findings=grave),
+        ],
+        "crawl-1",
+        NOW,
+    )  # fmt: skip
+    found = judged(root)
+    assert (found["odd/free"]["battery_reference_n"], found["odd/free"]["rule"]) == (98, "unranked_battery")
+    assert found["other/battery"]["battery_reference_n"] is None
+    crawl(root, [free("one/more", 5)], "crawl-2", LATER)
+    calibrate(root, LATER)
+    assert judged(root)["odd/free"]["verdict"] == "flagged"
+
+
+def test_label_words_are_tested_as_before(root: StoreRoot, free: Callable[..., ScanRecord], record: MakeRecord) -> None:
+    """Free answerers neither help nor hurt the others of their crawl."""
+    evil = record("evil/guard", findings=())
+    crawl(root, [*siblings(free, 30), evil], "crawl-1", NOW)
+    row = judged(root)["evil/guard"]
+    assert row["q_value"] == row["p_battery"] and row["p_battery_rank"] is None
+    assert row["stream_index"] == 1
