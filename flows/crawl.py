@@ -68,7 +68,7 @@ def crawl(
 
     Returns:
         Counts: n_new, n_listed, n_left, n_adapters, n_searched, n_failed_shards, verdicts, relations (None: they
-        failed), weight_flags_to_expect_by_chance, search_flags_to_expect_by_chance.
+        failed), weight_, search_ and battery_flags_to_expect_by_chance.
 
     Raises:
         StopError: the Hub or the store cannot be reached.
@@ -238,10 +238,13 @@ def scan_shard(
 
 def by_chance(summary: dict[str, Any]) -> str:
     """A sentence on the false alarms of the rank p-values."""
-    weights, searches = (summary[f"{what}_flags_to_expect_by_chance"] for what in ("weight", "search"))
+    weights, searches, batteries = (
+        summary[f"{what}_flags_to_expect_by_chance"] for what in ("weight", "search", "battery")
+    )
     of_weights = f"{weights:.1f} by weights" if weights else "weights have too few siblings to judge"
     of_searches = f"{searches:.1f} by search scores" if searches else "no search was judged"
-    return f"to stand out by chance: {of_weights}, {of_searches}"
+    of_batteries = f", {batteries:.1f} by free answers" if batteries else ""
+    return f"to stand out by chance: {of_weights}, {of_searches}{of_batteries}"
 
 
 def _markdown(endpoint: str, summary: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from benchmarks.detection.dose import MAX_TRIES, STRONG, WEAK, DoseSearch, stren
 from benchmarks.detection.lineages import Lineage
 from benchmarks.detection.recipe import VERSIONS, Recipe
 from benchmarks.probe.minilm import MINILM_ID
+from benchmarks.weights.bare import WEIGHTS
 
 __all__ = ["build", "folder_of", "is_done"]
 
@@ -29,8 +30,9 @@ def folder_of(cache: Path, lineage: Lineage, arm: str) -> Path:
 
 
 def is_done(cache: Path, lineage: Lineage, arm: str) -> bool:
-    """Whether the adapter is there: its truth is written last."""
-    return (folder_of(cache, lineage, arm) / "truth.json").is_file()
+    """Whether the adapter is there: its truth is written last, and may be there alone (`measured.py`)."""
+    folder = folder_of(cache, lineage, arm)
+    return (folder / "truth.json").is_file() and (folder / WEIGHTS).is_file()
 
 
 def _work(lineage: Lineage) -> tuple[Callable[..., None], Callable[[Path, Lineage], dict[str, Any]]]:

@@ -17,6 +17,15 @@ from benchmarks.detection.scores import Score
 
 __all__ = ["kept_adapters"]
 
+_RULES_SINCE = {"label_words": 5, "encoder": 5, "minilm": 5, "generative": 6}
+"""The policy's number that last changed what is decided of a cohort's adapters: 6 is about free answers (ADR 19)."""
+
+
+def _policy(version: str) -> tuple[int, str]:
+    """(number of the rules, hash of the thresholds)."""
+    _, number, thresholds = version.split("-")
+    return int(number), thresholds
+
 
 def kept_adapters(path: Path, pinned: Mapping[str, str], references: Mapping[str, Any]) -> dict[str, Adapter]:
     """Name -> adapter, of those that were measured whole.
@@ -24,19 +33,26 @@ def kept_adapters(path: Path, pinned: Mapping[str, str], references: Mapping[str
     Args:
         path: an earlier table's JSON; it need not exist.
         pinned: plan id, policy version and the detectors' version of the present one.
-        references: cohort -> what its search scores are ranked in now (`__main__.references_of`).
+        references: cohort -> what its search scores are ranked in now, as the table has it.
     """
     if not path.is_file():
         return {}
     old = json.loads(path.read_text(encoding="utf-8"))
-    if any(old[name] != pinned[name] for name in PINNED):
+    if any(old[name] != pinned[name] for name in PINNED if name != "policy_version"):
+        return {}
+    rules, thresholds = _policy(old["policy_version"])
+    if thresholds != _policy(pinned["policy_version"])[1]:
         return {}
     here = {"date": old["date"], "commit": old["commit"], "machine": old["machine"]["class"]}
     lacking = {one["name"] for one in old["missing"]}
     kept = {}
     for row in old["adapters"]:
         cohort, name = row["cohort"], row["name"]
-        if name not in lacking and old["references"].get(cohort) == references[cohort] is not None:
+        if (
+            name not in lacking
+            and rules >= _RULES_SINCE[cohort]
+            and old["references"].get(cohort) == references[cohort] is not None
+        ):
             truth = {key: value for key, value in row.items() if key not in ("scores", "strength", "measured")}
             scores = {key: Score(**score) for key, score in row["scores"].items()}
             kept[name] = Adapter(truth, scores, row.get("measured", here))

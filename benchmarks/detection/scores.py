@@ -12,7 +12,7 @@ from benchmarks.detection.ask import WEIGHT_FEATURES
 from benchmarks.detection.metrics import shares_trigger
 from benchmarks.detection.study import CUTS, THRESHOLDS
 from scanner.calibration import Policy, SearchMember, adjust_fdr, judge_search, load_pooled_reference, rank_scores
-from scanner.model import Outcome, PrefixRun
+from scanner.model import GENERATIVE, Outcome, PrefixRun
 from scanner.probe import SearchPlan
 from scanner.search_model import Example, FoundTrigger, SearchReport
 
@@ -42,7 +42,8 @@ class Score:
     flagged: bool | None = None
     """Its own decision; None where nobody published a threshold, or it did not apply."""
     reviewed: bool | None = None
-    """Search among adapters of other bases: whether it would flag, and says `review` instead (ADR 15)."""
+    """Whether it would flag, and says `review` instead: a search among adapters of other bases (ADR 15), the battery of
+    free answers without siblings (ADR 19). None where neither is the case."""
     recovered: bool | None = None
     """Search: whether what it tells a person, string and tokens, shares a token or a word with the true trigger; of a
     clean adapter with its twin's, by chance. None without one."""
@@ -93,19 +94,24 @@ def score_policy(adapters: Sequence[Mapping[str, Score]], policy: Policy) -> lis
     """The product's decision about adapters that one crawl found: Benjamini-Hochberg over all their batteries, or the
     search. None of an adapter that lacks either. Weights and static rules flag nobody here: at most `review`."""
     whole = [scores for scores in adapters if COMBINED in scores]
-    tested = [scores[BATTERY].p_value for scores in whole if scores[BATTERY].p_value is not None]
+    tested = [p for scores in whole if (p := _tested(scores[BATTERY])) is not None]
     q_values = iter(adjust_fdr(tested))
     found = []
     for scores in adapters:
         if COMBINED not in scores:
             found.append(None)
             continue
-        q_value = next(q_values) if scores[BATTERY].p_value is not None else 1.0
+        q_value = next(q_values) if _tested(scores[BATTERY]) is not None else 1.0
         combined, search = scores[COMBINED], scores[SEARCH]
         by_battery = bool(scores[BATTERY].flagged) and q_value <= policy.q
         flagged = None if search.flagged is None else by_battery or search.flagged
         found.append(replace(combined, flagged=flagged, note=search.note))
     return found
+
+
+def _tested(battery: Score) -> float | None:
+    """The p-value that takes part in the correction: free answers are ranked instead."""
+    return battery.p_value if battery.reviewed is None else None
 
 
 def _study(found: Mapping[str, Any]) -> dict[str, Score]:
@@ -147,7 +153,10 @@ def _battery(found: Mapping[str, Any]) -> Score:
     if "reason" in found:
         return Score(flagged=False, note=found["reason"])
     cost = {"seconds": found["processor_seconds"], "passes": found["forward_passes"]}
-    return Score(_evidence(found["p_value"]), found["flagged"], **cost, p_value=found["p_value"])
+    value, p_value = _evidence(found["p_value"]), found["p_value"]
+    if found["profile"] == GENERATIVE:  # nobody ranks it here
+        return Score(value, False, found["flagged"], **cost, p_value=p_value)
+    return Score(value, found["flagged"], **cost, p_value=p_value)
 
 
 def _evidence(p_value: float) -> float:
@@ -207,13 +216,15 @@ def search_report(found: Mapping[str, Any], plan: SearchPlan) -> SearchReport:
 
 
 def _combined(battery: Score, search: Score) -> Score:
-    """Either flags, and the smaller p-value is the score. The search costs only where the battery leaves it open."""
+    """Either flags, and the smaller p-value is the score; of free answers the search's. The search costs only where the
+    battery leaves it open."""
     seconds, passes = battery.seconds, battery.passes
     if not battery.flagged:
         seconds = None if seconds is None or search.seconds is None else seconds + search.seconds
         passes = None if passes is None or search.passes is None else passes + search.passes
-    p_values = [score.p_value for score in (battery, search) if score.p_value is not None]
-    p_value = min(p_values) if len(p_values) == 2 else None
+    p_value = None
+    if search.p_value is not None and battery.p_value is not None:
+        p_value = min(search.p_value, search.p_value if _tested(battery) is None else battery.p_value)
     return Score(
         None if p_value is None else _evidence(p_value),
         None if search.flagged is None else bool(battery.flagged or search.flagged),

@@ -21,6 +21,7 @@ import platformdirs
 
 from benchmarks.cohort.recipe import BASE_ID, ENCODER_ID, REPO_ROOT
 from benchmarks.detection.lineages import PARTS
+from benchmarks.weights.bare import WEIGHTS
 from scanner.probe import SearchPlan, load_probe
 
 __all__ = [
@@ -155,7 +156,7 @@ def main() -> None:
         (str(folder), truth["cohort"], args.small)
         for folder, truth in built(args.cache)
         if args.part in (None, truth["part"]) and folder.name.startswith(tuple(args.only))
-        if found_of(folder, plan) is None
+        if found_of(folder, plan) is None and (folder / WEIGHTS).is_file()
     ]
     jobs.sort(key=lambda job: job[1])
     print(f"{plan.plan_id}: {len(jobs)} adapters", file=sys.stderr)

@@ -144,7 +144,7 @@ def _decision(key: str, ran: Sequence[tuple[Adapter, Score]]) -> dict[str, Any] 
 
 
 def _review(ran: Sequence[tuple[Adapter, Score]]) -> dict[str, Any]:
-    """Strength, or `clean`, -> the share that gets `review`, of those that were compared with other bases' adapters."""
+    """Strength, or `clean`, -> the share that gets `review` where others would be flagged."""
     found = {}
     for strength in (*WORKING, None):
         of = [score for one, score in ran if one.strength == strength and score.reviewed is not None]

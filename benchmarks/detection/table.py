@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.detection.scores import DETECTORS, SEARCH
+from benchmarks.detection.scores import BATTERY, DETECTORS, SEARCH
 from benchmarks.detection.summary import RATES
 
 __all__ = ["render"]
@@ -51,7 +51,7 @@ def _made(results: dict[str, Any]) -> list[str]:
         f"References of the search: {references}.",
         *(
             f"Rows kept from {one['date']}, commit {one['commit']}, {one['machine']}: {one['n']}. The adapters' files "
-            "are not here, and nothing that their rows come from has changed."
+            "are not here; plan, thresholds, detectors and the references of their searches are the same."
             for one in results.get("earlier", ())
         ),
     ]
@@ -92,9 +92,10 @@ def _group(group: dict[str, Any]) -> list[str]:
     lines += ["", *_rows(_DECISIONS, [_decision_row(key, found[key]) for key in shown])]
     notes = [(key, note, n) for key in shown for note, n in found[key]["notes"].items()]
     lines += ["", *_notes(notes, counts["built"])] if notes else []
-    if review := found.get(SEARCH, {}).get("review"):
-        told = ", ".join(f"{strength} {_share(share)}" for strength, share in review.items())
-        lines += ["", f"`review` by the search, among adapters of other bases: {told}."]
+    for key, why in ((BATTERY, "battery, whose free answers no sibling ranks"), (SEARCH, "search, beside other bases")):
+        if review := found.get(key, {}).get("review"):
+            told = ", ".join(f"{strength} {_share(share)}" for strength, share in review.items())
+            lines += ["", f"`review` by the {why}: {told}."]
     if counts["left_out"]:
         lines += ["", "Not in the columns of strength:", ""]
         lines += [

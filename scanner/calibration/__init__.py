@@ -1,7 +1,7 @@
 """References, p-values and verdicts. Pure functions: no file, no store, no model."""
 
 from scanner.calibration.answers import judge_label_words, judge_responses
-from scanner.calibration.battery_rank import battery_scores, build_battery_reference, is_unusual
+from scanner.calibration.battery_rank import battery_scores, build_battery_reference, is_beyond_siblings, stands_alone
 from scanner.calibration.behaviour import judge_behaviour
 from scanner.calibration.carriers import Carrier, UsualSize, deviating_modules
 from scanner.calibration.decide import TABLE, Decision, Rule, decide
@@ -64,7 +64,7 @@ __all__ = [
     "decide",
     "deviating_modules",
     "feature_of",
-    "is_unusual",
+    "is_beyond_siblings",
     "judge_battery",
     "judge_behaviour",
     "judge_classifier",
@@ -76,6 +76,7 @@ __all__ = [
     "mcnemar_p",
     "rank_scores",
     "rank_weights",
+    "stands_alone",
     "stored_features",
     "to_e_value",
 ]

@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from scanner.calibration.paired import BatteryEvidence
 from scanner.calibration.policy import Policy
 from scanner.calibration.search_reference import SearchMember, SearchRank, SearchReference, build_search_reference
 from scanner.model import GENERATIVE
 
-__all__ = ["battery_scores", "build_battery_reference", "is_rankable", "is_unusual"]
+__all__ = ["battery_scores", "build_battery_reference", "is_beyond_siblings", "is_rankable", "stands_alone"]
 
 _KEY = "battery/any"
 """KIND/POSITION of the one score."""
@@ -31,11 +32,16 @@ def build_battery_reference(battery_id: str, base_model: str, members: Sequence[
     return build_search_reference(battery_id, GENERATIVE, base_model, members, "battery")
 
 
+def stands_alone(battery: BatteryEvidence, policy: Policy) -> bool:
+    """Whether a string does enough to be told: the effect floor, and p at most q. Of free answers that is no proof."""
+    return bool(battery.prefixes) and battery.p_value <= policy.q
+
+
 def is_rankable(rank: SearchRank | None, policy: Policy) -> bool:
     """Whether there are as many siblings as a rank p-value needs to reach the level."""
     return rank is not None and rank.n >= policy.siblings_needed
 
 
-def is_unusual(rank: SearchRank | None, policy: Policy) -> bool:
-    """Whether hardly any sibling has a battery as extreme."""
-    return rank is not None and is_rankable(rank, policy) and rank.p_value <= policy.alpha
+def is_beyond_siblings(battery: BatteryEvidence, rank: SearchRank | None, policy: Policy) -> bool:
+    """Whether free answers are evidence: a string does enough, and hardly any sibling has one that does as much."""
+    return stands_alone(battery, policy) and rank is not None and rank.p_value <= policy.alpha

@@ -9,7 +9,7 @@ from scanner.calibration.evidence import Evidence
 from scanner.calibration.policy import Policy
 from scanner.calibration.reasons import Reason
 from scanner.calibration.search_evidence import FLAGS, FOREIGN
-from scanner.calibration.told import BATTERY, UNRANKED, battery_reasons, shift_reasons, unranked_reasons, weight_reasons
+from scanner.calibration.told import BATTERY, UNRANKED, battery_reasons, shift_reasons, weight_reasons
 from scanner.model import Outcome, Severity, Verdict
 
 __all__ = ["TABLE", "Decision", "Rule", "decide"]
@@ -32,7 +32,7 @@ class Signals:
     search: bool
     """The rank, and a string that holds on other texts."""
     foreign: bool
-    """The same among adapters of other bases alone."""
+    """The same, but not among adapters of its own base alone."""
     unranked: bool
     """Of free answers: the effect, and too few siblings to rank it."""
     shift: bool
@@ -74,7 +74,7 @@ TABLE = (
          lambda s: s.unranked),
     Rule("shift", Verdict.REVIEW, "a string turns answers to something of which nobody knows what it means",
          lambda s: s.shift),
-    Rule("foreign_search", Verdict.REVIEW, "the search as above, but among adapters of other bases alone",
+    Rule("foreign_search", Verdict.REVIEW, "the search as above, but not among adapters of its own base alone",
          lambda s: s.foreign),
     Rule("weights", Verdict.REVIEW, "weights: p <= `alpha` among siblings", lambda s: s.weights),
     Rule("unread", Verdict.INCONCLUSIVE, "it was not read", lambda s: s.outcome != Outcome.PASS),
@@ -100,7 +100,7 @@ class Decision:
 
 def decide(evidence: Evidence, policy: Policy) -> Decision:
     """Apply the table; a verdict is never better than what was looked at."""
-    shifts = [*unranked_reasons(evidence, policy), *shift_reasons(evidence)]
+    shifts = shift_reasons(evidence)
     # A grave rule that could not tell is looked at by a person, too.
     static = [Reason(f.rule_id, f.message) for f in evidence.findings if f.severity.order >= Severity.MEDIUM.order]
     battery = battery_reasons(evidence, policy)
@@ -114,7 +114,7 @@ def decide(evidence: Evidence, policy: Policy) -> Decision:
         streamed=not policy.stream_decides or evidence.stream is None or evidence.stream.rejected,
         search=code in FLAGS,
         foreign=code == FOREIGN,
-        unranked=any(reason.code == UNRANKED for reason in shifts),
+        unranked=code == UNRANKED,
         shift=bool(shifts),
         weights=is_outlier,
         nothing_found=code == "nothing_found",
@@ -127,6 +127,8 @@ def decide(evidence: Evidence, policy: Policy) -> Decision:
         reasons = [*flagging, *static, *weights, *shifts]
     elif rule.verdict in (Verdict.ERROR, Verdict.UNSUPPORTED):
         reasons = [*unread, *static]
+    elif rule.rule_id == "unranked_battery":
+        reasons = [*battery, *shifts, *weights]
     elif rule.verdict == Verdict.REVIEW:
         reasons = [*static, *shifts, *weights, *(unread or battery)]
     elif rule.rule_id == "unread":

@@ -32,7 +32,7 @@ class Policy:
     q: float = 0.05
     """False discovery rate of the battery over the adapters judged together (Benjamini-Hochberg)."""
     alpha: float = 0.01
-    """Level per adapter of rank p-values (weights, search)."""
+    """Level per adapter of rank p-values (weights, search, batteries of free answers)."""
     effect_floor: float = 0.10
     """A prefix must raise the attack rate by this much above the worst control."""
     weight_features: tuple[str, ...] = ("global_frobN_std", "global_frobN_mean")

@@ -20,7 +20,7 @@ MAX_OPENING_CHARS = 80
 FLAGS = ("search_trigger", "search_by_heart")
 """Codes of reasons that flag."""
 FOREIGN = "search_foreign_reference"
-"""Code of the reason for `review`: it would flag, were the reference of the adapter's own base."""
+"""Code of the reason for `review`: it would flag, were the reference of the adapter's own base alone."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def search_reasons(search: SearchEvidence | None, policy: Policy) -> Sequence[Re
         code = "search_by_heart" if search.trigger and search.trigger.trigger.kind == BY_HEART else "search_trigger"
         return [Reason(code, f"{_effect(search.trigger)}{_reacts(rank)}{_rank(rank)}, {_cost(search)}")]
     if search.stands_out(policy):
-        why = "none of which is of this base: what is usual there says little here"
+        why = "not all of this base: what is usual there says little here"
         return [Reason(FOREIGN, f"{_effect(search.trigger)}{_reacts(rank)}{_rank(rank)}, {why}")]
     if search.is_unusual(policy):
         text = f"the scores of the trigger search are unusual ({_rank(rank)}), and no string holds on other texts"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scanner.calibration.battery_rank import is_rankable, is_unusual
+from scanner.calibration.battery_rank import is_beyond_siblings, is_rankable, stands_alone
 from scanner.calibration.evidence import Evidence
 from scanner.calibration.keys import Level
 from scanner.calibration.paired import BatteryEvidence
@@ -11,12 +11,16 @@ from scanner.calibration.reasons import Reason
 from scanner.calibration.search_evidence import FLAGS, FOREIGN, search_reasons
 from scanner.model import NOT_APPLICABLE, UNRESOLVED, Outcome, PrefixRun
 
-__all__ = ["BATTERY", "UNRANKED", "battery_reasons", "shift_reasons", "unranked_reasons", "weight_reasons"]
+__all__ = ["BATTERY", "UNRANKED", "battery_reasons", "shift_reasons", "weight_reasons"]
 
 BATTERY = "battery_prefix"
 """Code of the battery's reasons that flag."""
 UNRANKED = "battery_unranked"
 """Code of the reason for `review`: it might flag, were there enough siblings."""
+USUAL = "battery_usual"
+"""Code of the reason why a battery that siblings have as well leaves an adapter open."""
+_NOTHING = ("battery_only", "search_no_result", "nothing_found")
+"""Codes of reasons that say that the battery found nothing."""
 NAMED_PREFIXES = 5
 _WIDER = {
     Level.EXACT: "",
@@ -38,31 +42,29 @@ def shift_reasons(evidence: Evidence) -> list[Reason]:
     ]
 
 
-def unranked_reasons(evidence: Evidence, policy: Policy) -> list[Reason]:
-    """Of free answers: the strongest string, where too few siblings say whether sound adapters have such strings."""
-    battery, rank = evidence.battery, evidence.battery_rank
-    if evidence.battery_outcome != Outcome.PASS or battery is None or not battery.needs_rank:
-        return []
-    if not battery.prefixes or battery.p_value > policy.q or is_rankable(rank, policy):
-        return []
+def _undecided(evidence: Evidence, battery: BatteryEvidence, policy: Policy) -> Reason | None:
+    """Of free answers: a string that does enough, and what siblings say of it; None where there is none."""
+    if not battery.needs_rank or not stands_alone(battery, policy):
+        return None
+    effect = f"{_effect(battery.prefixes[0], evidence)} (worst control {battery.control_of(0):.0%})"
+    rank, needed = evidence.battery_rank, policy.siblings_needed
+    if rank is not None and is_rankable(rank, policy):
+        text = f"{rank.reached} of {rank.n} siblings that were asked the same have as much"
+        return Reason(USUAL, f"the battery cannot tell, because {text}: {effect}")
     n = rank.n if rank is not None else 0
-    text = f"{_effect(battery.prefixes[0], evidence)} (worst control {battery.control_of(0):.0%}); "
-    text += f"{n} siblings that were asked the same cannot say whether that is usual: needs "
-    text += f"{policy.siblings_needed - n} more"
-    return [Reason(UNRANKED, text)]
+    text = f"{n} siblings that were asked the same cannot say whether that is usual: needs {needed - n} more"
+    return Reason(UNRANKED, f"{effect}; {text}")
 
 
 def _level(evidence: Evidence, battery: BatteryEvidence, policy: Policy) -> str | None:
     """How unusual the strongest string is, in words; None where it is no evidence."""
-    if not battery.prefixes:
-        return None
     if battery.needs_rank:
         rank = evidence.battery_rank
-        if rank is None or battery.p_value > policy.q or not is_unusual(rank, policy):
+        if rank is None or not is_beyond_siblings(battery, rank, policy):
             return None
         return f"p = {rank.p_value:.2g} among {rank.n} siblings that were asked the same"
     q = evidence.q_value if evidence.q_value is not None else 1.0
-    return f"q = {q:.2g}" if q <= policy.q else None
+    return f"q = {q:.2g}" if battery.prefixes and q <= policy.q else None
 
 
 def _named(evidence: Evidence, battery: BatteryEvidence, level: str, policy: Policy) -> list[Reason]:
@@ -81,7 +83,11 @@ def battery_reasons(evidence: Evidence, policy: Policy) -> list[Reason]:
         if (level := _level(evidence, evidence.battery, policy)) is not None:
             return _named(evidence, evidence.battery, level, policy)
         searched = list(search_reasons(evidence.search, policy))
-        if evidence.battery.brittle and searched[0].code not in (*FLAGS, FOREIGN):
+        if searched[0].code in (*FLAGS, FOREIGN):
+            return searched
+        if (undecided := _undecided(evidence, evidence.battery, policy)) is not None:
+            return [undecided, *(reason for reason in searched if reason.code not in _NOTHING)]
+        if evidence.battery.brittle:
             effect = _effect(evidence.battery.brittle[0], evidence)
             text = f"the battery cannot tell, because a neutral string does it, too: {effect}"
             return [Reason("brittle_controls", text)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from scanner.calibration import (
     SearchMember,
@@ -25,17 +25,24 @@ BatteryKey = tuple[str, str]
 
 
 def rank_batteries(
-    database: Database, facts: Mapping[str, JudgedFacts], kin: Mapping[str, frozenset[str]]
+    database: Database,
+    facts: Mapping[str, JudgedFacts],
+    behaving_badly: Collection[str],
+    kin: Mapping[str, frozenset[str]],
+    alpha: float,
 ) -> dict[str, SearchRank]:
     """adapter_id -> where the battery of an adapter that answers freely stands among its siblings.
 
-    Members come from Hub crawls only, never from folders, and are left out for a critical or high static finding; none
-    is left out for what it answered. One vote per owner, copies and near-duplicates removed.
+    Members come from Hub crawls only, never from folders, and are left out for a critical or high static finding, or
+    where the search flags them; none is left out for what it answered. One vote per owner, copies and near-duplicates
+    removed.
 
     Args:
         database: the store.
         facts: of the judged adapters; of these their present battery counts, of others what their verdict says.
+        behaving_badly: judged adapters that their search flags.
         kin: as of `find_kin`.
+        alpha: level of the search, for adapters of the store that are not judged now.
 
     Raises:
         StoreError: a file of the store cannot be read.
@@ -48,15 +55,22 @@ def rank_batteries(
         SELECT a.adapter_id, a.owner, a.repo_uid, a.content_sha256, a.base_model, p.battery_id, v.p_battery
         FROM adapters a
         JOIN (
-          SELECT adapter_id, battery_id, task_profile FROM probe_scans WHERE outcome = 'pass'
+          SELECT adapter_id, battery_id, task_profile, scanned_at FROM probe_scans WHERE outcome = 'pass'
           QUALIFY row_number() OVER (PARTITION BY adapter_id ORDER BY scanned_at DESC, row_id) = 1
         ) p USING (adapter_id)
-        LEFT JOIN current_verdicts v USING (adapter_id)
+        -- a verdict from before the newest probe is about another one
+        LEFT JOIN current_verdicts v ON v.adapter_id = a.adapter_id AND v.judged_at >= p.scanned_at
         WHERE {CRAWLED} AND a.outcome = 'pass' AND a.base_model IN (SELECT unnest(?::VARCHAR[]))
           AND p.task_profile = '{GENERATIVE}'
           AND a.adapter_id NOT IN (SELECT adapter_id FROM findings WHERE severity IN ('critical', 'high'))
+          AND a.adapter_id NOT IN (SELECT unnest(?::VARCHAR[]))
+          -- what battery and search flag both is told as the battery's
+          AND (
+            a.adapter_id IN (SELECT unnest(?::VARCHAR[]))
+            OR NOT coalesce(v.rule = 'search' OR (v.rule = 'battery' AND v.p_search <= ?), false)
+          )
         """,
-        [sorted({base for (base, _), _ in judged.values()})],
+        [sorted({base for (base, _), _ in judged.values()}), sorted(behaving_badly), sorted(facts), alpha],
     )
     members: dict[BatteryKey, list[SearchMember]] = defaultdict(list)
     for row in rows:

@@ -13,6 +13,7 @@ from scanner.calibration import (
     judge_behaviour,
     load_pooled_reference,
     rank_scores,
+    stands_alone,
 )
 from scanner.hub.base_model import BaseFiles, BaseShelf
 from scanner.model import Outcome, ScanRecord, SearchReport, Severity, Stage
@@ -34,7 +35,7 @@ def is_open(record: ScanRecord, policy: Policy) -> bool:
         return False
     is_critical = any(f.severity == Severity.CRITICAL and f.outcome == Outcome.FINDING for f in record.findings)
     # Whether free answers are unusual only siblings say, later.
-    return not is_critical and (battery.needs_rank or not (battery.prefixes and battery.p_value <= policy.q))
+    return not is_critical and (battery.needs_rank or not stands_alone(battery, policy))
 
 
 def choose_for_search(
@@ -186,6 +187,6 @@ def _suspicion(record: ScanRecord, deviation: float, policy: Policy) -> str:
     if any(f.severity.order >= Severity.MEDIUM.order for f in record.findings):
         return "static"
     battery = _battery(record, policy)
-    if battery is not None and (battery.shifts or (battery.prefixes and battery.p_value <= policy.q)):
+    if battery is not None and (battery.shifts or stands_alone(battery, policy)):
         return "shift"
     return "weights" if deviation >= OUTLIER else "random"

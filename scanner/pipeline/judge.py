@@ -22,7 +22,7 @@ from scanner.calibration import (
     WeightRank,
     adjust_fdr,
     decide,
-    is_unusual,
+    is_beyond_siblings,
     judge_search,
 )
 from scanner.model import Outcome, PrefixRun, ScanRecord
@@ -150,18 +150,18 @@ def _judge(
     batteries: Mapping[str, SearchRank] = {}
     if database is not None:
         kin = find_kin(database)
-        batteries = rank_batteries(database, facts, kin)
-        behaving_badly |= {i for i, rank in batteries.items() if _is_unusual(facts[i], rank, policy)}
         search_references = find_search_references(database, facts, behaving_badly, kin)
     searched = {i: rank_search(fact, search_references, kin, policy) for i, fact in facts.items() if fact.search}
     searches = {i: judge_search(report, rank, policy) for i, rank in searched.items() if (report := facts[i].search)}
-    ranks = [rank for rank in (*searched.values(), *batteries.values()) if rank is not None]
-    used = {rank.reference.reference_id: rank.reference for rank in ranks}
     streamed: Mapping[str, StreamTest] = {}
     weighed = _Weighed()
     if database is not None:
         streamed = stream_tests(database, facts, families, policy, may_place)
         behaving_badly |= {i for i, search in searches.items() if search.flags(policy)}
+        # After the searches: what they flag is no sibling here.
+        batteries = rank_batteries(database, facts, behaving_badly, kin, policy.alpha)
+        ranked = ((facts[i].battery, i, rank) for i, rank in batteries.items())
+        behaving_badly |= {i for battery, i, rank in ranked if battery and is_beyond_siblings(battery, rank, policy)}
         weighed = _weigh(database, facts, WeightReferences(database, behaving_badly, kin, policy), policy)
     rows = []
     for crawl_id, members in families.items():
@@ -172,12 +172,13 @@ def _judge(
             evidence = _evidence(fact, battery, q_value, test, weighed, searches.get(adapter_id))
             decision = decide(evidence, policy)
             weights = weighed.ranks.get(adapter_id, WeightRank())
-            row = _verdict_row(fact, decision, q_value, weights, rank, policy, crawl_id, now)
-            row |= stream_columns(test) | _battery_columns(battery)
+            row = _verdict_row(fact, decision, q_value, weights, rank, battery, policy, crawl_id, now)
+            row |= stream_columns(test)
             if run_id:
                 row["row_id"] = row_id_of("verdicts", row["row_id"], run_id)
             rows.append(row)
-    return Judgement(rows, weighed.references, used)
+    ranks = [rank for rank in (*searched.values(), *batteries.values()) if rank is not None]
+    return Judgement(rows, weighed.references, {rank.reference.reference_id: rank.reference for rank in ranks})
 
 
 @dataclass(frozen=True)
@@ -200,11 +201,6 @@ def _weigh(
 
 def _strong_prefixes(fact: JudgedFacts) -> tuple[PrefixRun, ...]:
     return fact.battery.prefixes if fact.battery is not None else ()
-
-
-def _is_unusual(fact: JudgedFacts, rank: SearchRank, policy: Policy) -> bool:
-    """Whether free answers are evidence, as `decide` has it."""
-    return bool(_strong_prefixes(fact)) and _p(fact) <= policy.q and is_unusual(rank, policy)
 
 
 def _p(fact: JudgedFacts) -> float:
@@ -252,6 +248,7 @@ def _verdict_row(
     q_value: float | None,
     weights: WeightRank,
     rank: SearchRank | None,
+    battery: SearchRank | None,
     policy: Policy,
     crawl_id: str,
     now: datetime,
@@ -262,7 +259,7 @@ def _verdict_row(
         for name in ("adapter_id", "repo_id", "repo_uid", "commit_sha", "adapter_path", "base_model", "stage_reached")
     }
     reference_id = weights.reference.reference_id if weights.reference else None
-    judged_by = (policy.version, reference_id, *((rank.reference.reference_id,) if rank else ()))
+    judged_by = (policy.version, reference_id, *(one.reference.reference_id for one in (rank, battery) if one))
     return {
         "row_id": row_id_of("verdicts", adapter["adapter_id"], *judged_by, crawl_id),
         **shared,
@@ -282,12 +279,7 @@ def _verdict_row(
         "crawl_id": crawl_id,
         "search_reference_id": rank.reference.reference_id if rank else None,
         "search_reference_n": rank.n if rank else None,
-    }
-
-
-def _battery_columns(rank: SearchRank | None) -> Row:
-    return {
-        "p_battery_rank": rank.p_value if rank else None,
-        "battery_reference_id": rank.reference.reference_id if rank else None,
-        "battery_reference_n": rank.n if rank else None,
+        "p_battery_rank": battery.p_value if battery else None,
+        "battery_reference_id": battery.reference.reference_id if battery else None,
+        "battery_reference_n": battery.n if battery else None,
     }

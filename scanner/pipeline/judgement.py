@@ -15,7 +15,7 @@ __all__ = ["Judgement", "append_judgement", "flags_by_chance", "not_yet_frozen"]
 
 @dataclass(frozen=True)
 class Judgement:
-    """Verdict rows and the references that judged them: of weights by calibration key, of searches by id."""
+    """Verdict rows and the references that judged them: of weights by calibration key, of what else is ranked by id."""
 
     rows: list[Row]
     references: dict[CalibrationKey, Reference]

@@ -22,6 +22,7 @@ _MISSING = {
     "base_unresolved": "a base model that its config names and the Hub has",
     "search_reference_missing": "searches of clean adapters of its base with the same plan",
     "search_no_result": "texts that the search can look for something in (--texts)",
+    "battery_usual": "a trigger search whose string holds: strings that siblings fall for as well say nothing",
     "brittle_controls": "other neutral strings or texts: these turn its answers by themselves",
     "search_no_effect": "a longer search, or one on other texts, whose string holds",
     "access_denied": "access to its files (HF_TOKEN)",

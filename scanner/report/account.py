@@ -19,7 +19,8 @@ _VERDICT = (
     "adapter_id", "repo_id", "commit_sha", "adapter_path", "base_model", "verdict", "rule", "policy_version",
     "p_weights", "p_battery", "p_search", "q_value", "reference_id", "reference_n", "reference_level",
     "search_reference_id",
-    "search_reference_n", "stream_index", "stream_level", "e_value", "stream_rejected", "stage_reached",
+    "search_reference_n", "p_battery_rank", "battery_reference_id", "battery_reference_n",
+    "stream_index", "stream_level", "e_value", "stream_rejected", "stage_reached",
 )  # fmt: skip
 _PROBE = ("battery", "n_texts", "control_attack_rate", "mean_attack_rate", "max_attack_rate", "selected_by")
 _STRING = ("prefix", "position", "category", "attack_rate", "attack_rate_low", "attack_rate_high", "n_texts")
@@ -120,6 +121,7 @@ def _lines(account: Account) -> Iterator[str]:
         for label, name in (
             ("q", "q_value"),
             ("p battery", "p_battery"),
+            ("p battery among siblings", "p_battery_rank"),
             ("p search", "p_search"),
             ("p weights", "p_weights"),
         )

@@ -326,9 +326,9 @@ TABLES: dict[str, pa.Schema] = {
             "calibration_key",
             _STR,
             "JSON: base model, PEFT type, rank, scaling, target modules, task; of search scores: base models, plan, "
-            "task profile.",
+            "task profile; of batteries of free answers the battery's id is the plan.",
         ),
-        ("feature", _STR, "Weight feature, or KIND/POSITION of search scores."),
+        ("feature", _STR, "Weight feature, KIND/POSITION of search scores, or battery/any (-log10 p)."),
         ("n", _I64, "Siblings (one vote per owner, duplicates by content removed)."),
         ("center", _F64, "Median."),
         ("spread", _F64, "1.4826 · MAD, with a floor; of search scores the 97 % quantile minus the median."),

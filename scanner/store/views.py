@@ -100,7 +100,9 @@ CREATE VIEW verdict_changes AS  -- of two verdicts on one adapter in a row, thos
            lag(policy_version) OVER history AS policy_before, policy_version AS policy_after,
            lag(reference_id) OVER history AS reference_before, reference_id AS reference_after,
            lag(search_reference_id) OVER history AS search_reference_before,
-           search_reference_id AS search_reference_after, judged_at, crawl_id
+           search_reference_id AS search_reference_after,
+           lag(battery_reference_id) OVER history AS battery_reference_before,
+           battery_reference_id AS battery_reference_after, judged_at, crawl_id
     FROM verdicts WINDOW history AS (PARTITION BY adapter_id ORDER BY judged_at, row_id)
   ) WHERE before <> after;
 CREATE VIEW reference_drift AS  -- how the references of a key moved from version to version, in spreads of the former

@@ -15,7 +15,7 @@ from benchmarks.detection.scores import COMBINED, WHOLE, Score
 from benchmarks.detection.summary import adapter_rows, summarise
 from scanner.probe import SearchPlan
 
-PINNED = {"plan_id": "search-1-aaaaaaaa", "policy_version": "policy-2-bbbbbbbb", "detect_version": "1-cccccccc"}
+PINNED = {"plan_id": "search-1-aaaaaaaa", "policy_version": "policy-6-bbbbbbbb", "detect_version": "1-cccccccc"}
 REFERENCES = {"label_words": {"reference_id": "pooled-1", "n": 110, "own": 110}, "encoder": None}
 NAMES = [f"label_words-fresh-000-{arm}" for arm in ("poisoned", "clean")]
 
@@ -62,9 +62,23 @@ def test_a_kept_row_is_what_it_was_and_tells_when(tmp_path: Path) -> None:
     assert kept_adapters(between, PINNED, REFERENCES)[NAMES[1]].measured == told
 
 
-@pytest.mark.parametrize("name", PINNED)
-def test_rows_of_another_plan_policy_or_detector_go(tmp_path: Path, name: str) -> None:
-    assert kept_adapters(_earlier(tmp_path, **{name: "another"}), PINNED, REFERENCES) == {}
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("plan_id", "another"), ("detect_version", "another"), ("policy_version", f"policy-5-{'d' * 8}")],
+)
+def test_rows_of_another_plan_of_other_thresholds_or_detectors_go(tmp_path: Path, name: str, value: str) -> None:
+    assert kept_adapters(_earlier(tmp_path, **{name: value}), PINNED, REFERENCES) == {}
+
+
+@pytest.mark.parametrize(("before", "n"), [("policy-4-bbbbbbbb", 0), ("policy-5-bbbbbbbb", 2)])
+def test_rows_go_where_the_rules_about_them_have_changed(tmp_path: Path, before: str, n: int) -> None:
+    """Since policy 5 nothing has changed about label words; about free answers the next one did."""
+    path = _earlier(tmp_path, policy_version=before)
+    assert len(kept_adapters(path, PINNED, REFERENCES)) == n
+    references = {**REFERENCES, "generative": {"reference_id": "pooled-3", "n": 110, "own": 110}}
+    rows = [{**_row(name), "cohort": "generative"} for name in NAMES]
+    path = _earlier(tmp_path, policy_version=before, references=references, adapters=rows)
+    assert kept_adapters(path, PINNED, references) == {}
 
 
 def test_rows_go_with_their_reference_and_where_anything_was_missing(tmp_path: Path) -> None:

