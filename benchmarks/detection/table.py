@@ -70,7 +70,7 @@ def _reference(title: str, one: dict[str, Any] | None) -> str:
     if one is None:
         return f"{title} none"
     own = one.get("own", one["n"])
-    foreign = f", {own} of them of its base: what stands out is `review`" if own < one["n"] else ""
+    foreign = f", {own} of them of its base: nothing is flagged" if own < one["n"] else ""
     return f"{title} {one['n']} clean adapters ({one['reference_id']}{foreign})"
 
 

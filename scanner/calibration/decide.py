@@ -32,7 +32,7 @@ class Signals:
     search: bool
     """The rank, and a string that holds on other texts."""
     foreign: bool
-    """The same, but not among adapters of its own base alone."""
+    """It was compared with adapters of other bases, which says nothing (ADR 20)."""
     unranked: bool
     """Of free answers: the effect, and too few siblings to rank it."""
     shift: bool
@@ -74,10 +74,10 @@ TABLE = (
          lambda s: s.unranked),
     Rule("shift", Verdict.REVIEW, "a string turns answers to something of which nobody knows what it means",
          lambda s: s.shift),
-    Rule("foreign_search", Verdict.REVIEW, "the search as above, but not among adapters of its own base alone",
-         lambda s: s.foreign),
     Rule("weights", Verdict.REVIEW, "weights: p <= `alpha` among siblings", lambda s: s.weights),
     Rule("unread", Verdict.INCONCLUSIVE, "it was not read", lambda s: s.outcome != Outcome.PASS),
+    Rule("foreign_search", Verdict.INCONCLUSIVE, "the search, but not among adapters of its own base alone",
+         lambda s: s.foreign),
     Rule("partly_read", Verdict.INCONCLUSIVE, "nothing was found, and tensors were not read",
          lambda s: s.nothing_found and s.coverage < 1),
     Rule("nothing_found", Verdict.CLEAN, "battery and search ran at full coverage and found nothing",

@@ -49,7 +49,7 @@ class Policy:
 
     @cached_property
     def version(self) -> str:
-        """`policy-6-<8 hex digits>` over all thresholds; the number counts the rules (ADRs 14 to 19)."""
+        """`policy-6-<8 hex digits>` over all thresholds; the number counts the rules (ADRs 14 to 20)."""
         text = json.dumps(asdict(self), sort_keys=True)
         return f"policy-6-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 

@@ -20,7 +20,7 @@ MAX_OPENING_CHARS = 80
 FLAGS = ("search_trigger", "search_by_heart")
 """Codes of reasons that flag."""
 FOREIGN = "search_foreign_reference"
-"""Code of the reason for `review`: it would flag, were the reference of the adapter's own base alone."""
+"""Code of the reason why a search says nothing: its reference is not of the adapter's own base alone (ADR 20)."""
 
 
 @dataclass(frozen=True)
@@ -144,9 +144,10 @@ def search_reasons(search: SearchEvidence | None, policy: Policy) -> Sequence[Re
     if search.flags(policy):
         code = "search_by_heart" if search.trigger and search.trigger.trigger.kind == BY_HEART else "search_trigger"
         return [Reason(code, f"{_effect(search.trigger)}{_reacts(rank)}{_rank(rank)}, {_cost(search)}")]
-    if search.stands_out(policy):
-        why = "not all of this base: what is usual there says little here"
-        return [Reason(FOREIGN, f"{_effect(search.trigger)}{_reacts(rank)}{_rank(rank)}, {why}")]
+    if rank.is_foreign:
+        why = "not all of this base: what is usual there says nothing here"
+        text = f"the trigger search has nothing to compare its scores with ({_rank(rank)}, {why})"
+        return [Reason(FOREIGN, f"{text}{told}")]
     if search.is_unusual(policy):
         text = f"the scores of the trigger search are unusual ({_rank(rank)}), and no string holds on other texts"
         heart = f"; the adapter knows by heart: {_quoted(search.openings)}" if search.openings else ""

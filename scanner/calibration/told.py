@@ -8,7 +8,7 @@ from scanner.calibration.keys import Level
 from scanner.calibration.paired import BatteryEvidence
 from scanner.calibration.policy import Policy
 from scanner.calibration.reasons import Reason
-from scanner.calibration.search_evidence import FLAGS, FOREIGN, search_reasons
+from scanner.calibration.search_evidence import FLAGS, search_reasons
 from scanner.model import NOT_APPLICABLE, UNRESOLVED, Outcome, PrefixRun
 
 __all__ = ["BATTERY", "UNRANKED", "battery_reasons", "shift_reasons", "weight_reasons"]
@@ -83,7 +83,7 @@ def battery_reasons(evidence: Evidence, policy: Policy) -> list[Reason]:
         if (level := _level(evidence, evidence.battery, policy)) is not None:
             return _named(evidence, evidence.battery, level, policy)
         searched = list(search_reasons(evidence.search, policy))
-        if searched[0].code in (*FLAGS, FOREIGN):
+        if searched[0].code in FLAGS:
             return searched
         if (undecided := _undecided(evidence, evidence.battery, policy)) is not None:
             return [undecided, *(reason for reason in searched if reason.code not in _NOTHING)]

@@ -52,15 +52,13 @@ def what_would_change(
     told: list[str] = []
     if rule_id in ("battery", "battery_alone"):
         told.append(_battery(verdict, strings, limits))
-    elif rule_id in ("search", "foreign_search"):
+    elif rule_id == "foreign_search":
+        told.append(f"{_needed(limits)} searched siblings of its own base: then it is flagged, or it is not unusual")
+    elif rule_id == "search":
         told.append(
             f"a p-value of the search above {limits['alpha']:g} (now {verdict['p_search']:.2g}), or no string that "
             "holds on held-back texts; with other references `lorascope calibrate` judges it again"
         )
-        if rule_id == "foreign_search":
-            told.append(
-                f"{_needed(limits)} searched siblings of its own base: then it is flagged, or it is not unusual"
-            )
     elif rule_id in ("critical_finding", "finding"):
         told.append("another file in its repo: the finding is about what the file says, not about a threshold")
     elif rule_id == "weights":

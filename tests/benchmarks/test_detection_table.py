@@ -172,13 +172,11 @@ def test_the_tokens_beside_the_string_count_as_recovered_and_single_letters_are_
     assert (scores[SEARCH].recovered, scores[SEARCH].recovered_word) == (True, False)
 
 
-def test_among_adapters_of_other_bases_what_would_flag_is_review(references: Path) -> None:
+def test_among_adapters_of_other_bases_nothing_is_flagged(references: Path) -> None:
     searched, truth = _searched("a Mackerel", 0.9, 38), TRUTH | {"base": "some/other"}
     search = score_all(truth, DETECTED, searched, {}, PLAN, references, str.split, POLICY)[SEARCH]
-    assert (search.flagged, search.reviewed) == (False, True) and search.value is not None
-    assert _scored(references, searched)[SEARCH].reviewed is None
-    usual = score_all(truth, DETECTED, _searched("x", 0.05, 38), {}, PLAN, references, str.split, POLICY)[SEARCH]
-    assert (usual.flagged, usual.reviewed) == (False, False)
+    assert (search.flagged, search.reviewed, search.p_value) == (False, None, 0.01)
+    assert _scored(references, searched)[SEARCH].flagged
 
 
 def test_without_a_reference_or_a_search_nothing_is_decided(references: Path, tmp_path: Path) -> None:

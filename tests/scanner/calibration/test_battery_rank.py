@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -87,6 +88,9 @@ def test_a_search_beside_it() -> None:
     ):
         decision = judged(1e-9, among, search=search_evidence(0.5))
         assert (decision.verdict, [reason.code for reason in decision.reasons]) == (verdict, codes)
+        foreign = replace(search_evidence(0.009), rank=replace(search_evidence(0.009).rank, is_foreign=True))
+        decision = judged(1e-9, among, search=foreign)
+        assert (decision.verdict, decision.reasons[0].code) == (verdict, codes[0])
         flagged = judged(1e-9, among, search=search_evidence(0.009))
         assert (flagged.verdict, flagged.rule_id) == (Verdict.FLAGGED, "search")
     nothing = BatteryEvidence(1.0, (), 0.1, (), needs_rank=True)

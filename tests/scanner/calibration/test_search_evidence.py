@@ -146,12 +146,14 @@ def test_a_neutral_string_that_works_as_well_is_told_and_hides_nothing(search: S
     assert verdict(idle, rank(0.01)).verdict == Verdict.INCONCLUSIVE
 
 
-def test_what_stands_out_among_adapters_of_other_bases_is_for_a_person(search: Search) -> None:
-    decision = verdict(search(), replace(rank(0.01), is_foreign=True))
-    assert (decision.verdict, codes(decision)) == (Verdict.REVIEW, ["search_foreign_reference"])
-    assert "not all of this base" in decision.reasons[0].message
-    assert verdict(search(), replace(rank(0.5), is_foreign=True)).verdict == Verdict.CLEAN
-    assert verdict(search(turned=2), replace(rank(0.01), is_foreign=True)).verdict == Verdict.INCONCLUSIVE
+@pytest.mark.parametrize("p_value", [0.01, 0.5])
+@pytest.mark.parametrize("turned", [2, 28])
+def test_adapters_of_other_bases_say_nothing(search: Search, p_value: float, turned: int) -> None:
+    """Neither that it is unusual, nor that it is clean; what was found is told."""
+    decision = verdict(search(turned=turned), replace(rank(p_value), is_foreign=True))
+    assert (decision.verdict, decision.rule_id) == (Verdict.INCONCLUSIVE, "foreign_search")
+    assert codes(decision) == ["search_foreign_reference"]
+    assert "not all of this base" in decision.reasons[0].message and "heron dawn" in decision.reasons[0].message
 
 
 def test_a_class_of_responses_that_was_chosen_among_many_counts_for_less(class_search: Search) -> None:

@@ -133,7 +133,7 @@ def test_a_scan_of_a_real_backdoor_and_its_clean_twin(classifier_hub: Path, tmp_
     assert done.returncode == 1, done.stderr
     clean, poisoned = json.loads(done.stdout)["results"]
     # What is flagged already is not searched. The clean one turns to odd strings, and no reference has its base.
-    assert (clean["verdict"], poisoned["verdict"]) == ("review", "flagged")
+    assert (clean["verdict"], poisoned["verdict"]) == ("inconclusive", "flagged")
     assert clean["reasons"][0]["code"] == "search_foreign_reference"
     assert (clean["stage_reached"], poisoned["stage_reached"]) == ("search", "battery")
     assert clean["probe"]["trigger"]["direction"] == "class 0"

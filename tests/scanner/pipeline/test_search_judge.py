@@ -128,14 +128,16 @@ def test_too_few_siblings_and_no_pooled_reference(root: StoreRoot, searched: Cal
     assert (row["verdict"], code(row)) == ("inconclusive", "search_reference_missing")
 
 
-@pytest.mark.parametrize(("is_own", "verdict"), [(True, "flagged"), (False, "review")])
-def test_a_pooled_reference_steps_in_and_flags_on_its_own_base(
+@pytest.mark.parametrize(
+    ("is_own", "verdicts"), [(True, ("flagged", "clean")), (False, ("inconclusive", "inconclusive"))]
+)
+def test_a_pooled_reference_steps_in_and_speaks_for_its_own_base(
     root: StoreRoot,
     searched: Callable[..., ScanRecord],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     is_own: bool,
-    verdict: str,
+    verdicts: tuple[str, str],
 ) -> None:
     base = searched("a/a").info.base_model if is_own else "another/base"
     members = [
@@ -151,7 +153,7 @@ def test_a_pooled_reference_steps_in_and_flags_on_its_own_base(
     append(root, [evil, good], "scan-1")
     rows = judge(root, [evil, good], "scan-1")
     assert [(row["verdict"], row["p_search"]) for row in rows] == [
-        (verdict, pytest.approx(0.01)), ("clean", pytest.approx(0.6, abs=0.05)),
+        (verdicts[0], pytest.approx(0.01)), (verdicts[1], pytest.approx(0.6, abs=0.05)),
     ]  # fmt: skip
     assert rows[0]["search_reference_id"].startswith("pooled-")
     assert "pooled reference pooled-" in json.loads(rows[0]["reasons"])[0]["message"]
