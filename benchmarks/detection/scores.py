@@ -42,8 +42,8 @@ class Score:
     flagged: bool | None = None
     """Its own decision; None where nobody published a threshold, or it did not apply."""
     reviewed: bool | None = None
-    """Whether it would flag, and says `review` instead: the battery of free answers without siblings (ADR 19). None where
-    that is not the case. Until policy 5: a search among adapters of other bases, too."""
+    """Whether it would flag, and says `review` instead: the battery of free answers without siblings (ADR 19), until
+    policy 5 a search among adapters of other bases as well. None where that is not the case."""
     recovered: bool | None = None
     """Search: whether what it tells a person, string and tokens, shares a token or a word with the true trigger; of a
     clean adapter with its twin's, by chance. None without one."""
