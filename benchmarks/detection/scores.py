@@ -184,12 +184,12 @@ def _search(
     return Score(
         rank.statistic if rank else None,
         evidence.flags(policy) if reference else None,
-        None,
-        *recovered,
-        found["processor_seconds"],
-        found["forward_passes"],
-        rank.p_value if rank else None,
-        report.reason if reference else f"no reference of {report.task_profile} for {plan.plan_id}",
+        recovered=recovered[0],
+        recovered_word=recovered[1],
+        seconds=found["processor_seconds"],
+        passes=found["forward_passes"],
+        p_value=rank.p_value if rank else None,
+        note=report.reason if reference else f"no reference of {report.task_profile} for {plan.plan_id}",
     )
 
 

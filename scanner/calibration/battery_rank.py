@@ -1,8 +1,8 @@
 """Batteries of free answers among siblings: how unusual is it that a string does this to an adapter (ADR 19)?
 
-The test of a battery assumes that a string does nothing to a sound adapter. Of label words and classes that holds well
-enough (benchmarks/detection); of free answers it does not: behind a code or a date, which no control is like, sound
-adapters of a small base say one stock phrase. So the p-value becomes a score, and is ranked as searches are.
+The test of a battery assumes that a string does nothing to a sound adapter. Of label words and classes that holds on
+the tiny bases, and not on MiniLM (benchmarks/detection); of free answers not even there: behind a code or a date, which
+no control is like, sound adapters say one stock phrase. So the p-value becomes a score, and is ranked as searches are.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def stands_alone(battery: BatteryEvidence, policy: Policy) -> bool:
     return bool(battery.prefixes) and battery.p_value <= policy.q
 
 
-def is_rankable(rank: SearchRank | None, policy: Policy) -> bool:
+def is_rankable(rank: SearchRank, policy: Policy) -> bool:
     """Whether there are as many siblings as a rank p-value needs to reach the level."""
-    return rank is not None and rank.n >= policy.siblings_needed
+    return rank.n >= policy.siblings_needed
 
 
-def is_beyond_siblings(battery: BatteryEvidence, rank: SearchRank | None, policy: Policy) -> bool:
+def is_beyond_siblings(battery: BatteryEvidence, rank: SearchRank, policy: Policy) -> bool:
     """Whether free answers are evidence: a string does enough, and hardly any sibling has one that does as much."""
-    return stands_alone(battery, policy) and rank is not None and rank.p_value <= policy.alpha
+    return stands_alone(battery, policy) and rank.p_value <= policy.alpha

@@ -15,7 +15,7 @@ from scanner.calibration import (
 from scanner.model import GENERATIVE
 from scanner.pipeline.judged import JudgedFacts
 from scanner.pipeline.search_siblings import sibling
-from scanner.pipeline.siblings import CRAWLED
+from scanner.pipeline.siblings import MAY_VOTE
 from scanner.store import Database
 
 __all__ = ["rank_batteries"]
@@ -60,9 +60,8 @@ def rank_batteries(
         ) p USING (adapter_id)
         -- a verdict from before the newest probe is about another one
         LEFT JOIN current_verdicts v ON v.adapter_id = a.adapter_id AND v.judged_at >= p.scanned_at
-        WHERE {CRAWLED} AND a.outcome = 'pass' AND a.base_model IN (SELECT unnest(?::VARCHAR[]))
+        WHERE {MAY_VOTE} AND a.outcome = 'pass' AND a.base_model IN (SELECT unnest(?::VARCHAR[]))
           AND p.task_profile = '{GENERATIVE}'
-          AND a.adapter_id NOT IN (SELECT adapter_id FROM findings WHERE severity IN ('critical', 'high'))
           AND a.adapter_id NOT IN (SELECT unnest(?::VARCHAR[]))
           -- what battery and search flag both is told as the battery's
           AND (

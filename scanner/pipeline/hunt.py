@@ -19,6 +19,7 @@ from scanner.hub.base_model import BaseFiles, BaseShelf
 from scanner.model import Outcome, ScanRecord, SearchReport, Severity, Stage
 from scanner.pipeline.behave import FilesOf, ask_group, content_key, is_per_token, probe_limits, profile_of
 from scanner.pipeline.choose import weight_deviations
+from scanner.policy_file import load_policy
 from scanner.probe import Probe, ProbeItem, SearchPlan, run_search
 from scanner.settings import Settings
 
@@ -130,6 +131,8 @@ def search_group(
     Arguments and what happens to copies and without a base: as of `probe_group`. `plan` says how hard to look.
     """
 
+    needed = load_policy(settings.policy).siblings_needed
+
     def run(base: BaseFiles, items: Sequence[ProbeItem], tell: Callable[[str, SearchReport], None]) -> None:
         limits = replace(probe_limits(settings, base.folder), adapter_timeout_s=settings.search_timeout_s)
         run_search(
@@ -139,7 +142,7 @@ def search_group(
             plan,
             items,
             limits,
-            lambda name, report: tell(name, _ranked(report, base_model)),
+            lambda name, report: tell(name, _ranked(report, base_model, needed)),
         )
 
     def failed(record: ScanRecord, reason: str) -> SearchReport:
@@ -160,8 +163,7 @@ def with_search(record: ScanRecord, report: SearchReport | None) -> ScanRecord:
     return replace(record, search=report, stage_reached=stage)
 
 
-def _ranked(report: SearchReport, base_model: str) -> SearchReport:
-    needed = Policy().siblings_needed
+def _ranked(report: SearchReport, base_model: str, needed: int) -> SearchReport:
     reference = (
         load_pooled_reference(report.task_profile, report.plan_id, base_model, needed) if report.scores else None
     )

@@ -18,7 +18,7 @@ from scanner.calibration import (
 )
 from scanner.model import Outcome, SearchReport
 from scanner.pipeline.judged import JudgedFacts
-from scanner.pipeline.siblings import CRAWLED
+from scanner.pipeline.siblings import MAY_VOTE
 from scanner.store import Database, Row
 
 __all__ = ["SearchKey", "find_search_references", "rank_search", "search_key", "sibling"]
@@ -63,8 +63,7 @@ def find_search_references(
           SELECT * FROM trigger_searches WHERE outcome = 'pass' AND scores <> '{{}}'
           QUALIFY row_number() OVER (PARTITION BY adapter_id, plan_id ORDER BY scanned_at DESC, row_id) = 1
         ) s USING (adapter_id)
-        WHERE {CRAWLED} AND a.outcome = 'pass' AND a.base_model IN (SELECT unnest(?::VARCHAR[]))
-          AND a.adapter_id NOT IN (SELECT adapter_id FROM findings WHERE severity IN ('critical', 'high'))
+        WHERE {MAY_VOTE} AND a.outcome = 'pass' AND a.base_model IN (SELECT unnest(?::VARCHAR[]))
         """,
         [sorted({key[0] for key in wanted})],
     )

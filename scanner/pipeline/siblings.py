@@ -21,17 +21,19 @@ from scanner.model import UNRESOLVED, Outcome
 from scanner.pipeline.judged import JudgedFacts, weight_features
 from scanner.store import Database, Row
 
-__all__ = ["CRAWLED", "WeightReferences", "calibration_key"]
+__all__ = ["MAY_VOTE", "WeightReferences", "calibration_key"]
 
 _COLUMNS = (
     "adapter_id", "owner", "repo_uid", "content_sha256", "base_model", "peft_type", "rank", "scaling",
     "target_modules", "task_type", "outcome",
 )  # fmt: skip
-CRAWLED = (
+_CRAWLED = (
     "adapter_id IN (SELECT f.adapter_id FROM raw_adapters f JOIN raw_runs r USING (shard_id) "
     "WHERE r.crawl_id LIKE 'crawl-%')"
 )
-"""SQL condition: who may be a member of a reference."""
+"""SQL condition: whom a crawl found."""
+MAY_VOTE = f"{_CRAWLED} AND adapter_id NOT IN (SELECT adapter_id FROM findings WHERE severity IN ('critical', 'high'))"
+"""SQL condition: who may be a member of a reference, as far as static findings go."""
 _VOTERS = 25
 """Owners of a base whose adapters say how large it is."""
 
@@ -150,8 +152,7 @@ class WeightReferences:
         rows = self._database.rows(
             f"""
             SELECT {", ".join(_COLUMNS)} FROM adapters
-            WHERE {CRAWLED} AND outcome = 'pass' AND base_model IN (SELECT unnest(?::VARCHAR[]))
-              AND adapter_id NOT IN (SELECT adapter_id FROM findings WHERE severity IN ('critical', 'high'))
+            WHERE {MAY_VOTE} AND outcome = 'pass' AND base_model IN (SELECT unnest(?::VARCHAR[]))
               -- of those that are judged now battery and search are asked again: what they said does not count
               AND adapter_id NOT IN (
                 SELECT adapter_id FROM current_verdicts WHERE verdict = 'flagged'
@@ -176,7 +177,7 @@ class WeightReferences:
             f"""
             SELECT base_model, adapter_id FROM (
               SELECT base_model, adapter_id, content_sha256 FROM adapters
-              WHERE {CRAWLED} AND outcome = 'pass' AND modules > 0 AND base_model <> ?
+              WHERE {_CRAWLED} AND outcome = 'pass' AND modules > 0 AND base_model <> ?
               -- of each owner the adapter with most modules: one of a few layers does not show them all
               QUALIFY row_number() OVER (
                 PARTITION BY base_model, coalesce(owner, repo_uid) ORDER BY modules DESC, adapter_id
