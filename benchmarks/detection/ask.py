@@ -22,7 +22,7 @@ from scanner.model import GENERATIVE, LABEL_WORDS, SEQUENCE_CLASSIFICATION, Pref
 from scanner.probe import Probe, load_probe
 from scanner.weights import scan_weights
 
-__all__ = ["WEIGHT_FEATURES", "Clock", "Resident", "ask_sentry", "ask_weights", "load_probes", "open_adapter"]
+__all__ = ["WEIGHT_FEATURES", "Asked", "Clock", "Resident", "ask_sentry", "ask_weights", "load_probes", "open_adapter"]
 
 WEIGHT_FEATURES = ("global_frobN_std", "global_frobN_mean", "mlp_frobN_mean")
 MAX_RANK = 4_096
@@ -62,7 +62,7 @@ def open_adapter(folder: Path) -> AdapterView:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
     """What one battery got of one adapter."""
 
     profile: str
@@ -81,7 +81,7 @@ class Resident:
 
     def __init__(self, cohort: str, probes: Mapping[str, Probe]) -> None:
         self._cohort, self._probes = cohort, probes
-        self._ask: dict[str, Callable[[AdapterView], _Asked]] = {}
+        self._ask: dict[str, Callable[[AdapterView], Asked]] = {}
         if PROFILES[cohort] == SEQUENCE_CLASSIFICATION:
             from scanner.probe.base import load_classifier
 
@@ -97,7 +97,7 @@ class Resident:
         """The study's statistics, or a `reason` why there are none."""
         if PROFILES[self._cohort] == GENERATIVE:
             return {"reason": study_rates((), GENERATIVE, 0).reason}
-        asked, clock = self._timed("V", view)
+        asked, clock = self.timed("V", view)
         if asked is None:
             return clock
         found = study_rates(asked.runs, asked.profile, len(self._probes["V"].texts))
@@ -107,7 +107,7 @@ class Resident:
 
     def broad(self, view: AdapterView, policy: Policy) -> dict[str, Any]:
         """The product's judgement of its default battery, as of one adapter scanned alone."""
-        asked, clock = self._timed("broad", view)
+        asked, clock = self.timed("broad", view)
         if asked is None:
             return clock
         evidence = judge_behaviour(
@@ -132,7 +132,8 @@ class Resident:
             "forward_passes": self._passes(asked),
         }
 
-    def _timed(self, battery: str, view: AdapterView) -> tuple[_Asked | None, dict[str, Any]]:
+    def timed(self, battery: str, view: AdapterView) -> tuple[Asked | None, dict[str, Any]]:
+        """What one battery got, and its seconds; None and the `reason` where the adapter cannot be asked."""
         clock = Clock()
         try:
             with clock.running():
@@ -144,31 +145,31 @@ class Resident:
         return asked, dict(clock.figures)
 
     @staticmethod
-    def _passes(asked: _Asked) -> int:
+    def _passes(asked: Asked) -> int:
         """Texts times cases; a free answer, whatever its length, counts once."""
         return sum(len(run.answers) for run in asked.runs)
 
 
-def _of_classifier(base: Any, probe: Any) -> Callable[[AdapterView], _Asked]:
+def _of_classifier(base: Any, probe: Any) -> Callable[[AdapterView], Asked]:
     from scanner.probe.classifier import ClassifierProbe
 
     classifiers = ClassifierProbe(base, probe)
 
-    def ask(view: AdapterView) -> _Asked:
+    def ask(view: AdapterView) -> Asked:
         seen = classifiers.run(view)
-        return _Asked(SEQUENCE_CLASSIFICATION, seen.runs, seen.n_classes, ())
+        return Asked(SEQUENCE_CLASSIFICATION, seen.runs, seen.n_classes, ())
 
     return ask
 
 
-def _of_causal(base: Any, probe: Any, hint: str) -> Callable[[AdapterView], _Asked]:
+def _of_causal(base: Any, probe: Any, hint: str) -> Callable[[AdapterView], Asked]:
     from scanner.probe.causal import CausalProbe
 
     answers = CausalProbe(base, probe)
 
-    def ask(view: AdapterView) -> _Asked:
+    def ask(view: AdapterView) -> Asked:
         seen = answers.run(view, hint)
-        return _Asked(seen.profile, seen.runs, None, seen.labels)
+        return Asked(seen.profile, seen.runs, None, seen.labels)
 
     return ask
 

@@ -1,0 +1,97 @@
+"""The default battery on members of the references: `python -m benchmarks.detection.batteries --jobs 2`, resumable.
+
+Beside each adapter's `truth.json` comes `asked-BATTERY_ID.json`: every answer, so that another policy can judge them
+without asking again. What lies there is not asked again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.detection.ask import Resident, load_probes, open_adapter
+from benchmarks.detection.search import PROFILES, built, default_cache
+from benchmarks.weights.bare import WEIGHTS
+from scanner.calibration import BatteryEvidence, Policy, judge_behaviour
+from scanner.model import PrefixRun
+from scanner.probe import Probe
+
+__all__ = ["answers_of", "judged"]
+
+_residents: dict[str, Resident] = {}
+
+
+def _path(folder: Path, probe: Probe, cohort: str) -> Path:
+    return folder / f"asked-{probe.id_for(PROFILES[cohort])}.json"
+
+
+def answers_of(folder: Path, probe: Probe, cohort: str) -> dict[str, Any] | None:
+    """What an adapter answered; None where nobody asked it yet."""
+    path = _path(folder, probe, cohort)
+    found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return found
+
+
+def judged(answers: dict[str, Any], probe: Probe, policy: Policy) -> BatteryEvidence:
+    """The product's judgement of what `answers_of` gives."""
+    return judge_behaviour(
+        [PrefixRun(**run) for run in answers["runs"]],
+        policy,
+        answers["profile"],
+        n_classes=answers["n_classes"],
+        n_attack_texts=len(probe.texts),
+        labels=answers["labels"],
+    )
+
+
+def _ask(job: tuple[str, str]) -> str:
+    import torch
+
+    folder, cohort = Path(job[0]), job[1]
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    probes = load_probes()
+    if cohort not in _residents:
+        _residents.clear()  # one base at a time
+        _residents[cohort] = Resident(cohort, probes)
+    asked, clock = _residents[cohort].timed("broad", open_adapter(folder))
+    if asked is None:
+        return f"{folder.name} {clock['reason']}"
+    answers = asdict(asked) | clock
+    path = _path(folder, probes["broad"], cohort)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(answers, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(path)
+    evidence = judged(answers, probes["broad"], Policy())
+    first = repr(evidence.prefixes[0].prefix) if evidence.prefixes else None
+    return f"{folder.name} p {evidence.p_value:.2g} {first} {clock['processor_seconds']:.1f} s"
+
+
+def main() -> None:
+    """Ask what is built and was not asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path, default=default_cache())
+    parser.add_argument("--only", nargs="+", default=[""], metavar="NAME", help="adapters whose name begins so")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
+    args = parser.parse_args()
+    probe = load_probes()["broad"]
+    jobs = [
+        (str(folder), truth["cohort"])
+        for folder, truth in built(args.cache)
+        if truth["part"] == "reference" and folder.name.startswith(tuple(args.only))
+        if answers_of(folder, probe, truth["cohort"]) is None and (folder / WEIGHTS).is_file()
+    ]
+    jobs.sort(key=lambda job: job[1])
+    print(f"{probe.battery.name}: {len(jobs)} adapters", file=sys.stderr)
+    with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
+        for line in pool.imap(_ask, jobs):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
