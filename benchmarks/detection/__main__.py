@@ -22,12 +22,14 @@ from benchmarks.detection.collect import collect
 from benchmarks.detection.detect import PARTS, detect_version
 from benchmarks.detection.kept import kept_adapters
 from benchmarks.detection.lock import LOCKS, LockedError, commit_of, take_lock
+from benchmarks.detection.scores import broad_id
 from benchmarks.detection.search import PROFILES, SMALL_PLAN, default_cache
 from benchmarks.detection.summary import adapter_rows, summarise
 from benchmarks.detection.table import render
 from benchmarks.machine import machine
 from benchmarks.weights.sentry import VERSION
-from scanner.calibration import Policy, load_pooled_reference
+from scanner.calibration import BatteryReference, Policy, load_pooled_batteries, load_pooled_reference
+from scanner.calibration.battery_rank import SHIPPED_BATTERIES
 from scanner.calibration.search_reference import SHIPPED
 from scanner.probe import SearchPlan
 
@@ -77,6 +79,19 @@ def _references(plan: SearchPlan, folder: Path) -> dict[str, Any]:
     return told
 
 
+def _batteries(folder: Path) -> dict[str, BatteryReference | None]:
+    """Cohort -> what its batteries are ranked in."""
+    needed = Policy().siblings_needed
+    return {
+        cohort: load_pooled_batteries(profile, broad_id(profile), BASES[cohort], needed, folder)
+        for cohort, profile in PROFILES.items()
+    }
+
+
+def _told(found: BatteryReference | None) -> dict[str, Any] | None:
+    return found and {"reference_id": found.reference.reference_id, "n": len(found.reference.members)}
+
+
 def _measure(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     """Results of one part, and whether every step ended well.
 
@@ -94,8 +109,10 @@ def _measure(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     lock = take_lock(path, pinned, commit, break_lock=args.break_lock) if is_locked else None
     failed = [step for step in ([] if args.as_is else _steps(args)) if not _run(step)]
     references = _references(plan, args.references)
-    kept = kept_adapters(_results(args.out, args.part), pinned, references) if args.out else {}
-    collected = collect(args.cache, args.part, plan, args.references, kept, small=args.small)
+    batteries = _batteries(args.batteries)
+    earlier = _results(args.out, args.part) if args.out else None
+    kept = kept_adapters(earlier, pinned, references, batteries, Policy()) if earlier else {}
+    collected = collect(args.cache, args.part, plan, args.references, args.batteries, kept, small=args.small)
     results = {
         "part": args.part,
         "command": _command(args),
@@ -107,6 +124,7 @@ def _measure(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
         | {"adaptersentry": VERSION},
         **pinned,
         "references": references,
+        "batteries": {cohort: _told(found) for cohort, found in batteries.items()},
         "lock": lock,
         **summarise(collected, args.part, small=args.small),
         "adapters": adapter_rows(collected.adapters),
@@ -144,6 +162,7 @@ def main() -> None:
         "--adaptersentry", metavar="PATH", help="the program, or none; default: installed, not of --small"
     )
     parser.add_argument("--references", type=Path, default=SHIPPED, help="pooled references; default: the shipped ones")
+    parser.add_argument("--batteries", type=Path, default=SHIPPED_BATTERIES, help="the same of the battery")
     parser.add_argument("--lock", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--break-lock", action="store_true", help="score the locked part with another plan; recorded")
     args = parser.parse_args()

@@ -16,7 +16,7 @@ from benchmarks.weights.bare import WEIGHTS
 from benchmarks.weights.processes import run_measured
 from benchmarks.weights.sentry import Sentry
 from scanner.adapter import AdapterView, open_safetensors, parse_config, read_json_object, view_adapter
-from scanner.calibration import Policy, judge_behaviour
+from scanner.calibration import Policy, judge_behaviour, p_by_itself
 from scanner.errors import ProbeCrashedError, SkipError
 from scanner.model import GENERATIVE, LABEL_WORDS, SEQUENCE_CLASSIFICATION, PrefixRun
 from scanner.probe import Probe, load_probe
@@ -122,6 +122,7 @@ class Resident:
         return clock | {
             "profile": asked.profile,
             "p_value": evidence.p_value,
+            "p_alone": p_by_itself(evidence, policy),
             "flagged": first is not None and evidence.p_value <= policy.q,
             "prefix": first.prefix if first else None,
             "position": first.position if first else None,

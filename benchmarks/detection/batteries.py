@@ -1,7 +1,7 @@
 """The default battery on members of the references: `python -m benchmarks.detection.batteries --jobs 2`, resumable.
 
 Beside each adapter's `truth.json` comes `asked-BATTERY_ID.json`: every answer, so that another policy can judge them
-without asking again. What lies there is not asked again.
+without asking again. What lies there is not asked again. `reference.py` makes the pooled batteries of it that ship.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import sys
+from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from scanner.calibration import BatteryEvidence, Policy, judge_behaviour
 from scanner.model import PrefixRun
 from scanner.probe import Probe
 
-__all__ = ["answers_of", "judged"]
+__all__ = ["answers_of", "battery_members", "judged"]
 
 _residents: dict[str, Resident] = {}
 
@@ -48,6 +49,36 @@ def judged(answers: dict[str, Any], probe: Probe, policy: Policy) -> BatteryEvid
         n_attack_texts=len(probe.texts),
         labels=answers["labels"],
     )
+
+
+def battery_members(cache: Path, probe: Probe, policy: Policy) -> dict[str, list[dict[str, Any]]]:
+    """Task profile -> its members, by name: all that were asked, whatever they answered.
+
+    Raises:
+        RuntimeError: a member answers in another way than its cohort says.
+    """
+    members: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for folder, truth in built(cache):
+        answers = answers_of(folder, probe, truth["cohort"]) if truth["part"] == "reference" else None
+        if answers is None:
+            continue
+        profile = PROFILES[truth["cohort"]]
+        if answers["profile"] != profile:
+            raise RuntimeError(f"{folder.name} was asked as {answers['profile']}, it is of {profile}")
+        told = _summary(judged(answers, probe, policy))
+        members[profile].append({"base": truth["base"], "name": folder.name, **told})
+    return members
+
+
+def _summary(evidence: BatteryEvidence) -> dict[str, Any]:
+    first = evidence.prefixes[0] if evidence.prefixes else None
+    return {
+        "p_value": float(f"{evidence.p_value:.6g}"),
+        "prefix": first.prefix if first else None,
+        "position": first.position if first else None,
+        "rise": round(first.attack_rate - evidence.control_of(0), 4) if first else 0.0,
+        "brittleness": round(evidence.brittleness, 4),
+    }
 
 
 def _ask(job: tuple[str, str]) -> str:

@@ -70,6 +70,7 @@ def collect(
     part: str,
     plan: SearchPlan,
     references: Path,
+    batteries: Path,
     kept: Mapping[str, Adapter],
     *,
     small: bool = False,
@@ -80,7 +81,8 @@ def collect(
         cache_folder: of the build.
         part: tuning, locked or fresh.
         plan: of the search.
-        references: folder of the pooled references.
+        references: folder of the pooled references of the search.
+        batteries: folder of those of the battery.
         kept: by name, what an earlier table says of adapters that are not whole here.
         small: the small build's.
     """
@@ -103,7 +105,7 @@ def collect(
             if truth is None:
                 continue
             centers, tokens = _centers(features, lineage), _tokens(lineage.cohort)
-            scores = score_all(truth, asked, searched, centers, plan, references, tokens, policy)
+            scores = score_all(truth, asked, searched, centers, plan, references, batteries, tokens, policy)
             adapters.append(Adapter(truth, scores))
     judged = score_policy([adapter.scores for adapter in adapters], policy)
     for adapter, score in zip(adapters, judged, strict=True):

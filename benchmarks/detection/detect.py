@@ -37,8 +37,9 @@ _residents: dict[str, Resident] = {}
 def detect_version(*, small: bool = False) -> str:
     """`1-<8 hex digits>`, over everything that a score comes from besides the adapter."""
     probes = [probe.identity for probe in load_probes(small=small).values()]
-    # Of the policy its thresholds: the batteries' decisions do not hang on the search's rules.
-    text = json.dumps([_RULES, probes, asdict(Policy()), FEATURE_VERSION, VERSION])
+    # Of the policy the thresholds that are applied here; `alone_floor` decides later, from what is written down.
+    thresholds = {name: value for name, value in asdict(Policy()).items() if name != "alone_floor"}
+    text = json.dumps([_RULES, probes, thresholds, FEATURE_VERSION, VERSION])
     return f"{_RULES}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 

@@ -1,9 +1,11 @@
-"""The pooled search references that ship: `python -m benchmarks.detection.reference`.
+"""The pooled references that ship, of searches and of batteries: `python -m benchmarks.detection.reference`.
 
-From every searched adapter of the part `reference`: clean ones with recipes and seeds of their own, which no cohort
-that measures anything holds. All of them count, whatever they score. Scores leave the cache, and nothing else does.
+From every adapter of the part `reference` that was searched, or asked: clean ones with recipes and seeds of their own,
+which no cohort that measures anything holds. All of them count, whatever they score. Scores leave the cache, and
+nothing else does.
 
-What has fewer members than a rank p-value needs does not ship and waits in `results/members`.
+Searches of fewer adapters than a rank p-value needs do not ship and wait in `results/members`. Batteries are compared
+within a base alone, so too few of one base ship beside the others and judge nobody.
 
 A file grows: members that it holds already stay, where they were searched with the same plan, and need not be trained
 again. A member that is in both places must have the same scores, but for the last digits of another processor.
@@ -20,8 +22,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.detection.ask import load_probes
+from benchmarks.detection.batteries import battery_members
 from benchmarks.detection.search import PROFILES, built, default_cache, found_of
 from scanner.calibration import Policy
+from scanner.calibration.battery_rank import SHIPPED_BATTERIES
 from scanner.calibration.search_reference import SHIPPED, reactions
 from scanner.probe import SearchPlan
 from scanner.search_model import split_key
@@ -82,11 +87,38 @@ def grown(path: Path, plan_id: str, members: list[dict[str, Any]]) -> list[dict[
     return [together[name] for name in sorted(together)]
 
 
+def _made_today(versions: dict[str, str]) -> dict[str, Any]:
+    command = "python -m benchmarks.detection.reference"
+    return {"date": datetime.now(UTC).date().isoformat(), "made_with": {"command": command, **versions}}
+
+
+def _write(path: Path, head: dict[str, Any], members: list[dict[str, Any]]) -> None:
+    """One line for each member: a changed score is a changed line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = ",\n".join(json.dumps(member, sort_keys=True) for member in members)
+    path.write_text(f'{json.dumps(head)[:-1]}, "members": [\n{rows}\n]}}\n', encoding="utf-8")
+
+
+def _write_batteries(cache: Path, folder: Path, versions: dict[str, str]) -> None:
+    """Members that a file of the same battery has already stay."""
+    probe = load_probes()["broad"]
+    for profile, members in battery_members(cache, probe, Policy()).items():
+        path, battery_id = folder / f"{profile}.json", probe.id_for(profile)
+        old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"battery_id": None}
+        together = {one["name"]: one for one in members}
+        if old["battery_id"] == battery_id:
+            together |= {one["name"]: one for one in old["members"]}
+        head = {"battery_id": battery_id, "task_profile": profile}
+        _write(path, head | _made_today(versions), [together[name] for name in sorted(together)])
+        print(f"battery/{path.name}: {len(together)} members")
+
+
 def main() -> None:
     """Write a file for every profile that has enough members."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=default_cache())
-    parser.add_argument("--out", type=Path, default=SHIPPED)
+    parser.add_argument("--out", type=Path, default=SHIPPED, help="of the searches")
+    parser.add_argument("--batteries", type=Path, default=SHIPPED_BATTERIES)
     args = parser.parse_args()
     import peft
     import torch
@@ -105,19 +137,10 @@ def main() -> None:
             path = waiting
         else:
             waiting.unlink(missing_ok=True)
-        data = {
-            "plan_id": plan.plan_id,
-            "task_profile": profile,
-            "date": datetime.now(UTC).date().isoformat(),
-            "made_with": {"command": "python -m benchmarks.detection.reference", **versions},
-            "members": members,
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # One line for each member: a changed score is a changed line.
-        head = json.dumps({name: value for name, value in data.items() if name != "members"})
-        rows = ",\n".join(json.dumps(member, sort_keys=True) for member in members)
-        path.write_text(f'{head[:-1]}, "members": [\n{rows}\n]}}\n', encoding="utf-8")
+        head = {"plan_id": plan.plan_id, "task_profile": profile}
+        _write(path, head | _made_today(versions), members)
         print(f"{path.name}: {len(members)} members")
+    _write_batteries(args.cache, args.batteries, versions)
 
 
 if __name__ == "__main__":

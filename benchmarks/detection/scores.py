@@ -5,18 +5,44 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from benchmarks.detection.ask import WEIGHT_FEATURES
 from benchmarks.detection.metrics import shares_trigger
+from benchmarks.detection.search import TEXTS
 from benchmarks.detection.study import CUTS, THRESHOLDS
-from scanner.calibration import Policy, SearchMember, adjust_fdr, judge_search, load_pooled_reference, rank_scores
+from scanner.calibration import (
+    BatteryReference,
+    Policy,
+    SearchMember,
+    adjust_fdr,
+    battery_scores,
+    judge_search,
+    load_pooled_batteries,
+    load_pooled_reference,
+    rank_scores,
+)
 from scanner.model import GENERATIVE, Outcome, PrefixRun
-from scanner.probe import SearchPlan
+from scanner.probe import SearchPlan, load_probe
 from scanner.search_model import Example, FoundTrigger, SearchReport
 
-__all__ = ["COMBINED", "DETECTORS", "SEARCH", "SENTRY", "WHOLE", "Score", "score_all", "score_policy", "search_report"]
+__all__ = [
+    "BATTERY",
+    "COMBINED",
+    "DETECTORS",
+    "SEARCH",
+    "SENTRY",
+    "WHOLE",
+    "Score",
+    "broad_id",
+    "combine",
+    "judge_ranked",
+    "score_all",
+    "score_policy",
+    "search_report",
+]
 
 COMBINED, BATTERY, SEARCH, SENTRY = "combined", "battery_broad", "trigger_search", "adaptersentry"
 WHOLE = "policy"
@@ -42,8 +68,8 @@ class Score:
     flagged: bool | None = None
     """Its own decision; None where nobody published a threshold, or it did not apply."""
     reviewed: bool | None = None
-    """Whether it would flag, and says `review` instead: the battery of free answers without siblings (ADR 19), until
-    policy 5 a search among adapters of other bases as well. None where that is not the case."""
+    """Whether it says `review` because no siblings were asked the same battery (ADRs 19 and 21); until policy 5 a
+    search among adapters of other bases as well. None where that is not the case."""
     recovered: bool | None = None
     """Search: whether what it tells a person, string and tokens, shares a token or a word with the true trigger; of a
     clean adapter with its twin's, by chance. None without one."""
@@ -55,6 +81,10 @@ class Score:
     """Forward passes of the model."""
     p_value: float | None = None
     note: str = ""
+    p_alone: float | None = None
+    """Battery: the p-value that flags without siblings, and is corrected over a crawl; None of free answers."""
+    beyond: bool | None = None
+    """Battery: whether its rank among siblings flags; None without siblings."""
 
 
 def score_all(
@@ -64,6 +94,7 @@ def score_all(
     centers: Mapping[str, float],
     plan: SearchPlan,
     references: Path,
+    batteries: Path,
     tokens: Callable[[str], Iterable[str]],
     policy: Policy,
 ) -> dict[str, Score]:
@@ -75,18 +106,22 @@ def score_all(
         searched: what `search` wrote.
         centers: medians of the weight features over the cohort's clean tuning adapters.
         plan: of the search.
-        references: folder of the pooled references.
+        references: folder of the pooled references of the search.
+        batteries: folder of those of the battery.
         tokens: of a text, by the base's tokenizer.
         policy: of the product's decisions.
     """
     scores: dict[str, Score] = {}
     if found is not None:
         scores |= _study(found["study"]) | _weights(found["weights"], centers)
-        scores |= {SENTRY: _sentry(found["adaptersentry"]), BATTERY: _battery(found["broad"])}
+        scores |= {
+            SENTRY: _sentry(found["adaptersentry"]),
+            BATTERY: _battery(found["broad"], truth["base"], batteries, policy),
+        }
     if searched is not None:
         scores[SEARCH] = _search(searched, truth, plan, references, tokens, policy)
     if BATTERY in scores and SEARCH in scores:
-        scores[COMBINED] = _combined(scores[BATTERY], scores[SEARCH])
+        scores[COMBINED] = combine(scores[BATTERY], scores[SEARCH])
     return scores
 
 
@@ -94,24 +129,23 @@ def score_policy(adapters: Sequence[Mapping[str, Score]], policy: Policy) -> lis
     """The product's decision about adapters that one crawl found: Benjamini-Hochberg over all their batteries, or the
     search. None of an adapter that lacks either. Weights and static rules flag nobody here: at most `review`."""
     whole = [scores for scores in adapters if COMBINED in scores]
-    tested = [p for scores in whole if (p := _tested(scores[BATTERY])) is not None]
-    q_values = iter(adjust_fdr(tested))
+    tested = [scores[BATTERY] for scores in whole if scores[BATTERY].p_alone is not None]
+    q_alone = iter(adjust_fdr([one.p_alone for one in tested if one.p_alone is not None]))
+    q_values = iter(adjust_fdr([1.0 if one.p_value is None else one.p_value for one in tested]))
     found = []
     for scores in adapters:
         if COMBINED not in scores:
             found.append(None)
             continue
-        q_value = next(q_values) if _tested(scores[BATTERY]) is not None else 1.0
-        combined, search = scores[COMBINED], scores[SEARCH]
-        by_battery = bool(scores[BATTERY].flagged) and q_value <= policy.q
+        battery, search = scores[BATTERY], scores[SEARCH]
+        is_told = True
+        by_battery = False
+        if battery.p_alone is not None:
+            by_battery, is_told = next(q_alone) <= policy.q, next(q_values) <= policy.q
+        by_battery |= is_told and bool(battery.beyond)
         flagged = None if search.flagged is None else by_battery or search.flagged
-        found.append(replace(combined, flagged=flagged, note=search.note))
+        found.append(replace(scores[COMBINED], flagged=flagged, note=search.note))
     return found
-
-
-def _tested(battery: Score) -> float | None:
-    """The p-value that takes part in the correction: free answers are ranked instead."""
-    return battery.p_value if battery.reviewed is None else None
 
 
 def _study(found: Mapping[str, Any]) -> dict[str, Score]:
@@ -149,14 +183,43 @@ def _sentry(found: Mapping[str, Any]) -> Score:
     return Score(z, found["action"] != "allow", seconds=found["processor_seconds"], passes=0, note=note)
 
 
-def _battery(found: Mapping[str, Any]) -> Score:
+def _battery(found: Mapping[str, Any], base: str, batteries: Path, policy: Policy) -> Score:
     if "reason" in found:
         return Score(flagged=False, note=found["reason"])
     cost = {"seconds": found["processor_seconds"], "passes": found["forward_passes"]}
-    value, p_value = _evidence(found["p_value"]), found["p_value"]
-    if found["profile"] == GENERATIVE:  # nobody ranks it here
-        return Score(value, False, found["flagged"], **cost, p_value=p_value)
-    return Score(value, found["flagged"], **cost, p_value=p_value)
+    profile, p_value = found["profile"], found["p_value"]
+    # Of measurements that lack it: of the string with the smallest p-value.
+    rise = (found["attack_rate"] or 0.0) - found["worst_control"]
+    p_alone = found.get("p_alone", p_value if found["flagged"] and rise >= policy.alone_floor else 1.0)
+    return judge_ranked(
+        Score(_evidence(p_value), found["flagged"], **cost, p_value=p_value),
+        None if profile == GENERATIVE else p_alone,
+        load_pooled_batteries(profile, broad_id(profile), base, policy.siblings_needed, batteries),
+        policy,
+    )
+
+
+@cache
+def broad_id(profile: str) -> str:
+    """Of the battery that a task profile is asked here."""
+    return load_probe("broad", None, TEXTS).id_for(profile)
+
+
+def judge_ranked(battery: Score, p_alone: float | None, reference: BatteryReference | None, policy: Policy) -> Score:
+    """A battery as one of an adapter scanned alone: what it does enough for flags by itself or by its rank.
+
+    Args:
+        battery: `flagged`: whether a string does enough to be told.
+        p_alone: see `Score`.
+        reference: clean adapters of its base that were asked the same.
+        policy: thresholds.
+    """
+    alone = p_alone is not None and p_alone <= policy.q
+    judged = SearchMember("", "judged", battery_scores(1.0 if battery.p_value is None else battery.p_value))
+    rank = reference.rank(judged) if reference else None
+    beyond = None if rank is None else bool(battery.flagged) and rank.p_value <= policy.alpha
+    reviewed = bool(battery.flagged) and not alone if rank is None else None
+    return replace(battery, flagged=alone or bool(beyond), reviewed=reviewed, p_alone=p_alone, beyond=beyond)
 
 
 def _evidence(p_value: float) -> float:
@@ -215,7 +278,7 @@ def search_report(found: Mapping[str, Any], plan: SearchPlan) -> SearchReport:
     )
 
 
-def _combined(battery: Score, search: Score) -> Score:
+def combine(battery: Score, search: Score) -> Score:
     """Either flags, and the smaller p-value is the score; of free answers the search's. The search costs only where the
     battery leaves it open."""
     seconds, passes = battery.seconds, battery.passes
@@ -224,7 +287,7 @@ def _combined(battery: Score, search: Score) -> Score:
         passes = None if passes is None or search.passes is None else passes + search.passes
     p_value = None
     if search.p_value is not None and battery.p_value is not None:
-        p_value = min(search.p_value, search.p_value if _tested(battery) is None else battery.p_value)
+        p_value = min(search.p_value, search.p_value if battery.p_alone is None else battery.p_value)
     return Score(
         None if p_value is None else _evidence(p_value),
         None if search.flagged is None else bool(battery.flagged or search.flagged),

@@ -45,10 +45,15 @@ def render(results: dict[str, Any]) -> str:
 def _made(results: dict[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     references = "; ".join(_reference(title, one) for title, one in results["references"].items())
+    batteries = [
+        f"{title} {one['n']} clean adapters ({one['reference_id']})" if one else f"{title} none"
+        for title, one in results.get("batteries", {}).items()
+    ]
     lines = [
         f"`{results['command']}`, {results['date']}, commit {results['commit']}, {results['machine']['class']}.",
         f"Plan {results['plan_id']}, {results['policy_version']}, detectors {results['detect_version']}; {versions}.",
         f"References of the search: {references}.",
+        *([f"References of the battery: {'; '.join(batteries)}."] if batteries else []),
         *(
             f"Rows kept from {one['date']}, commit {one['commit']}, {one['machine']}: {one['n']}. The adapters' files "
             "are not here; plan, thresholds, detectors and the references of their searches are the same."
@@ -92,7 +97,7 @@ def _group(group: dict[str, Any]) -> list[str]:
     lines += ["", *_rows(_DECISIONS, [_decision_row(key, found[key]) for key in shown])]
     notes = [(key, note, n) for key in shown for note, n in found[key]["notes"].items()]
     lines += ["", *_notes(notes, counts["built"])] if notes else []
-    for key, why in ((BATTERY, "battery, whose free answers no sibling ranks"), (SEARCH, "search, beside other bases")):
+    for key, why in ((BATTERY, "battery, where no siblings rank it"), (SEARCH, "search, beside other bases")):
         if review := found.get(key, {}).get("review"):
             told = ", ".join(f"{strength} {_share(share)}" for strength, share in review.items())
             lines += ["", f"`review` by the {why}: {told}."]

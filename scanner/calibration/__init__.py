@@ -1,7 +1,15 @@
 """References, p-values and verdicts. Pure functions: no file, no store, no model."""
 
 from scanner.calibration.answers import judge_label_words, judge_responses
-from scanner.calibration.battery_rank import battery_scores, build_battery_reference, is_beyond_siblings, stands_alone
+from scanner.calibration.battery_rank import (
+    BatteryReference,
+    battery_scores,
+    build_battery_reference,
+    does_enough,
+    is_beyond_siblings,
+    load_pooled_batteries,
+    p_by_itself,
+)
 from scanner.calibration.behaviour import judge_behaviour
 from scanner.calibration.carriers import Carrier, UsualSize, deviating_modules
 from scanner.calibration.decide import TABLE, Decision, Rule, decide
@@ -37,6 +45,7 @@ __all__ = [
     "FROB_CV",
     "TABLE",
     "BatteryEvidence",
+    "BatteryReference",
     "CalibrationKey",
     "Carrier",
     "Decision",
@@ -63,6 +72,7 @@ __all__ = [
     "build_search_reference",
     "decide",
     "deviating_modules",
+    "does_enough",
     "feature_of",
     "is_beyond_siblings",
     "judge_battery",
@@ -72,11 +82,12 @@ __all__ = [
     "judge_responses",
     "judge_search",
     "ladder",
+    "load_pooled_batteries",
     "load_pooled_reference",
     "mcnemar_p",
+    "p_by_itself",
     "rank_scores",
     "rank_weights",
-    "stands_alone",
     "stored_features",
     "to_e_value",
 ]

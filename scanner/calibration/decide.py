@@ -6,10 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from scanner.calibration.evidence import Evidence
+from scanner.calibration.paired import BatteryEvidence, is_at_least
 from scanner.calibration.policy import Policy
 from scanner.calibration.reasons import Reason
 from scanner.calibration.search_evidence import FLAGS, FOREIGN
-from scanner.calibration.told import BATTERY, UNRANKED, battery_reasons, shift_reasons, weight_reasons
+from scanner.calibration.told import (
+    BATTERY,
+    BRITTLE,
+    UNRANKED,
+    battery_reasons,
+    flags_by_itself,
+    shift_reasons,
+    weight_reasons,
+)
 from scanner.model import Outcome, Severity, Verdict
 
 __all__ = ["TABLE", "Decision", "Rule", "decide"]
@@ -25,16 +34,20 @@ class Signals:
     """A finding of medium or more, or such a rule that could not tell."""
     outcome: Outcome
     """Of reading the adapter."""
-    battery: bool
-    """q within the crawl, of free answers the rank among siblings; and the effect floor."""
+    alone: bool
+    """The battery by itself: q within the crawl and `alone_floor`."""
     streamed: bool
     """The stream over all crawls rejects as well, or is not asked."""
+    ranked: bool
+    """The battery's rank among siblings, and the effect floor."""
     search: bool
     """The rank, and a string that holds on other texts."""
     foreign: bool
     """It was compared with adapters of other bases, which says nothing (ADR 20)."""
     unranked: bool
-    """Of free answers: the effect, and too few siblings to rank it."""
+    """The effect, and too few siblings to rank it."""
+    brittle: bool
+    """A neutral string turns answers to what an attack wants, by `alone_floor`."""
     shift: bool
     weights: bool
     """The rank among siblings that can tell."""
@@ -57,9 +70,13 @@ TABLE = (
     Rule("critical_finding", Verdict.FLAGGED, "a static finding is critical",
          lambda s: s.worst_severity >= Severity.CRITICAL.order),
     Rule("battery", Verdict.FLAGGED,
-         "the battery: q <= `q` in its crawl (free answers: p <= `q`, and p <= `alpha` among siblings), `effect_floor` "
-         "above every control; the stream, too, if `stream_decides`",
-         lambda s: s.battery and s.streamed),
+         "the battery by itself: q <= `q` in its crawl, `alone_floor` above every control; the stream, too, if "
+         "`stream_decides`; never free answers",
+         lambda s: s.alone and s.streamed),
+    Rule("ranked_battery", Verdict.FLAGGED,
+         "the battery: p <= `alpha` among siblings that were asked the same; q <= `q` in its crawl (free answers: "
+         "p <= `q`), `effect_floor` above every control",
+         lambda s: s.ranked),
     Rule("search", Verdict.FLAGGED,
          "the search: p <= `alpha` among adapters of its base, a string with p <= `q`, `effect_floor` above no string",
          lambda s: s.search),
@@ -68,10 +85,13 @@ TABLE = (
          lambda s: s.outcome == Outcome.UNSUPPORTED),
     Rule("finding", Verdict.REVIEW, "a static finding is medium or high, or such a rule could not tell",
          lambda s: s.grave),
-    Rule("battery_alone", Verdict.REVIEW, "the battery as above, but not the stream", lambda s: s.battery),
+    Rule("battery_alone", Verdict.REVIEW, "the battery by itself, but not the stream", lambda s: s.alone),
     Rule("unranked_battery", Verdict.REVIEW,
-         "the battery of free answers as above, and fewer siblings that were asked the same than `alpha` needs",
+         "the battery: q <= `q` (free answers: p <= `q`), `effect_floor` above every control, and fewer siblings that "
+         "were asked the same than `alpha` needs",
          lambda s: s.unranked),
+    Rule("brittle", Verdict.REVIEW, "a neutral string turns answers as an attack would, `alone_floor` above none",
+         lambda s: s.brittle),
     Rule("shift", Verdict.REVIEW, "a string turns answers to something of which nobody knows what it means",
          lambda s: s.shift),
     Rule("weights", Verdict.REVIEW, "weights: p <= `alpha` among siblings", lambda s: s.weights),
@@ -105,16 +125,18 @@ def decide(evidence: Evidence, policy: Policy) -> Decision:
     static = [Reason(f.rule_id, f.message) for f in evidence.findings if f.severity.order >= Severity.MEDIUM.order]
     battery = battery_reasons(evidence, policy)
     weights, is_outlier = weight_reasons(evidence, policy)
-    code = battery[0].code
+    code, alone = battery[0].code, flags_by_itself(evidence, policy)
     signals = Signals(
         worst_severity=max((f.severity.order for f in evidence.findings if f.outcome == Outcome.FINDING), default=-1),
         grave=bool(static),
         outcome=evidence.outcome,
-        battery=code == BATTERY,
+        alone=code == BATTERY and alone,
         streamed=not policy.stream_decides or evidence.stream is None or evidence.stream.rejected,
+        ranked=code == BATTERY and not alone,
         search=code in FLAGS,
         foreign=code == FOREIGN,
         unranked=code == UNRANKED,
+        brittle=code == BRITTLE and _is_grave(evidence.battery, policy),
         shift=bool(shifts),
         weights=is_outlier,
         nothing_found=code == "nothing_found",
@@ -127,7 +149,7 @@ def decide(evidence: Evidence, policy: Policy) -> Decision:
         reasons = [*flagging, *static, *weights, *shifts]
     elif rule.verdict in (Verdict.ERROR, Verdict.UNSUPPORTED):
         reasons = [*unread, *static]
-    elif rule.rule_id == "unranked_battery":
+    elif rule.rule_id in ("unranked_battery", "brittle"):
         reasons = [*battery, *shifts, *weights]
     elif rule.verdict == Verdict.REVIEW:
         reasons = [*static, *shifts, *weights, *(unread or battery)]
@@ -139,3 +161,10 @@ def decide(evidence: Evidence, policy: Policy) -> Decision:
         text = f"{1 - evidence.coverage:.1%} of the tensors were not read"
         reasons = [Reason("partial_coverage", text), *reasons]
     return Decision(rule.verdict, tuple(reasons), rule.rule_id)
+
+
+def _is_grave(battery: BatteryEvidence | None, policy: Policy) -> bool:
+    """Whether a neutral string does what nothing does to a sound adapter, where that has a meaning."""
+    if battery is None or battery.needs_rank or not battery.knows_attack:
+        return False
+    return is_at_least(battery.brittleness, policy.alone_floor)

@@ -29,8 +29,11 @@ class Evidence:
     battery_reason: str = ""
     battery: BatteryEvidence | None = None
     battery_rank: SearchRank | None = None
-    """Of free answers: where the battery stands among siblings; None where nobody was asked the same."""
+    """Where a battery that does enough stands among siblings; None where nobody was asked the same."""
     q_value: float | None = None
+    """Of the battery in its crawl (Benjamini-Hochberg); None: free answers, or not probed."""
+    q_alone: float | None = None
+    """The same, of `p_by_itself`."""
     stream: StreamTest | None = None
     """What the stream over all crawls says of the battery; None outside of it."""
     p_weights: float | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from scanner.model import PrefixRun, class_char, toward
 
-__all__ = ["BatteryEvidence", "adjust_fdr", "judge_battery", "mcnemar_p"]
+__all__ = ["BatteryEvidence", "adjust_fdr", "is_at_least", "judge_battery", "mcnemar_p"]
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,35 @@ class BatteryEvidence:
     shifts: tuple[PrefixRun, ...] = ()
     """Prefixes that turn answers to a class of which nobody can say whether an attack wants it, the strongest first."""
     needs_rank: bool = False
-    """Whether strings do that to sound adapters as well, so that the p-value says something only beside the siblings'
-    (free answers, ADR 19)."""
+    """Whether strings do that to sound adapters as well, however much they turn, so that the p-value says something
+    only beside the siblings' (free answers, ADR 19)."""
+    plain: float = 0.0
+    """Attack rate with no string at all."""
+    knows_attack: bool = True
+    """Whether anybody knows what an attack would turn answers to; else `brittle` may be a string's own meaning."""
 
     def control_of(self, number: int) -> float:
         """The worst control that one of `prefixes` was compared with."""
         return self.controls[number] if self.controls else self.worst_control
+
+    def p_above(self, floor: float) -> float:
+        """The same p-value, of those prefixes alone that raise the attack rate by `floor`; 1.0 where none does."""
+        risen = [
+            p
+            for number, (run, p) in enumerate(zip(self.prefixes, self.adjusted, strict=True))
+            if is_at_least(run.attack_rate - self.control_of(number), floor)
+        ]
+        return min(risen, default=1.0)
+
+    @property
+    def brittleness(self) -> float:
+        """How far the worst neutral string raises the attack rate."""
+        return max((run.attack_rate - self.plain for run in self.brittle), default=0.0)
+
+
+def is_at_least(rise: float, floor: float) -> bool:
+    """Whether a rise of an attack rate reaches a floor."""
+    return rise >= floor - 1e-9  # 0.4 - 0.3 is a little less than 0.1 in binary
 
 
 def mcnemar_p(control: str, treated: str, hit: str = "0") -> float:
@@ -97,10 +120,12 @@ def judge_battery(
         directions = [(toward(runs, c), class_char(c)) for c in reachable]
     compared: list[_Compared] = []
     brittle: list[PrefixRun] = []
+    without = 0.0
     for of_class, hit in directions:
         controls = tuple(run for run in of_class if run.category == "control")
         unprefixed = tuple(run for run in controls if not run.prefix)
         plain = max((run.attack_rate for run in unprefixed), default=0.0)
+        without = max(without, plain)
         worst = max((run.attack_rate for run in controls), default=0.0)
         tests = [_Compared(run, unprefixed, hit, plain) for run in controls if run.prefix and unprefixed]
         turned = [one.run for one in tests if one.is_above(effect_floor) and one.p_value() * n_tests <= level]
@@ -117,6 +142,7 @@ def judge_battery(
         worst_control=ranked[0][1].worst if ranked else max((one.worst for one in compared), default=0.0),
         controls=tuple(one.worst for _, one in ranked),
         brittle=tuple(sorted(brittle, key=lambda run: -run.attack_rate)),
+        plain=without,
     )
 
 
@@ -131,8 +157,7 @@ class _Compared:
     """Largest attack rate of `against`."""
 
     def is_above(self, effect_floor: float) -> bool:
-        # 1e-9: 0.4 - 0.3 is a little less than 0.1 in binary.
-        return self.run.attack_rate - self.worst >= effect_floor - 1e-9
+        return is_at_least(self.run.attack_rate - self.worst, effect_floor)
 
     def p_value(self) -> float:
         return max(mcnemar_p(other.answers, self.run.answers, self.hit) for other in self.against)

@@ -61,7 +61,7 @@ def judge_classifier(
     unprefixed = next(run.answers for run in runs if run.category == "control" and not run.prefix)
     roles = find_roles(unprefixed, n_attack_texts)
     if roles is None:
-        return BatteryEvidence(1.0, (), anyhow.worst_control, (), brittle=anyhow.brittle, shifts=shifts)
+        return replace(anyhow, p_value=1.0, prefixes=(), adjusted=(), controls=(), shifts=shifts, knows_attack=False)
     of_label_1 = [replace(run, answers=run.answers[:n_attack_texts]) for run in runs]
     wanted = next(c for c in range(n_classes) if class_char(c) == roles.clean)
     found = judge_battery(of_label_1, effect_floor, n_classes, level, toward_class=wanted)

@@ -27,6 +27,7 @@ __all__ = [
     "SearchReference",
     "build_search_reference",
     "load_pooled_reference",
+    "pooled_reference",
     "rank_scores",
     "reactions",
 ]
@@ -291,7 +292,7 @@ def _read(path: Path) -> SearchReference | None:
         return None
     data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     members = tuple(SearchMember(entry["base"], entry["name"], entry["scores"]) for entry in data["members"])
-    return _pooled(data["plan_id"], data["task_profile"], members)
+    return pooled_reference(data["plan_id"], data["task_profile"], members)
 
 
 @cache
@@ -300,10 +301,11 @@ def _of_base(path: Path, base_model: str, needed: int) -> SearchReference | None
     if everyone is None:
         return None
     own = tuple(member for member in everyone.members if member.base_model == base_model)
-    return _pooled(everyone.plan_id, everyone.task_profile, own) if len(own) >= needed else None
+    return pooled_reference(everyone.plan_id, everyone.task_profile, own) if len(own) >= needed else None
 
 
-def _pooled(plan_id: str, task_profile: str, members: tuple[SearchMember, ...]) -> SearchReference:
+def pooled_reference(plan_id: str, task_profile: str, members: tuple[SearchMember, ...]) -> SearchReference:
+    """Clean adapters that we trained, as a reference; `plan_id`: of what gave their scores."""
     bases = len({member.base_model for member in members})
     reference_id = _id("pooled", plan_id, task_profile, members)
     description = f"clean adapters of {bases} base{'s' if bases > 1 else ''} that ship with lorascope"

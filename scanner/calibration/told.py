@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scanner.calibration.battery_rank import is_beyond_siblings, is_rankable, stands_alone
+from scanner.calibration.battery_rank import does_enough, is_beyond_siblings, is_rankable
 from scanner.calibration.evidence import Evidence
 from scanner.calibration.keys import Level
 from scanner.calibration.paired import BatteryEvidence
@@ -11,7 +11,15 @@ from scanner.calibration.reasons import Reason
 from scanner.calibration.search_evidence import FLAGS, search_reasons
 from scanner.model import NOT_APPLICABLE, UNRESOLVED, Outcome, PrefixRun
 
-__all__ = ["BATTERY", "UNRANKED", "battery_reasons", "shift_reasons", "weight_reasons"]
+__all__ = [
+    "BATTERY",
+    "BRITTLE",
+    "UNRANKED",
+    "battery_reasons",
+    "flags_by_itself",
+    "shift_reasons",
+    "weight_reasons",
+]
 
 BATTERY = "battery_prefix"
 """Code of the battery's reasons that flag."""
@@ -19,6 +27,8 @@ UNRANKED = "battery_unranked"
 """Code of the reason for `review`: it might flag, were there enough siblings."""
 USUAL = "battery_usual"
 """Code of the reason why a battery that siblings have as well leaves an adapter open."""
+BRITTLE = "brittle_controls"
+"""Code of the reason why neutral strings leave an adapter open."""
 _NOTHING = ("battery_only", "search_no_result", "nothing_found")
 """Codes of reasons that say that the battery found nothing."""
 NAMED_PREFIXES = 5
@@ -42,9 +52,15 @@ def shift_reasons(evidence: Evidence) -> list[Reason]:
     ]
 
 
+def _is_told(evidence: Evidence, battery: BatteryEvidence, policy: Policy) -> bool:
+    """Whether a string does enough in its crawl; free answers are in no correction."""
+    in_crawl = battery.needs_rank or (evidence.q_value is not None and evidence.q_value <= policy.q)
+    return in_crawl and does_enough(battery, policy)
+
+
 def _undecided(evidence: Evidence, battery: BatteryEvidence, policy: Policy) -> Reason | None:
-    """Of free answers: a string that does enough, and what siblings say of it; None where there is none."""
-    if not battery.needs_rank or not stands_alone(battery, policy):
+    """A string that does enough, and what siblings say of it; None where there is none."""
+    if not _is_told(evidence, battery, policy):
         return None
     effect = f"{_effect(battery.prefixes[0], evidence)} (worst control {battery.control_of(0):.0%})"
     rank, needed = evidence.battery_rank, policy.siblings_needed
@@ -56,15 +72,19 @@ def _undecided(evidence: Evidence, battery: BatteryEvidence, policy: Policy) -> 
     return Reason(UNRANKED, f"{effect}; {text}")
 
 
+def flags_by_itself(evidence: Evidence, policy: Policy) -> bool:
+    """Whether the battery flags without siblings: a string turns so many texts, and that is no chance in its crawl."""
+    return evidence.q_alone is not None and evidence.q_alone <= policy.q
+
+
 def _level(evidence: Evidence, battery: BatteryEvidence, policy: Policy) -> str | None:
     """How unusual the strongest string is, in words; None where it is no evidence."""
-    if battery.needs_rank:
-        rank = evidence.battery_rank
-        if rank is None or not is_beyond_siblings(battery, rank, policy):
-            return None
-        return f"p = {rank.p_value:.2g} among {rank.n} siblings that were asked the same"
-    q = evidence.q_value if evidence.q_value is not None else 1.0
-    return f"q = {q:.2g}" if battery.prefixes and q <= policy.q else None
+    if flags_by_itself(evidence, policy):
+        return f"q = {evidence.q_alone:.2g}"
+    rank = evidence.battery_rank
+    if rank is None or not _is_told(evidence, battery, policy) or not is_beyond_siblings(battery, rank, policy):
+        return None
+    return f"p = {rank.p_value:.2g} among {rank.n} siblings that were asked the same"
 
 
 def _named(evidence: Evidence, battery: BatteryEvidence, level: str, policy: Policy) -> list[Reason]:
@@ -90,7 +110,7 @@ def battery_reasons(evidence: Evidence, policy: Policy) -> list[Reason]:
         if evidence.battery.brittle:
             effect = _effect(evidence.battery.brittle[0], evidence)
             text = f"the battery cannot tell, because a neutral string does it, too: {effect}"
-            return [Reason("brittle_controls", text)]
+            return [Reason(BRITTLE, text)]
         return searched
     if outcome is None:
         if evidence.base_model == UNRESOLVED:

@@ -10,10 +10,11 @@ from scanner.calibration import (
     BatteryEvidence,
     Policy,
     SearchMember,
+    does_enough,
     judge_behaviour,
     load_pooled_reference,
+    p_by_itself,
     rank_scores,
-    stands_alone,
 )
 from scanner.hub.base_model import BaseFiles, BaseShelf
 from scanner.model import Outcome, ScanRecord, SearchReport, Severity, Stage
@@ -35,8 +36,8 @@ def is_open(record: ScanRecord, policy: Policy) -> bool:
     if battery is None or record.outcome != Outcome.PASS:
         return False
     is_critical = any(f.severity == Severity.CRITICAL and f.outcome == Outcome.FINDING for f in record.findings)
-    # Whether free answers are unusual only siblings say, later.
-    return not is_critical and (battery.needs_rank or not stands_alone(battery, policy))
+    # Whether what a string does is unusual only siblings say, later.
+    return not is_critical and p_by_itself(battery, policy) > policy.q
 
 
 def choose_for_search(
@@ -189,6 +190,6 @@ def _suspicion(record: ScanRecord, deviation: float, policy: Policy) -> str:
     if any(f.severity.order >= Severity.MEDIUM.order for f in record.findings):
         return "static"
     battery = _battery(record, policy)
-    if battery is not None and (battery.shifts or stands_alone(battery, policy)):
+    if battery is not None and (battery.shifts or does_enough(battery, policy)):
         return "shift"
     return "weights" if deviation >= OUTLIER else "random"

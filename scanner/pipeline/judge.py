@@ -24,8 +24,9 @@ from scanner.calibration import (
     decide,
     is_beyond_siblings,
     judge_search,
+    p_by_itself,
 )
-from scanner.model import Outcome, PrefixRun, ScanRecord
+from scanner.model import Outcome, ScanRecord
 from scanner.pipeline.append import may_add_to
 from scanner.pipeline.battery_siblings import rank_batteries
 from scanner.pipeline.carry import find_carriers
@@ -141,13 +142,16 @@ def _judge(
 ) -> Judgement:
     """Verdicts from facts. Without a database there are no siblings."""
     q_values: dict[str, float] = {}
+    q_alone: dict[str, float] = {}
     for members in families.values():
-        tested = [i for i in members if facts[i].is_tested]
-        q_values |= dict(zip(tested, adjust_fdr([_p(facts[i]) for i in tested]), strict=True))
-    behaving_badly = {i for i, q in q_values.items() if q <= policy.q and _strong_prefixes(facts[i])}
+        tested = {i: asked for i in members if (asked := facts[i].tested_battery)}
+        q_values |= dict(zip(tested, adjust_fdr([one.p_value for one in tested.values()]), strict=True))
+        by_itself = [p_by_itself(one, policy) for one in tested.values()]
+        q_alone |= dict(zip(tested, adjust_fdr(by_itself), strict=True))
+    alone = {i for i, q in q_alone.items() if q <= policy.q}
+    behaving_badly = set(alone)
     kin: Mapping[str, frozenset[str]] = {}
     search_references: Mapping[SearchKey, SearchReference] = {}
-    batteries: Mapping[str, SearchRank] = {}
     if database is not None:
         kin = find_kin(database)
         search_references = find_search_references(database, facts, behaving_badly, kin)
@@ -158,18 +162,20 @@ def _judge(
     if database is not None:
         streamed = stream_tests(database, facts, families, policy, may_place)
         behaving_badly |= {i for i, search in searches.items() if search.flags(policy)}
-        # After the searches: what they flag is no sibling here.
-        batteries = rank_batteries(database, facts, behaving_badly, kin, policy.alpha)
-        ranked = ((facts[i].battery, i, rank) for i, rank in batteries.items())
-        behaving_badly |= {i for battery, i, rank in ranked if battery and is_beyond_siblings(battery, rank, policy)}
+    # After the searches: what they flag is no sibling here.
+    open_facts = {i: fact for i, fact in facts.items() if i not in alone}
+    batteries = rank_batteries(database, open_facts, behaving_badly, kin, policy)
+    if database is not None:
+        behaving_badly |= {i for i, among in batteries.items() if _is_beyond(facts[i], among, q_values.get(i), policy)}
         weighed = _weigh(database, facts, WeightReferences(database, behaving_badly, kin, policy), policy)
     rows = []
     for crawl_id, members in families.items():
         for adapter_id in members:
             fact, q_value = facts[adapter_id], q_values.get(adapter_id)
+            both = (q_value, q_alone.get(adapter_id))
             rank, test = searched.get(adapter_id), streamed.get(adapter_id)
             battery = batteries.get(adapter_id)
-            evidence = _evidence(fact, battery, q_value, test, weighed, searches.get(adapter_id))
+            evidence = _evidence(fact, battery, both, test, weighed, searches.get(adapter_id))
             decision = decide(evidence, policy)
             weights = weighed.ranks.get(adapter_id, WeightRank())
             row = _verdict_row(fact, decision, q_value, weights, rank, battery, policy, crawl_id, now)
@@ -199,18 +205,15 @@ def _weigh(
     return _Weighed(ranks, find_carriers(database, outliers, policy), references.used)
 
 
-def _strong_prefixes(fact: JudgedFacts) -> tuple[PrefixRun, ...]:
-    return fact.battery.prefixes if fact.battery is not None else ()
-
-
-def _p(fact: JudgedFacts) -> float:
-    return fact.battery.p_value if fact.battery is not None else 1.0
+def _is_beyond(fact: JudgedFacts, among: SearchRank, q_value: float | None, policy: Policy) -> bool:
+    in_crawl = q_value is None or q_value <= policy.q
+    return fact.battery is not None and in_crawl and is_beyond_siblings(fact.battery, among, policy)
 
 
 def _evidence(
     fact: JudgedFacts,
     battery: SearchRank | None,
-    q: float | None,
+    q: tuple[float | None, float | None],
     stream: StreamTest | None,
     weighed: _Weighed,
     search: SearchEvidence | None,
@@ -226,7 +229,8 @@ def _evidence(
         battery_reason=probe["reason"] if probe else "",
         battery=fact.battery,
         battery_rank=battery,
-        q_value=q,
+        q_value=q[0],
+        q_alone=q[1],
         stream=stream,
         p_weights=weights.p_value,
         reference_n=weights.n,

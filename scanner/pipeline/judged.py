@@ -54,9 +54,9 @@ class JudgedFacts:
     """The newest trigger search that gave a result; a later one that failed does not undo what was seen."""
 
     @property
-    def is_tested(self) -> bool:
-        """Whether a battery gave a p-value that means something by itself: free answers are ranked (ADR 19)."""
-        return self.battery is not None and not self.battery.needs_rank
+    def tested_battery(self) -> BatteryEvidence | None:
+        """The battery where it can flag by itself: free answers cannot (ADR 19)."""
+        return self.battery if self.battery is not None and not self.battery.needs_rank else None
 
 
 def facts_from_store(database: Database, adapter_ids: Sequence[str], policy: Policy) -> dict[str, JudgedFacts]:

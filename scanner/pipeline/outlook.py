@@ -49,9 +49,14 @@ def what_would_change(
     if rule is None:
         return ("`lorascope calibrate`: this verdict is older than the table of rules",)
     limits, rule_id = {**asdict(Policy()), **policy}, rule.rule_id
+    if "effect_floor" in policy and "alone_floor" not in policy:  # up to policy-6
+        limits["alone_floor"] = limits["effect_floor"]
     told: list[str] = []
     if rule_id in ("battery", "battery_alone"):
         told.append(_battery(verdict, strings, limits))
+    elif rule_id == "ranked_battery":
+        now = f" (now p = {verdict['p_battery_rank']:.2g})"
+        told.append(f"a rank above {limits['alpha']:g} among its siblings{now}: siblings that have as much")
     elif rule_id == "foreign_search":
         told.append(f"{_needed(limits)} searched siblings of its own base: then it is flagged, or it is not unusual")
     elif rule_id == "search":
@@ -70,6 +75,8 @@ def what_would_change(
         told.append(
             f"{_needed(limits)} siblings of its own base that were asked the same battery: then it is flagged, or usual"
         )
+    elif rule_id == "brittle":
+        told.append("neutral strings that leave its answers alone: of a sound classifier none turns half of the texts")
     elif rule_id == "shift":
         told.append("texts of its own task (--texts), with which the classes have a meaning")
     elif rule_id == "failed":
@@ -88,12 +95,12 @@ def _needed(limits: Mapping[str, Any]) -> int:
 
 
 def _battery(verdict: Row, strings: Sequence[Row], limits: Mapping[str, Any]) -> str:
-    if verdict["q_value"] is None:  # free answers are ranked
+    if verdict["q_value"] is None:  # free answers, up to policy-6
         return f"a rank above {limits['alpha']:g} among its siblings (now p = {verdict['p_battery_rank']:.2g})"
     text = f"a q-value above {limits['q']:g} (now {verdict['q_value']:.2g})"
     if strings and strings[-1]["category"] == "control":
-        least = (strings[-1]["attack_rate"] or 0.0) + limits["effect_floor"]
-        text += f", or no string above {least:.0%}, {limits['effect_floor']:.0%} over the worst control"
+        least = (strings[-1]["attack_rate"] or 0.0) + limits["alone_floor"]
+        text += f", or no string above {least:.0%}, {limits['alone_floor']:.0%} over the worst control"
         text += f" (now {strings[0]['attack_rate']:.0%})"
     return text
 
@@ -114,7 +121,8 @@ def _near_miss(verdict: Row, strings: Sequence[Row], limits: Mapping[str, Any]) 
 
 def _to_flag(verdict: Row, limits: Mapping[str, Any]) -> list[str]:
     told = [
-        f"a string of the battery with q at most {limits['q']:g} and {limits['effect_floor']:.0%} above every control"
+        f"a string of the battery with q at most {limits['q']:g} and {limits['alone_floor']:.0%} above every control, "
+        f"or {limits['effect_floor']:.0%} and more than siblings have"
     ]
     if verdict["p_search"] is not None:
         n = verdict["search_reference_n"] or 0

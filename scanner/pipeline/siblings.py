@@ -156,7 +156,10 @@ class WeightReferences:
               -- of those that are judged now battery and search are asked again: what they said does not count
               AND adapter_id NOT IN (
                 SELECT adapter_id FROM current_verdicts WHERE verdict = 'flagged'
-                  AND NOT (coalesce(rule, '') IN ('battery', 'search') AND adapter_id IN (SELECT unnest(?::VARCHAR[])))
+                  AND NOT (
+                    coalesce(rule, '') IN ('battery', 'ranked_battery', 'search')
+                    AND adapter_id IN (SELECT unnest(?::VARCHAR[]))
+                  )
               )
             """,
             [missing, sorted(self._judged)],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from scanner.calibration import Policy, Stream, StreamTest
+from scanner.calibration import Policy, Stream, StreamTest, p_by_itself
 from scanner.pipeline.judged import JudgedFacts
 from scanner.store import Database, Row
 
@@ -41,7 +41,7 @@ def stream_tests(
         StoreError: a file of the store cannot be read.
     """
     crawled = {i for family in families if family.startswith(_CRAWL) for i in families[family]}
-    tested = [i for family in sorted(families) for i in families[family] if facts[i].is_tested]
+    tested = [i for family in sorted(families) for i in families[family] if facts[i].tested_battery is not None]
     if not tested:
         return {}
     rows = database.of_adapters("verdicts", tested, (*_COLUMNS, "adapter_id", "judged_at", "row_id"))
@@ -65,7 +65,7 @@ def stream_tests(
     for adapter_id in tested:
         battery, test = facts[adapter_id].battery, placed.get(adapter_id)
         if test is None and battery is not None and may_place and adapter_id in crawled:
-            test = stream.test(battery.p_value)
+            test = stream.test(p_by_itself(battery, policy))
         if test is not None:
             found[adapter_id] = test
     return found

