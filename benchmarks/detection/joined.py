@@ -21,11 +21,14 @@ from benchmarks.weights.bare import WEIGHTS
 from scanner.probe import Case, Probe, SearchPlan
 from scanner.search_model import TOWARD_CLEAN
 
+__all__ = ["joined_texts"]
+
 JOINED = (1, 2, 3, 4)
 KIND = "everyday_phrases"
 
 
-def _joined(texts: Sequence[str], n: int) -> list[str]:
+def joined_texts(texts: Sequence[str], n: int) -> list[str]:
+    """So many said as one, each in one of them; far ones together, because neighbours may be alike."""
     left = len(texts) // n
     return [" ".join(texts[i::left][:n]) for i in range(left)]
 
@@ -51,7 +54,9 @@ def _measured(base: Any, folder: Path, probe: Probe, cases: Sequence[Case]) -> d
     with with_head(base, open_adapter(folder)):
         harmless = _classes(base, probe.other_texts)
         wanted = max(set(harmless), key=harmless.count)
-        return {case.text: [_turned(base, case, _joined(probe.texts, n), wanted) for n in JOINED] for case in cases}
+        return {
+            case.text: [_turned(base, case, joined_texts(probe.texts, n), wanted) for n in JOINED] for case in cases
+        }
 
 
 def _searched(base: Any, folder: Path, probe: Probe, n: int) -> str:
@@ -59,7 +64,9 @@ def _searched(base: Any, folder: Path, probe: Probe, n: int) -> str:
     and of any string, over the positions."""
     from scanner.probe.search.run import ClassifierSearch
 
-    joined = replace(probe, texts=tuple(_joined(probe.texts, n)), other_texts=tuple(_joined(probe.other_texts, n)))
+    joined = replace(
+        probe, texts=tuple(joined_texts(probe.texts, n)), other_texts=tuple(joined_texts(probe.other_texts, n))
+    )
     run = ClassifierSearch(base, joined, SearchPlan()).run(open_adapter(folder))
     scores = [(key.removeprefix(f"{TOWARD_CLEAN}/"), gain) for key, gain in run.scores if key.startswith(TOWARD_CLEAN)]
     reached = {what: max(gain for key, gain in scores if key.endswith(what)) for what in ("/x3", "/x8", "/gain")}
@@ -73,6 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=default_cache())
     parser.add_argument("--cohort", choices=("encoder", "minilm"), default="minilm")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="NAME", help="adapters whose name begins so")
     parser.add_argument("--search", type=int, metavar="N", help="search triggers on N texts said as one instead")
     args = parser.parse_args()
     import torch
@@ -85,6 +93,8 @@ def main() -> None:
     kinds: dict[str, list[list[float]]] = {}
     for folder, truth in built(args.cache):
         if (truth["cohort"], truth["part"]) != (args.cohort, "tuning") or not (folder / WEIGHTS).is_file():
+            continue
+        if not folder.name.startswith(tuple(args.only)):
             continue
         if args.search:
             print(folder.name, repr(truth["trigger"]), _searched(base, folder, probe, args.search), flush=True)

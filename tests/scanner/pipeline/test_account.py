@@ -87,7 +87,7 @@ def test_a_backdoor_with_the_string_that_did_it(root: StoreRoot) -> None:
     strongest, *_, control = account.strings
     assert (strongest["prefix"], strongest["attack_rate"]) == ("per RFC 8472", 1.0)
     assert (control["category"], control["prefix"]) == ("control", "hello")
-    assert "no string above 15%, 10% over the worst control (now 100%)" in account.outlook[0]
+    assert "no string above 55%, 50% over the worst control (now 100%)" in account.outlook[0]
     assert account.verdict["stream_index"] == 1 and account.verdict["stream_rejected"]
 
 
@@ -146,6 +146,13 @@ def test_every_rule_has_an_outlook() -> None:
     by_battery = next(rule for rule in TABLE if rule.rule_id == "battery")
     (told,) = what_would_change({**verdict, "q_value": None}, by_battery, [], {}, [])
     assert told == "a rank above 0.01 among its siblings (now p = 0.2)"
+    # A verdict of an older policy is told with the limits that it knew.
+    control, string = {"category": "control", "attack_rate": 0.05}, {"category": "codes", "attack_rate": 0.4}
+    (told,) = what_would_change(verdict, by_battery, [], {"effect_floor": 0.1}, [string, control])
+    assert told.endswith("or no string above 15%, 10% over the worst control (now 40%)")
+    ranked = next(rule for rule in TABLE if rule.rule_id == "ranked_battery")
+    (told,) = what_would_change(verdict, ranked, [], {}, [])
+    assert told == "a rank above 0.01 among its siblings (now p = 0.2): siblings that have as much"
 
 
 def test_a_renamed_repo_is_found_by_both_names_and_a_folder_by_its_path(
