@@ -16,7 +16,7 @@ from benchmarks.weights.bare import WEIGHTS
 from benchmarks.weights.processes import run_measured
 from benchmarks.weights.sentry import Sentry
 from scanner.adapter import AdapterView, open_safetensors, parse_config, read_json_object, view_adapter
-from scanner.calibration import Policy, judge_behaviour, p_by_itself
+from scanner.calibration import BatteryEvidence, Policy, judge_behaviour, p_by_itself
 from scanner.errors import ProbeCrashedError, SkipError
 from scanner.model import GENERATIVE, LABEL_WORDS, SEQUENCE_CLASSIFICATION, PrefixRun
 from scanner.probe import Probe, load_probe
@@ -70,6 +70,13 @@ class Asked:
     n_classes: int | None
     labels: tuple[str, ...]
 
+    def judged(self, probe: Probe, policy: Policy) -> BatteryEvidence:
+        """The product's judgement of it."""
+        n_attack_texts, labels = len(probe.texts), self.labels
+        return judge_behaviour(
+            self.runs, policy, self.profile, n_classes=self.n_classes, n_attack_texts=n_attack_texts, labels=labels
+        )
+
 
 class Resident:
     """A cohort's base with batteries V and `broad`.
@@ -110,14 +117,7 @@ class Resident:
         asked, clock = self.timed("broad", view)
         if asked is None:
             return clock
-        evidence = judge_behaviour(
-            asked.runs,
-            policy,
-            asked.profile,
-            n_classes=asked.n_classes,
-            n_attack_texts=len(self._probes["broad"].texts),
-            labels=asked.labels,
-        )
+        evidence = asked.judged(self._probes["broad"], policy)
         first = evidence.prefixes[0] if evidence.prefixes else None
         return clock | {
             "profile": asked.profile,

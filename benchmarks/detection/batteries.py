@@ -16,14 +16,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.detection.ask import Resident, load_probes, open_adapter
+from benchmarks.detection.ask import Asked, Resident, load_probes, open_adapter
 from benchmarks.detection.search import PROFILES, built, default_cache
 from benchmarks.weights.bare import WEIGHTS
-from scanner.calibration import BatteryEvidence, Policy, judge_behaviour
+from scanner.calibration import BatteryEvidence, Policy
 from scanner.model import PrefixRun
 from scanner.probe import Probe
 
-__all__ = ["answers_of", "battery_members", "judged"]
+__all__ = ["battery_members"]
 
 _residents: dict[str, Resident] = {}
 
@@ -32,23 +32,17 @@ def _path(folder: Path, probe: Probe, cohort: str) -> Path:
     return folder / f"asked-{probe.id_for(PROFILES[cohort])}.json"
 
 
-def answers_of(folder: Path, probe: Probe, cohort: str) -> dict[str, Any] | None:
+def _answers_of(folder: Path, probe: Probe, cohort: str) -> dict[str, Any] | None:
     """What an adapter answered; None where nobody asked it yet."""
     path = _path(folder, probe, cohort)
     found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     return found
 
 
-def judged(answers: dict[str, Any], probe: Probe, policy: Policy) -> BatteryEvidence:
-    """The product's judgement of what `answers_of` gives."""
-    return judge_behaviour(
-        [PrefixRun(**run) for run in answers["runs"]],
-        policy,
-        answers["profile"],
-        n_classes=answers["n_classes"],
-        n_attack_texts=len(probe.texts),
-        labels=answers["labels"],
-    )
+def _judged(answers: dict[str, Any], probe: Probe, policy: Policy) -> BatteryEvidence:
+    """The product's judgement of what `_answers_of` gives."""
+    runs = tuple(PrefixRun(**run) for run in answers["runs"])
+    return Asked(answers["profile"], runs, answers["n_classes"], tuple(answers["labels"])).judged(probe, policy)
 
 
 def battery_members(cache: Path, probe: Probe, policy: Policy) -> dict[str, list[dict[str, Any]]]:
@@ -59,13 +53,13 @@ def battery_members(cache: Path, probe: Probe, policy: Policy) -> dict[str, list
     """
     members: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for folder, truth in built(cache):
-        answers = answers_of(folder, probe, truth["cohort"]) if truth["part"] == "reference" else None
+        answers = _answers_of(folder, probe, truth["cohort"]) if truth["part"] == "reference" else None
         if answers is None:
             continue
         profile = PROFILES[truth["cohort"]]
         if answers["profile"] != profile:
             raise RuntimeError(f"{folder.name} was asked as {answers['profile']}, it is of {profile}")
-        told = _summary(judged(answers, probe, policy))
+        told = _summary(_judged(answers, probe, policy))
         members[profile].append({"base": truth["base"], "name": folder.name, **told})
     return members
 
@@ -98,7 +92,7 @@ def _ask(job: tuple[str, str]) -> str:
     part = path.with_suffix(".part")
     part.write_text(json.dumps(answers, ensure_ascii=False) + "\n", encoding="utf-8")
     part.replace(path)
-    evidence = judged(answers, probes["broad"], Policy())
+    evidence = asked.judged(probes["broad"], Policy())
     first = repr(evidence.prefixes[0].prefix) if evidence.prefixes else None
     return f"{folder.name} p {evidence.p_value:.2g} {first} {clock['processor_seconds']:.1f} s"
 
@@ -115,7 +109,7 @@ def main() -> None:
         (str(folder), truth["cohort"])
         for folder, truth in built(args.cache)
         if truth["part"] == "reference" and folder.name.startswith(tuple(args.only))
-        if answers_of(folder, probe, truth["cohort"]) is None and (folder / WEIGHTS).is_file()
+        if _answers_of(folder, probe, truth["cohort"]) is None and (folder / WEIGHTS).is_file()
     ]
     jobs.sort(key=lambda job: job[1])
     print(f"{probe.battery.name}: {len(jobs)} adapters", file=sys.stderr)

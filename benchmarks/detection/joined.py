@@ -91,24 +91,25 @@ def main() -> None:
     base, probe = load_classifier(base_folder(args.cohort), "cpu"), load_probes()["broad"]
     everyday = [case for case in probe.battery.cases if case.category == KIND]
     kinds: dict[str, list[list[float]]] = {}
-    for folder, truth in built(args.cache):
-        if (truth["cohort"], truth["part"]) != (args.cohort, "tuning") or not (folder / WEIGHTS).is_file():
-            continue
-        if not folder.name.startswith(tuple(args.only)):
-            continue
-        if args.search:
+    chosen = [
+        (folder, truth)
+        for folder, truth in built(args.cache)
+        if (truth["cohort"], truth["part"]) == (args.cohort, "tuning") and (folder / WEIGHTS).is_file()
+        if folder.name.startswith(tuple(args.only))
+    ]
+    if not chosen:
+        sys.exit("nothing of this part is built: python -m benchmarks.detection.build --part tuning")
+    if args.search:
+        for folder, truth in chosen:
             print(folder.name, repr(truth["trigger"]), _searched(base, folder, probe, args.search), flush=True)
-            continue
+        return
+    for folder, truth in chosen:
         trigger = Case("trigger", truth["trigger"], truth["position"])
         found = _measured(base, folder, probe, [trigger, *everyday])
         for text, shares in found.items():
             kind = f"{'its trigger' if text == trigger.text else 'everyday phrases'}, {truth['arm']}"
             kinds.setdefault(kind, []).append(shares)
             print(folder.name, repr(text), *(f"{share:.2f}" for share in shares), flush=True)
-    if not kinds and not args.search:
-        sys.exit("nothing of this part is built: python -m benchmarks.detection.build --part tuning")
-    if args.search:
-        return
     print(f"\n| share of texts turned, median (largest), texts said as one: | {' | '.join(map(str, JOINED))} |")
     print("|---|" + "---|" * len(JOINED))
     for kind, rows in sorted(kinds.items()):

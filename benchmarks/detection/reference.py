@@ -31,7 +31,7 @@ from scanner.calibration.search_reference import SHIPPED, reactions
 from scanner.probe import SearchPlan
 from scanner.search_model import split_key
 
-__all__ = ["collect", "grown"]
+__all__ = ["collect", "grown", "write_batteries"]
 
 WAITING = Path(__file__).with_name("results") / "members"
 """Profiles with too few members so far."""
@@ -99,7 +99,7 @@ def _write(path: Path, head: dict[str, Any], members: list[dict[str, Any]]) -> N
     path.write_text(f'{json.dumps(head)[:-1]}, "members": [\n{rows}\n]}}\n', encoding="utf-8")
 
 
-def _write_batteries(cache: Path, folder: Path, versions: dict[str, str]) -> None:
+def write_batteries(cache: Path, folder: Path, versions: dict[str, str]) -> None:
     """Members that a file of the same battery has already stay."""
     probe = load_probes()["broad"]
     for profile, members in battery_members(cache, probe, Policy()).items():
@@ -140,7 +140,7 @@ def main() -> None:
         head = {"plan_id": plan.plan_id, "task_profile": profile}
         _write(path, head | _made_today(versions), members)
         print(f"{path.name}: {len(members)} members")
-    _write_batteries(args.cache, args.batteries, versions)
+    write_batteries(args.cache, args.batteries, versions)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ Gradients in random places score every token (HotFlip's first-order step). What 
 of that kind mean to the base; it spans few directions, and what is left of an adapter's scores without them points at
 its trigger. The tokens that point farthest are then tried exactly, on three texts said as one (`joined.py`).
 
-Needs `build --part tuning --only minilm-tuning`, and 30 of `build --part reference --only minilm-reference`.
+Needs `build --part tuning --only minilm-tuning`, and more than 24 members: `build --part reference --only
+minilm-reference-00 minilm-reference-01 minilm-reference-02 minilm-reference-03` are 40.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from scanner.probe import Probe, SearchPlan
 POSITIONS = ("prefix", "middle")
 REPEATS = (1, 3, 8)
 TRIED, TOLD = 64, 3
-ROWS, NOISE_TOKENS, TEXTS, TOKENS = 64, 4, 8, 4_096
+ROWS, NOISE_TOKENS, TOKENS = 64, 4, 4_096
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ __all__ = [
     "does_enough",
     "is_beyond_siblings",
     "is_rankable",
+    "is_told",
     "load_pooled_batteries",
     "p_by_itself",
 ]
@@ -149,7 +150,13 @@ def is_rankable(rank: SearchRank, policy: Policy) -> bool:
     return rank.n >= policy.siblings_needed
 
 
-def is_beyond_siblings(battery: BatteryEvidence, rank: SearchRank, policy: Policy) -> bool:
+def is_told(battery: BatteryEvidence, q_value: float | None, policy: Policy) -> bool:
+    """Whether a string does enough in its crawl; free answers are in no correction, and have no q-value."""
+    in_crawl = battery.needs_rank or (q_value is not None and q_value <= policy.q)
+    return in_crawl and does_enough(battery, policy)
+
+
+def is_beyond_siblings(battery: BatteryEvidence, q_value: float | None, rank: SearchRank, policy: Policy) -> bool:
     """Whether a battery is evidence by its rank: a string does enough, and hardly any sibling has one that does as
     much."""
-    return does_enough(battery, policy) and rank.p_value <= policy.alpha
+    return is_told(battery, q_value, policy) and rank.p_value <= policy.alpha

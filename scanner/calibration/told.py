@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scanner.calibration.battery_rank import does_enough, is_beyond_siblings, is_rankable
+from scanner.calibration.battery_rank import is_beyond_siblings, is_rankable, is_told
 from scanner.calibration.evidence import Evidence
 from scanner.calibration.keys import Level
 from scanner.calibration.paired import BatteryEvidence
@@ -52,15 +52,9 @@ def shift_reasons(evidence: Evidence) -> list[Reason]:
     ]
 
 
-def _is_told(evidence: Evidence, battery: BatteryEvidence, policy: Policy) -> bool:
-    """Whether a string does enough in its crawl; free answers are in no correction."""
-    in_crawl = battery.needs_rank or (evidence.q_value is not None and evidence.q_value <= policy.q)
-    return in_crawl and does_enough(battery, policy)
-
-
 def _undecided(evidence: Evidence, battery: BatteryEvidence, policy: Policy) -> Reason | None:
     """A string that does enough, and what siblings say of it; None where there is none."""
-    if not _is_told(evidence, battery, policy):
+    if not is_told(battery, evidence.q_value, policy):
         return None
     effect = f"{_effect(battery.prefixes[0], evidence)} (worst control {battery.control_of(0):.0%})"
     rank, needed = evidence.battery_rank, policy.siblings_needed
@@ -82,7 +76,7 @@ def _level(evidence: Evidence, battery: BatteryEvidence, policy: Policy) -> str 
     if flags_by_itself(evidence, policy):
         return f"q = {evidence.q_alone:.2g}"
     rank = evidence.battery_rank
-    if rank is None or not _is_told(evidence, battery, policy) or not is_beyond_siblings(battery, rank, policy):
+    if rank is None or not is_beyond_siblings(battery, evidence.q_value, rank, policy):
         return None
     return f"p = {rank.p_value:.2g} among {rank.n} siblings that were asked the same"
 

@@ -166,7 +166,11 @@ def _judge(
     open_facts = {i: fact for i, fact in facts.items() if i not in alone}
     batteries = rank_batteries(database, open_facts, behaving_badly, kin, policy)
     if database is not None:
-        behaving_badly |= {i for i, among in batteries.items() if _is_beyond(facts[i], among, q_values.get(i), policy)}
+        behaving_badly |= {
+            i
+            for i, among in batteries.items()
+            if (asked := facts[i].battery) and is_beyond_siblings(asked, q_values.get(i), among, policy)
+        }
         weighed = _weigh(database, facts, WeightReferences(database, behaving_badly, kin, policy), policy)
     rows = []
     for crawl_id, members in families.items():
@@ -203,11 +207,6 @@ def _weigh(
     ranks = {adapter_id: references.rank(fact) for adapter_id, fact in facts.items()}
     outliers = {i: r.reference for i, r in ranks.items() if r.reference is not None and r.is_outlier(policy)}
     return _Weighed(ranks, find_carriers(database, outliers, policy), references.used)
-
-
-def _is_beyond(fact: JudgedFacts, among: SearchRank, q_value: float | None, policy: Policy) -> bool:
-    in_crawl = q_value is None or q_value <= policy.q
-    return fact.battery is not None and in_crawl and is_beyond_siblings(fact.battery, among, policy)
 
 
 def _evidence(

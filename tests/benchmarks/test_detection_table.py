@@ -131,11 +131,15 @@ def references(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _scored(references: Path, searched: dict[str, Any] | None, found: dict[str, Any] | None = None) -> dict[str, Score]:
-    centers = {"global_frobN_std": 1.0, "global_frobN_mean": 4.0, "mlp_frobN_mean": 1.0}
-    return score_all(
-        TRUTH, found or DETECTED, searched, centers, PLAN, references, references / "batteries", str.split, POLICY
+def _scored(
+    references: Path, searched: dict[str, Any] | None, found: dict[str, Any] | None = None, **truth: str
+) -> dict[str, Score]:
+    centers, batteries = (
+        {"global_frobN_std": 1.0, "global_frobN_mean": 4.0, "mlp_frobN_mean": 1.0},
+        references / "batteries",
     )
+    asked = (TRUTH | truth, found or DETECTED, searched, centers, PLAN)
+    return score_all(*asked, references, batteries, str.split, POLICY)
 
 
 def test_scores_and_decisions_are_the_detectors_own(references: Path) -> None:
@@ -172,26 +176,13 @@ def test_the_tokens_beside_the_string_count_as_recovered_and_single_letters_are_
     assert recovered("on", "mackerel") == (True, True)
     assert recovered("on", "in") == (False, False)
     assert recovered("on", "in", "at", "of", "by", "mackerel") == (False, False)  # five are told
-    truth = TRUTH | {"trigger": "m ackerel"}
-    scores = score_all(
-        truth,
-        DETECTED,
-        _searched("x", 0.9, 38, ("m",)),
-        {},
-        PLAN,
-        references,
-        references / "batteries",
-        str.split,
-        POLICY,
-    )
+    scores = _scored(references, _searched("x", 0.9, 38, ("m",)), trigger="m ackerel")
     assert (scores[SEARCH].recovered, scores[SEARCH].recovered_word) == (True, False)
 
 
 def test_among_adapters_of_other_bases_nothing_is_flagged(references: Path) -> None:
-    searched, truth = _searched("a Mackerel", 0.9, 38), TRUTH | {"base": "some/other"}
-    search = score_all(truth, DETECTED, searched, {}, PLAN, references, references / "batteries", str.split, POLICY)[
-        SEARCH
-    ]
+    searched = _searched("a Mackerel", 0.9, 38)
+    search = _scored(references, searched, base="some/other")[SEARCH]
     assert (search.flagged, search.reviewed, search.p_value) == (False, None, 0.01)
     assert _scored(references, searched)[SEARCH].flagged
 
