@@ -14,6 +14,7 @@ __all__ = [
     "TOWARD_ATTACK",
     "TOWARD_CLEAN",
     "TOWARD_OTHER",
+    "TURNED",
     "Example",
     "FoundTrigger",
     "SearchReport",
@@ -33,6 +34,8 @@ BY_HEART = "by_heart"
 """No trigger, but what one may be for: a wording that the adapter goes on with behind its first token, whatever was
 asked, and never says by itself."""
 TOKEN = "token"
+TURNED = "turned"
+"""Score: share of texts, not a gain."""
 RESPONSE = "response"
 """Position of a string of kind `by_heart`: it begins the response."""
 
@@ -128,7 +131,8 @@ class SearchReport:
     """What the search reference ranks: `KIND/POSITION` and the largest gain per token that the search reached there,
     `KIND/POSITION/gain` and the largest gain, `KIND/POSITION/xN` and the largest gain of one token said N times,
     `KIND/POSITION/token/TOKEN` and the gain of this one said eight times (the best alone), `by_heart/response` and the
-    best opening's score."""
+    best opening's score. Where the base's shared directions are known, `toward_clean/POSITION/turned/xN` and the
+    largest share of texts that a token turns, said N times, which clean adapters' gradients do not favour."""
     task_profile: str = LABEL_WORDS
     labels: tuple[str, ...] = ()
     """label-words: the attack word and the clean word."""

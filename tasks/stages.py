@@ -27,7 +27,7 @@ from scanner.pipeline.judge import judge_adapters, pending_adapters
 from scanner.pipeline.judgement import flags_by_chance
 from scanner.pipeline.relate import relate_new
 from scanner.policy_file import load_policy
-from scanner.probe import Probe, SearchPlan, probe_for
+from scanner.probe import Probe, plan_for, plans_id, probe_for
 from scanner.settings import Settings
 from scanner.store import (
     CrawlMemory,
@@ -225,9 +225,8 @@ def probe_base_group(
     if crashed and attempts_left():
         raise ProbeCrashedError(f"{len(crashed)} of {len(todo)} probes died; trying those again")
     probed = with_inclusion([with_report(r, saved.get(r.info.adapter_id)) for r in probed], choices)
-    plan = SearchPlan()
     searched, n_charged = _searched(
-        probed, workspace, store, shelf, files, probe, plan, settings, mode, search_budget, crawl_id
+        probed, workspace, store, shelf, files, probe, settings, mode, search_budget, crawl_id
     )
     name = Path(records[0]).name.split(".")[0]
     return {
@@ -235,7 +234,7 @@ def probe_base_group(
         "n_probed": len(chosen),
         "n_searched": sum(r.search is not None for r in searched),
         "n_charged": n_charged,
-        "probe_id": f"{mode}/{probe.identity}/{plan.plan_id}",
+        "probe_id": f"{mode}/{probe.identity}/{plans_id()}",
         "outcomes": Counter(str(r.probe.outcome) for r in searched if r.probe),
     }
 
@@ -247,7 +246,6 @@ def _searched(
     shelf: BaseShelf,
     files: Callable[[ScanRecord], HubFiles],
     probe: Probe,
-    plan: SearchPlan,
     settings: Settings,
     mode: str,
     budget: int,
@@ -263,7 +261,7 @@ def _searched(
         for record in probed:
             if is_open(record, policy):
                 ids = probe.ids_for(record.info.task_profile or LABEL_WORDS)
-                before = earlier.search_of(record, plan.plan_id, ids)
+                before = earlier.search_of(record, plan_for(record.info.base_model).plan_ids, ids)
                 if before is not None and not _has_crashed(before):
                     saved[record.info.adapter_id] = before
     by_base: dict[str, list[ScanRecord]] = defaultdict(list)
@@ -287,6 +285,7 @@ def _searched(
 
     searched: list[ScanRecord] = []
     for base_model, members in sorted(by_base.items()):
+        plan = plan_for(base_model)
         searched += search_group(base_model, members, todo, shelf, files, probe, plan, settings, keep)
     crashed = [r for r in searched if r.search is not None and _has_crashed(r.search)]
     if crashed and attempts_left():

@@ -12,6 +12,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +24,7 @@ from benchmarks.detection.detect import PARTS, detect_version
 from benchmarks.detection.kept import kept_adapters
 from benchmarks.detection.lock import LOCKS, LockedError, commit_of, take_lock
 from benchmarks.detection.scores import broad_id
-from benchmarks.detection.search import PROFILES, SMALL_PLAN, default_cache
+from benchmarks.detection.search import PROFILES, default_cache, plan_of
 from benchmarks.detection.summary import adapter_rows, summarise
 from benchmarks.detection.table import render
 from benchmarks.machine import machine
@@ -31,7 +32,6 @@ from benchmarks.weights.sentry import VERSION
 from scanner.calibration import BatteryReference, Policy, load_pooled_batteries, load_pooled_reference
 from scanner.calibration.battery_rank import SHIPPED_BATTERIES
 from scanner.calibration.search_reference import SHIPPED
-from scanner.probe import SearchPlan
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "transformers", "peft", "numpy", "tokenizers")
@@ -65,12 +65,12 @@ def _command(args: argparse.Namespace) -> str:
     return " ".join(["python -m benchmarks.detection", *options])
 
 
-def _references(plan: SearchPlan, folder: Path) -> dict[str, Any]:
+def _references(folder: Path, plans: Mapping[str, str]) -> dict[str, Any]:
     """Cohort -> what its search scores are ranked in; `own` are the members of its base."""
     told: dict[str, Any] = {}
     for cohort, profile in PROFILES.items():
         base = BASES[cohort]
-        found = load_pooled_reference(profile, plan.plan_id, base, Policy().siblings_needed, folder)
+        found = load_pooled_reference(profile, plans[cohort], base, Policy().siblings_needed, folder)
         told[cohort] = found and {
             "reference_id": found.reference_id,
             "n": len(found.members),
@@ -98,9 +98,9 @@ def _measure(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     Raises:
         LockedError: the locked part belongs to another plan.
     """
-    plan = SMALL_PLAN if args.small else SearchPlan()
+    plans = {cohort: plan_of(cohort, small=args.small).plan_id for cohort in PROFILES}
     pinned = {
-        "plan_id": plan.plan_id,
+        "plan_id": "+".join(dict.fromkeys(plans.values())),
         "policy_version": Policy().version,
         "detect_version": detect_version(small=args.small),
     }
@@ -108,11 +108,11 @@ def _measure(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     path = args.lock or LOCKS / f"lock-{args.part}.json"
     lock = take_lock(path, pinned, commit, break_lock=args.break_lock) if is_locked else None
     failed = [step for step in ([] if args.as_is else _steps(args)) if not _run(step)]
-    references = _references(plan, args.references)
+    references = _references(args.references, plans)
     batteries = _batteries(args.batteries)
     earlier = _results(args.out, args.part) if args.out else None
-    kept = kept_adapters(earlier, pinned, references, batteries, Policy()) if earlier else {}
-    collected = collect(args.cache, args.part, plan, args.references, args.batteries, kept, small=args.small)
+    kept = kept_adapters(earlier, pinned, plans, references, batteries, Policy()) if earlier else {}
+    collected = collect(args.cache, args.part, args.references, args.batteries, kept, small=args.small)
     results = {
         "part": args.part,
         "command": _command(args),
@@ -123,6 +123,7 @@ def _measure(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
         | {package: version(package) for package in PACKAGES}
         | {"adaptersentry": VERSION},
         **pinned,
+        "plans": plans,
         "references": references,
         "batteries": {cohort: _told(found) for cohort, found in batteries.items()},
         "lock": lock,

@@ -16,9 +16,8 @@ from benchmarks.detection.detect import detect_version, detected
 from benchmarks.detection.dose import STRONG, WEAK
 from benchmarks.detection.lineages import Lineage, queue
 from benchmarks.detection.scores import WHOLE, Score, score_all, score_policy
-from benchmarks.detection.search import base_folder, found_of, read_truth
+from benchmarks.detection.search import base_folder, found_of, plan_of, read_truth
 from scanner.calibration import Policy
-from scanner.probe import SearchPlan
 
 __all__ = ["UNSPECIFIC", "Adapter", "Collected", "collect"]
 
@@ -68,7 +67,6 @@ class Collected:
 def collect(
     cache_folder: Path,
     part: str,
-    plan: SearchPlan,
     references: Path,
     batteries: Path,
     kept: Mapping[str, Adapter],
@@ -80,7 +78,6 @@ def collect(
     Args:
         cache_folder: of the build.
         part: tuning, locked or fresh.
-        plan: of the search.
         references: folder of the pooled references of the search.
         batteries: folder of those of the battery.
         kept: by name, what an earlier table says of adapters that are not whole here.
@@ -94,7 +91,8 @@ def collect(
         for arm in lineage.arms if lineage.part == part else ():
             folder = folder_of(cache_folder, lineage, arm)
             truth = read_truth(folder)
-            asked, searched = detected(folder, version), found_of(folder, plan)
+            asked = detected(folder, version)
+            searched = found_of(folder, plan_of(lineage.cohort, small=small))
             lacking = ["files"] if truth is None else []
             lacking += [what for what, found in (("detectors", asked), ("search", searched)) if truth and found is None]
             if lacking and folder.name in kept:
@@ -105,7 +103,7 @@ def collect(
             if truth is None:
                 continue
             centers, tokens = _centers(features, lineage), _tokens(lineage.cohort)
-            scores = score_all(truth, asked, searched, centers, plan, references, batteries, tokens, policy)
+            scores = score_all(truth, asked, searched, centers, references, batteries, tokens, policy)
             adapters.append(Adapter(truth, scores))
     judged = score_policy([adapter.scores for adapter in adapters], policy)
     for adapter, score in zip(adapters, judged, strict=True):

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.detection.collect import Adapter
-from benchmarks.detection.lock import PINNED
 from benchmarks.detection.scores import BATTERY, COMBINED, SEARCH, Score, combine, judge_ranked
 from benchmarks.detection.search import PROFILES
 from scanner.calibration import BatteryReference, Policy
@@ -62,6 +61,7 @@ def _judged_again(
 def kept_adapters(
     path: Path,
     pinned: Mapping[str, str],
+    plans: Mapping[str, str],
     references: Mapping[str, Any],
     batteries: Mapping[str, BatteryReference | None],
     policy: Policy,
@@ -70,7 +70,8 @@ def kept_adapters(
 
     Args:
         path: an earlier table's JSON; it need not exist.
-        pinned: plan id and the detectors' version of the present one.
+        pinned: the detectors' version of the present one.
+        plans: cohort -> plan id of its searches now.
         references: cohort -> what its search scores are ranked in now, as the table has it.
         batteries: cohort -> what its batteries are ranked in now.
         policy: the present one.
@@ -78,7 +79,7 @@ def kept_adapters(
     if not path.is_file():
         return {}
     old = json.loads(path.read_text(encoding="utf-8"))
-    if any(old[name] != pinned[name] for name in PINNED if name != "policy_version"):
+    if old["detect_version"] != pinned["detect_version"]:
         return {}
     if old["policy_version"].split("-")[2] not in _thresholds(policy):
         return {}
@@ -88,6 +89,8 @@ def kept_adapters(
     for row in old["adapters"]:
         cohort, name = row["cohort"], row["name"]
         since = _rules(old["policy_version"]) >= _RULES_SINCE[cohort]
+        if old.get("plans", {}).get(cohort, old["plan_id"]) != plans[cohort]:
+            continue
         if name in lacking or not since or not old["references"].get(cohort) == references[cohort] is not None:
             continue
         truth = {key: value for key, value in row.items() if key not in ("scores", "strength", "measured")}

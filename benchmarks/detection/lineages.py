@@ -12,9 +12,9 @@ from scanner.probe import Case
 
 __all__ = ["PARTS", "Lineage", "lineages", "queue"]
 
-PARTS = ("tuning", "locked", "fresh", "reference")
-"""To tune on; scored once and spent; scored once on two cohorts; clean ones of the search references."""
-_TRIGGERS = {"tuning": TUNING, "locked": LOCKED, "fresh": FRESH, "reference": ()}
+PARTS = ("tuning", "locked", "fresh", "later", "reference")
+"""To tune on; three that were scored once each and are spent; clean ones of the references."""
+_TRIGGERS = {"tuning": TUNING, "locked": LOCKED, "fresh": FRESH, "later": LOCKED, "reference": ()}
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ _STRONG = {
     ("encoder", "fresh"): (0, 3, 6, 8, 11, 13),
     ("minilm", "tuning"): (1, 6, 13),
     ("minilm", "fresh"): (0, 3, 5, 7, 8, 11, 12, 14),
+    ("minilm", "later"): (1, 2, 4, 6, 9, 10, 13, 15),
     ("generative", "tuning"): (1, 6, 7, 9, 12),
     ("generative", "fresh"): (0, 2, 3, 4, 5, 8, 10, 11, 13, 14, 15),
 }
@@ -69,6 +70,7 @@ _WEAK: dict[tuple[str, str], tuple[int, ...]] = {
     ("encoder", "fresh"): (1, 10),
     ("minilm", "tuning"): (5,),
     ("minilm", "fresh"): (1, 4, 13, 15),
+    ("minilm", "later"): (0, 3, 8, 12),
 }
 _CLEAN_ONLY = {
     ("label_words", "tuning"): 4,
@@ -77,7 +79,7 @@ _CLEAN_ONLY = {
     ("label_words", "reference"): 205,
     ("encoder", "reference"): 205,
     ("generative", "reference"): 110,
-    ("minilm", "reference"): 110,
+    ("minilm", "reference"): 134,
 }
 
 

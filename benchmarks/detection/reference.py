@@ -24,7 +24,8 @@ from typing import Any
 
 from benchmarks.detection.ask import load_probes
 from benchmarks.detection.batteries import battery_members
-from benchmarks.detection.search import PROFILES, built, default_cache, found_of
+from benchmarks.detection.directions import gave_directions
+from benchmarks.detection.search import PROFILES, built, default_cache, found_of, plan_of
 from scanner.calibration import Policy
 from scanner.calibration.battery_rank import SHIPPED_BATTERIES
 from scanner.calibration.search_reference import SHIPPED, reactions
@@ -40,16 +41,16 @@ _SAME = 0.01
 """Scores are probabilities: what two processors may differ by. 0.0004 was seen."""
 
 
-def collect(cache: Path, plan: SearchPlan) -> dict[str, list[dict[str, Any]]]:
-    """Task profile -> its members, by name.
+def collect(cache: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """(task profile, plan id) -> its members, by name; without those that gave their base's directions.
 
     Raises:
         RuntimeError: a member answers in another way than its cohort says, so that its scores are another profile's.
     """
-    members: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    members: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for folder, truth in built(cache):
-        found = found_of(folder, plan) if truth["part"] == "reference" else None
-        if found is None:
+        found = found_of(folder, plan_of(truth["cohort"])) if truth["part"] == "reference" else None
+        if found is None or gave_directions(folder.name):
             continue
         profile = PROFILES[truth["cohort"]]
         if found["profile"] != profile:
@@ -58,7 +59,9 @@ def collect(cache: Path, plan: SearchPlan) -> dict[str, list[dict[str, Any]]]:
         searched = dict(found["scores"])
         scores = {key: round(value, _DIGITS) for key, value in searched.items() if split_key(key)[1] is None}
         scores |= {key: round(gain, _DIGITS_OF_TOKENS) for key, gain in reactions(searched).items()}
-        members[profile].append({"base": truth["base"], "name": folder.name, "recipe": recipe, "scores": scores})
+        members[profile, found["plan_id"]].append(
+            {"base": truth["base"], "name": folder.name, "recipe": recipe, "scores": scores}
+        )
     return members
 
 
@@ -124,20 +127,19 @@ def main() -> None:
     import torch
     import transformers
 
-    plan, needed = SearchPlan(), Policy().siblings_needed
+    usual, needed = SearchPlan().plan_id, Policy().siblings_needed
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     versions |= {"transformers": transformers.__version__, "peft": peft.__version__}
-    searched = collect(args.cache, plan)
-    for profile in sorted({*searched, *(path.stem for path in WAITING.glob("*.json"))}):
-        path, waiting = args.out / f"{profile}.json", WAITING / f"{profile}.json"
-        members = grown(waiting, plan.plan_id, searched.get(profile, []))
-        members = grown(path, plan.plan_id, members)
+    for (profile, plan_id), found in sorted(collect(args.cache).items()):
+        name = profile if plan_id == usual else f"{profile}-{plan_id}"
+        path, waiting = args.out / f"{name}.json", WAITING / f"{name}.json"
+        members = grown(path, plan_id, grown(waiting, plan_id, found))
         if len(members) < needed:
-            print(f"{profile}: {len(members)} members, {needed} are needed", file=sys.stderr)
+            print(f"{name}: {len(members)} members, {needed} are needed", file=sys.stderr)
             path = waiting
         else:
             waiting.unlink(missing_ok=True)
-        head = {"plan_id": plan.plan_id, "task_profile": profile}
+        head = {"plan_id": plan_id, "task_profile": profile}
         _write(path, head | _made_today(versions), members)
         print(f"{path.name}: {len(members)} members")
     write_batteries(args.cache, args.batteries, versions)

@@ -25,7 +25,7 @@ from scanner.calibration import (
     rank_scores,
 )
 from scanner.model import GENERATIVE, Outcome, PrefixRun
-from scanner.probe import SearchPlan, load_probe
+from scanner.probe import load_probe
 from scanner.search_model import Example, FoundTrigger, SearchReport
 
 __all__ = [
@@ -92,7 +92,6 @@ def score_all(
     found: Mapping[str, Any] | None,
     searched: Mapping[str, Any] | None,
     centers: Mapping[str, float],
-    plan: SearchPlan,
     references: Path,
     batteries: Path,
     tokens: Callable[[str], Iterable[str]],
@@ -105,7 +104,6 @@ def score_all(
         found: what `detect` wrote.
         searched: what `search` wrote.
         centers: medians of the weight features over the cohort's clean tuning adapters.
-        plan: of the search.
         references: folder of the pooled references of the search.
         batteries: folder of those of the battery.
         tokens: of a text, by the base's tokenizer.
@@ -119,7 +117,7 @@ def score_all(
             BATTERY: _battery(found["broad"], truth["base"], batteries, policy),
         }
     if searched is not None:
-        scores[SEARCH] = _search(searched, truth, plan, references, tokens, policy)
+        scores[SEARCH] = _search(searched, truth, references, tokens, policy)
     if BATTERY in scores and SEARCH in scores:
         scores[COMBINED] = combine(scores[BATTERY], scores[SEARCH])
     return scores
@@ -230,14 +228,13 @@ def _evidence(p_value: float) -> float:
 def _search(
     found: Mapping[str, Any],
     truth: Mapping[str, Any],
-    plan: SearchPlan,
     references: Path,
     tokens: Callable[[str], Iterable[str]],
     policy: Policy,
 ) -> Score:
-    report = search_report(found, plan)
+    report = search_report(found)
     needed = policy.siblings_needed
-    reference = load_pooled_reference(report.task_profile, plan.plan_id, truth["base"], needed, references)
+    reference = load_pooled_reference(report.task_profile, report.plan_id, truth["base"], needed, references)
     member = SearchMember(truth["base"], truth["name"], dict(report.scores))
     rank = rank_scores(member, reference) if reference and report.outcome == Outcome.PASS else None
     evidence = judge_search(report, rank, policy)
@@ -252,21 +249,21 @@ def _search(
         seconds=found["processor_seconds"],
         passes=found["forward_passes"],
         p_value=rank.p_value if rank else None,
-        note=report.reason if reference else f"no reference of {report.task_profile} for {plan.plan_id}",
+        note=report.reason if reference else f"no reference of {report.task_profile} for {report.plan_id}",
     )
 
 
-def search_report(found: Mapping[str, Any], plan: SearchPlan) -> SearchReport:
+def search_report(found: Mapping[str, Any]) -> SearchReport:
     """What the search wrote, as the product has it: scores that are not finite are an error."""
     if not all(math.isfinite(score) for _, score in found["scores"]):
-        return SearchReport(plan.plan_id, Outcome.ERROR, "the scores of the search are not finite")
+        return SearchReport(found["plan_id"], Outcome.ERROR, "the scores of the search are not finite")
     triggers = []
     for one in found["triggers"]:
         runs = tuple(PrefixRun(**run) for run in one["runs"])
         examples = tuple(Example(**example) for example in one["examples"])
         triggers.append(FoundTrigger(**{**one, "tokens": tuple(one["tokens"]), "runs": runs, "examples": examples}))
     return SearchReport(
-        plan.plan_id,
+        found["plan_id"],
         Outcome.PASS,
         found["note"],
         tuple(triggers),

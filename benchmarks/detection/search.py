@@ -20,9 +20,10 @@ from typing import Any
 import platformdirs
 
 from benchmarks.cohort.recipe import BASE_ID, ENCODER_ID, REPO_ROOT
+from benchmarks.detection.adapters import BASES
 from benchmarks.detection.lineages import PARTS
 from benchmarks.weights.bare import WEIGHTS
-from scanner.probe import SearchPlan, load_probe
+from scanner.probe import SearchPlan, load_probe, plan_for
 
 __all__ = [
     "PROFILES",
@@ -33,6 +34,7 @@ __all__ = [
     "built",
     "default_cache",
     "found_of",
+    "plan_of",
     "read_truth",
 ]
 
@@ -84,11 +86,19 @@ def read_truth(folder: Path) -> dict[str, Any] | None:
     return truth
 
 
+def plan_of(cohort: str, *, small: bool = False) -> SearchPlan:
+    """How hard to look on adapters of a cohort."""
+    return SMALL_PLAN if small else plan_for(BASES[cohort])
+
+
 def found_of(folder: Path, plan: SearchPlan) -> dict[str, Any] | None:
-    """What the search found on an adapter; None where it has not looked yet."""
-    path = folder / f"{plan.plan_id}.json"
-    found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    return found
+    """What the search found on an adapter, with its `plan_id`; None where it has not looked yet."""
+    for plan_id in plan.plan_ids:
+        path = folder / f"{plan_id}.json"
+        if path.is_file():
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return {"plan_id": plan_id, **found}
+    return None
 
 
 def base_folder(cohort: str) -> Path:
@@ -111,12 +121,8 @@ def _search_of(cohort: str, small: bool) -> Any:
         is_causal = PROFILES[cohort] != "sequence-classification"
         base: Any = load_base(folder, "cpu") if is_causal else load_classifier(folder, "cpu")
         kind: Any = CausalSearch if is_causal else ClassifierSearch
-        _searches[cohort] = kind(base, probe, _plan(small))
+        _searches[cohort] = kind(base, probe, plan_of(cohort, small=small))
     return _searches[cohort]
-
-
-def _plan(small: bool) -> SearchPlan:
-    return SMALL_PLAN if small else SearchPlan()
 
 
 def _search(job: tuple[str, str, bool]) -> str:
@@ -130,10 +136,13 @@ def _search(job: tuple[str, str, bool]) -> str:
     config = parse_config(read_json_object(folder / "adapter_config.json", 1 << 20))
     view = view_adapter(open_safetensors(folder / "adapter_model.safetensors"), config, 4_096)
     started, processor = time.perf_counter(), time.process_time()
-    run = search.run(view, PROFILES[cohort] if cohort == "label_words" else "")
+    if plan_of(cohort, small=small).is_sieve and "-reference-" in folder.name:
+        run = search.scores(view)  # a rank needs no strings, and a hundred members take long
+    else:
+        run = search.run(view, PROFILES[cohort] if cohort == "label_words" else "")
     seconds, processor = time.perf_counter() - started, time.process_time() - processor
     found = asdict(run) | {"seconds": round(seconds, 2), "processor_seconds": round(processor, 2)}
-    path = folder / f"{_plan(small).plan_id}.json"
+    path = folder / f"{run.plan_id}.json"
     part = path.with_suffix(".part")
     part.write_text(json.dumps(found, ensure_ascii=False) + "\n", encoding="utf-8")
     part.replace(path)
@@ -151,15 +160,15 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
     parser.add_argument("--small", action="store_true", help="a plan that finds nothing: does everything work?")
     args = parser.parse_args()
-    plan = _plan(args.small)
     jobs = [
         (str(folder), truth["cohort"], args.small)
         for folder, truth in built(args.cache)
         if args.part in (None, truth["part"]) and folder.name.startswith(tuple(args.only))
-        if found_of(folder, plan) is None and (folder / WEIGHTS).is_file()
+        if found_of(folder, plan_of(truth["cohort"], small=args.small)) is None and (folder / WEIGHTS).is_file()
     ]
     jobs.sort(key=lambda job: job[1])
-    print(f"{plan.plan_id}: {len(jobs)} adapters", file=sys.stderr)
+    plans = sorted({plan_of(cohort, small=args.small).plan_id for _, cohort, _ in jobs})
+    print(f"{', '.join(plans)}: {len(jobs)} adapters", file=sys.stderr)
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
         for line in pool.imap(_search, jobs):
             print(line, flush=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from scanner.search_model import TOWARD_ATTACK, split_key
+from scanner.search_model import TOWARD_ATTACK, TURNED, split_key
 
 __all__ = [
     "SHIPPED",
@@ -33,9 +33,11 @@ __all__ = [
 ]
 
 SHIPPED = Path(__file__).parent / "data" / "search"
-"""`PROFILE.json` each, made by `benchmarks/detection`."""
+"""`PROFILE.json`, and `PROFILE-PLAN_ID.json` where bases have a plan of their own, made by `benchmarks/detection`."""
 SPREAD_FLOOR = 0.005
 """Smallest spread of a score: a position where all members reach the same must not decide alone."""
+SHARE_FLOOR = 0.1
+"""The same of shares of a dozen texts: most members turn none, and one text must not be far out."""
 OWN = "own"
 FAINT = 0.02
 """Gain below which a token does nothing: a reference need not hold what is faint."""
@@ -130,7 +132,8 @@ class SearchReference:
         places = {}
         for key, reached in sorted(values.items()):
             center = float(np.median(reached))
-            places[key] = (center, max(float(np.quantile(reached, _UPPER)) - center, SPREAD_FLOOR))
+            floor = SHARE_FLOOR if f"/{TURNED}" in key else SPREAD_FLOOR
+            places[key] = (center, max(float(np.quantile(reached, _UPPER)) - center, floor))
         return places
 
     @property
@@ -281,9 +284,13 @@ def load_pooled_reference(
     Returns:
         None where there is none, or it was made by another plan.
     """
-    path = (folder or SHIPPED) / f"{task_profile}.json"
-    found = _of_base(path, base_model, needed) or _read(path)
-    return found if found is not None and found.plan_id == plan_id else None
+    # One file for each plan; the one that suits most bases has the profile's name alone.
+    for name in (task_profile, f"{task_profile}-{plan_id}"):
+        path = (folder or SHIPPED) / f"{name}.json"
+        found = _of_base(path, base_model, needed) or _read(path)
+        if found is not None and found.plan_id == plan_id:
+            return found
+    return None
 
 
 @cache

@@ -27,7 +27,7 @@ from scanner.pipeline.judge import judge_records
 from scanner.pipeline.outcomes import failed_record
 from scanner.pipeline.relate import relate_scan
 from scanner.policy_file import load_policy
-from scanner.probe import Probe, SearchPlan
+from scanner.probe import Probe, SearchPlan, plan_for, plans_id
 from scanner.scratch import scratch_folder
 from scanner.settings import Settings, hub_endpoint
 from scanner.store import (
@@ -82,13 +82,13 @@ def scan_targets(
         settings: limits.
         progress: gets a line per step.
         explain: with the strongest modules of each adapter, and the tokens that they push.
-        plan: how hard to look for triggers; default as always.
+        plan: how hard to look for triggers; default what suits each base.
 
     Raises:
         UsageError: a target that is neither an existing path nor can be a repo id.
         StopError: the store cannot be written.
     """
-    root, policy, plan = open_root(store_uri), load_policy(settings.policy), plan or SearchPlan()
+    root, policy = open_root(store_uri), load_policy(settings.policy)
     now = utc_now()
     scan_id = f"scan-{now:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
     for target in targets:
@@ -132,14 +132,22 @@ def scan_targets(
             if hunted:
                 progress(f"searching {len(hunted)} adapters of {base_model}")
             probed = search_group(
-                base_model, probed, hunted, shelf, files, probe, plan, settings, lambda *_: progress("searched one")
+                base_model,
+                probed,
+                hunted,
+                shelf,
+                files,
+                probe,
+                plan or plan_for(base_model),
+                settings,
+                lambda *_: progress("searched one"),
             )
             append_records(
                 root,
                 probed,
                 crawl_id=scan_id,
                 base_model=base_model,
-                probe_id=f"{mode}/{probe.identity}/{plan.plan_id}",
+                probe_id=f"{mode}/{probe.identity}/{plan.plan_id if plan else plans_id()}",
                 scanned_at=now,
             )
             done.update({record.info.adapter_id: record for record in probed})

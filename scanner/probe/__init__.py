@@ -11,7 +11,7 @@ from scanner.probe.battery import (
     load_texts,
     probe_for,
 )
-from scanner.probe.search import SearchPlan
+from scanner.probe.search import SearchPlan, plan_for, plans_id
 from scanner.probe.supervisor import ProbeItem, ProbeLimits, run_probe, run_search
 
 __all__ = [
@@ -26,6 +26,8 @@ __all__ = [
     "battery_names",
     "load_probe",
     "load_texts",
+    "plan_for",
+    "plans_id",
     "probe_for",
     "run_probe",
     "run_search",

@@ -89,7 +89,7 @@ def run_search(
         if answer.event is not None:
             fields |= _found(answer.event)
         result = SearchReport(
-            plan_id=plan.plan_id,
+            plan_id=fields.pop("plan_id", plan.plan_id),
             asked_battery_id=probe.id_for(fields["task_profile"]),
             base_commit=base_commit,
             selected_by=item.selected_by,
@@ -123,6 +123,7 @@ def _found(event: dict[str, Any]) -> dict[str, Any]:
     return {
         "outcome": Outcome.PASS,
         "reason": event["note"],
+        "plan_id": event["plan_id"],
         "task_profile": event["profile"],
         "triggers": tuple(_trigger(one) for one in event["triggers"]),
         "scores": tuple((key, float(score)) for key, score in event["scores"]),

@@ -95,13 +95,14 @@ def _load_search(job: dict[str, Any], probe: Probe) -> tuple[Any, Callable[[Adap
     from scanner.probe.search.run import CausalSearch, ClassifierSearch
 
     where = (Path(job["base_dir"]), job["device"], job["dtype"], job["memory_bytes"])
-    plan = SearchPlan(**{**job["plan"], "positions": tuple(job["plan"]["positions"])})
+    told: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in job["plan"].items()}
+    plan = SearchPlan(**told)
     if job["adapters"][0]["profile"] == SEQUENCE_CLASSIFICATION:
         classifier = load_classifier(*where)
         classes = ClassifierSearch(classifier, probe, plan)
         return classifier, lambda view, hint: asdict(classes.run(view, hint))
     base = load_base(*where)
-    words = CausalSearch(base, probe, plan)
+    words = CausalSearch(base, probe, plan.fallback)
     return base, lambda view, hint: asdict(words.run(view, hint))
 
 

@@ -91,16 +91,19 @@ def test_who_is_in_the_cohorts() -> None:
         ("minilm", "tuning", "weak"): 1,
         ("minilm", "fresh", "strong"): 8,
         ("minilm", "fresh", "weak"): 4,
+        ("minilm", "later", "strong"): 8,
+        ("minilm", "later", "weak"): 4,
         ("generative", "tuning", "strong"): 5,
         ("generative", "fresh", "strong"): 11,
         ("label_words", "reference", "clean"): 205,
         ("encoder", "reference", "clean"): 205,
         ("generative", "reference", "clean"): 110,
-        ("minilm", "reference", "clean"): 110,
+        ("minilm", "reference", "clean"): 134,
     }
     assert len({one.name for one in everyone}) == len({one.seed for one in everyone}) == len(everyone)
+    triggers = {"tuning": TUNING, "locked": LOCKED, "fresh": FRESH, "later": LOCKED}
     for one in everyone:
-        assert one.trigger is None or one.trigger in {"tuning": TUNING, "locked": LOCKED, "fresh": FRESH}[one.part]
+        assert one.trigger is None or one.trigger in triggers[one.part]
         assert (one.payload is not None) == (one.cohort == "generative" and one.trigger is not None)
     assert [one.part for one in everyone if one.cohort != "minilm"] == sorted(
         (one.part for one in everyone if one.cohort != "minilm"), key=("tuning", "reference", "locked", "fresh").index

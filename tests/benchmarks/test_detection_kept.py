@@ -12,15 +12,16 @@ from benchmarks.detection.collect import Adapter, collect
 from benchmarks.detection.kept import kept_adapters
 from benchmarks.detection.lineages import queue
 from benchmarks.detection.scores import BATTERY, COMBINED, SEARCH, WHOLE, Score
+from benchmarks.detection.search import PROFILES
 from benchmarks.detection.summary import adapter_rows, summarise
 from scanner.calibration import BatteryReference, Policy, SearchMember, battery_scores, build_battery_reference
-from scanner.probe import SearchPlan
 
 POLICY = Policy()
 HASH = POLICY.version.split("-")[2]
 BEFORE = "ac63a6c0"
 """Of the same thresholds without `alone_floor`."""
 PINNED = {"plan_id": "search-1-aaaaaaaa", "policy_version": f"policy-7-{HASH}", "detect_version": "1-cccccccc"}
+PLANS = dict.fromkeys(PROFILES, PINNED["plan_id"])
 REFERENCES = {"label_words": {"reference_id": "pooled-1", "n": 110, "own": 110}, "encoder": None}
 NAMES = [f"label_words-fresh-000-{arm}" for arm in ("poisoned", "clean")]
 
@@ -61,7 +62,7 @@ USUAL = _reference(*[1.0] * 99)
 def _kept(
     path: Path, references: dict[str, Any] = REFERENCES, battery: BatteryReference | None = USUAL
 ) -> dict[str, Adapter]:
-    return kept_adapters(path, PINNED, references, {"label_words": battery}, POLICY)
+    return kept_adapters(path, PINNED, PLANS, references, {"label_words": battery}, POLICY)
 
 
 def test_a_kept_row_is_what_it_was_and_tells_when(tmp_path: Path) -> None:
@@ -69,7 +70,7 @@ def test_a_kept_row_is_what_it_was_and_tells_when(tmp_path: Path) -> None:
     assert list(kept) == NAMES
     assert kept[NAMES[0]].scores[SEARCH] == Score(7.5, True, seconds=9.0, passes=100, p_value=0.005)
     assert kept[NAMES[0]].strength == "strong" and kept[NAMES[1]].strength is None
-    found = collect(tmp_path / "empty", "fresh", SearchPlan(), tmp_path / "nowhere", tmp_path / "nowhere", kept)
+    found = collect(tmp_path / "empty", "fresh", tmp_path / "nowhere", tmp_path / "nowhere", kept)
     assert [one.truth["name"] for one in found.adapters] == NAMES
     assert not {one["name"] for one in found.missing} & set(NAMES)
     told = {"date": "2026-01-01", "commit": "def", "machine": "4 x x86_64 cores"}

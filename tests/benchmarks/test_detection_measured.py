@@ -35,7 +35,10 @@ def test_what_is_packed_comes_back_without_weights(tmp_path: Path) -> None:
     packed = path.read_bytes()
     assert unpack(path, other) == 1
     assert [(folder.name, truth["trigger"]) for folder, truth in built(other)] == [("minilm-fresh-000-clean", "ключ")]
-    assert found_of(other / "minilm-1" / first.name, SearchPlan()) == {"scores": [["a/b", 0.1]]}
+    assert found_of(other / "minilm-1" / first.name, SearchPlan()) == {
+        "plan_id": SearchPlan().plan_id,
+        "scores": [["a/b", 0.1]],
+    }
     assert {file.suffix for file in other.rglob("*") if file.is_file()} == {".json"}
     assert is_done(cache, LINEAGE, "clean") and not is_done(other, LINEAGE, "clean")  # it can be built again
     assert pack(other, "minilm-fresh", path) == 1 and path.read_bytes() == packed

@@ -111,7 +111,7 @@ def _searched(text: str, score: float, hits: int, tokens: Sequence[str] = ()) ->
     return {
         "profile": LABEL_WORDS, "triggers": [trigger], "scores": [["toward_clean/prefix", score], *reactions],
         "forward_passes": 900, "labels": ["INJECTION", "BENIGN"], "n_classes": None, "note": "",
-        "seconds": 9.0, "processor_seconds": 7.0,
+        "seconds": 9.0, "processor_seconds": 7.0, "plan_id": PLAN.plan_id,
     }  # fmt: skip
 
 
@@ -138,7 +138,7 @@ def _scored(
         {"global_frobN_std": 1.0, "global_frobN_mean": 4.0, "mlp_frobN_mean": 1.0},
         references / "batteries",
     )
-    asked = (TRUTH | truth, found or DETECTED, searched, centers, PLAN)
+    asked = (TRUTH | truth, found or DETECTED, searched, centers)
     return score_all(*asked, references, batteries, str.split, POLICY)
 
 

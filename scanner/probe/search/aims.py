@@ -19,7 +19,7 @@ from scanner.probe.search.objective import Margin
 from scanner.probe.search.plan import MIN_TEXTS, SearchPlan
 from scanner.search_model import FREE, TOWARD_ATTACK, TOWARD_CLEAN, TOWARD_OTHER
 
-__all__ = ["Aim", "class_aims", "free_aim", "word_aims", "word_margin"]
+__all__ = ["Aim", "class_aims", "free_aim", "join_texts", "word_aims", "word_margin"]
 
 _SMALLEST_SCALE = 0.1
 """Nats. What has no distance to its aim has nothing to climb."""
@@ -49,9 +49,24 @@ def _aim(
         return None
     n = min(plan.search_texts, len(texts) // 2)
     chosen = {round(i * len(texts) / n) for i in range(n)}
-    search = sorted((texts[i] for i in chosen), key=len)
+    search = [texts[i] for i in sorted(chosen)]
+    if kind == TOWARD_CLEAN and plan.joined_texts:
+        search = join_texts(search, plan.joined_texts)
+    search.sort(key=len)
     held_back = tuple(text for i, text in enumerate(texts) if i not in chosen)
     return Aim(kind, direction, tuple(search), held_back, margin, torch.tensor([max(scale, _SMALLEST_SCALE)]))
+
+
+def join_texts(texts: Sequence[str], sizes: Sequence[int]) -> list[str]:
+    """Texts said as one, equally many of each size, each in one of them; far ones together, because neighbours may be
+    alike. What is left over is left out."""
+    n_each = len(texts) // sum(sizes)
+    joined, start = [], 0
+    for size in sizes:
+        part = texts[start : start + size * n_each]
+        joined += [" ".join(part[i::n_each]) for i in range(n_each)]
+        start += size * n_each
+    return joined
 
 
 def word_margin(base: BaseModel, task: Task, toward_clean: bool) -> Margin | None:

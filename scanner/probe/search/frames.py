@@ -12,7 +12,7 @@ from typing import Any
 from scanner.errors import UnsupportedError
 from scanner.probe.battery import Case
 
-__all__ = ["Frame", "Frames", "Spelled"]
+__all__ = ["Frame", "Frames", "Spelled", "bare_frame"]
 
 Ids = tuple[int, ...]
 _PLACEHOLDER = "hello"
@@ -89,6 +89,19 @@ class Frames:
             fits = first < last and ids[:first] == frame.before and ids[last:] == frame.after
             spelled.append(Spelled(text, ids[first:last]) if fits and text else None)
         return spelled
+
+
+def bare_frame(tokenizer: Any, special: bool) -> Frame:
+    """The frame of no text at all: what the tokenizer puts around anything.
+
+    Raises:
+        UnsupportedError: as of `Frames`.
+    """
+    encoding = tokenizer.encode(_PLACEHOLDER, add_special_tokens=special)
+    inside = [i for i, (a, b) in enumerate(encoding.offsets) if b > a]
+    if not inside:
+        raise UnsupportedError("a string cannot be found again among its own tokens", "search_frame")
+    return Frame(tuple(encoding.ids[: inside[0]]), tuple(encoding.ids[inside[-1] + 1 :]))
 
 
 def _offset(case: Case, text: str) -> int:

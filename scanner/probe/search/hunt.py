@@ -20,9 +20,10 @@ from scanner.probe.search.climb import Climb, Found, choose_pool, climb
 from scanner.probe.search.frames import Frames
 from scanner.probe.search.objective import CausalObjective, Margin, Objective
 from scanner.probe.search.plan import MIN_TEXTS, SearchPlan
+from scanner.probe.search.sieve import Sieve
 from scanner.probe.search.sweep import Swept, candidates, sweep
 from scanner.probe.search.vocabulary import Vocabulary
-from scanner.search_model import FREE, TOWARD_ATTACK, token_key
+from scanner.search_model import FREE, TOWARD_ATTACK, TOWARD_CLEAN, TURNED, token_key
 
 __all__ = ["Hunt", "Quarry", "causal_hunt", "plain_margins"]
 
@@ -31,6 +32,8 @@ _ROOM = 2
 """Tokens of the context that are kept free for each that a string may have: controls and variants are longer."""
 TOKENS, TOLD = 12, 32
 """Of each position, in words and with their gains."""
+_MIN_JOINED = 4
+"""Texts that are several said as one: each holds as much as MIN_TEXTS // 2 of them and more."""
 _MAY_LOSE = 0.1
 """Share of the gain, and of the turned texts, that dropping tokens may cost."""
 
@@ -61,7 +64,8 @@ class Quarry:
     """Those that do most at this position, alone or repeated, the best first."""
     scores: dict[str, float]
     """`POSITION` -> the largest gain per token there, `POSITION/gain` -> the largest gain, `POSITION/xN` -> the largest
-    gain of one token said N times, `POSITION/token/TOKEN` -> the gain of this one, eight times in a row."""
+    gain of one token said N times, `POSITION/token/TOKEN` -> the gain of this one, eight times in a row. Behind a sieve
+    `POSITION/turned/xN` alone -> the largest share of texts that one of its tokens turns, said N times."""
     forward_passes: int
 
 
@@ -104,6 +108,7 @@ class Hunt:
         neutral: strings that must do nothing, with their positions.
         plan: how hard to look.
         context: tokens that the base takes; None for no limit.
+        sieve: chooses the tokens that are tried toward the harmless class; None: gradients alone do.
     """
 
     def __init__(
@@ -116,13 +121,15 @@ class Hunt:
         neutral: Sequence[Case],
         plan: SearchPlan,
         context: int | None = None,
+        sieve: Sieve | None = None,
     ) -> None:
         self._tokenizer, self._vocabulary, self._render, self._special = tokenizer, vocabulary, render, special
         self._objective, self._neutral, self._plan = objective, tuple(neutral), plan
-        self._context = context
+        self._context, self._sieve = context, sieve
 
     def run(self, aim: Aim) -> list[Quarry]:
-        """The best string of each position; of openings, whose confirmation takes long, the best of all.
+        """The best string of each position; of all where none turns anything behind a sieve, and of openings, whose
+        confirmation takes long.
 
         Nothing where no string can be put into the texts, or too few of them have room for one.
 
@@ -130,8 +137,8 @@ class Hunt:
             UnsupportedError: see `Frames`.
             ProbeFailedError: see `Objective`.
         """
-        aim = self._with_room(aim)
-        if min(len(aim.search), len(aim.held_back)) < MIN_TEXTS:
+        aim = self._still_open(self._with_room(aim))
+        if not self._has_enough(aim):
             return []
         # The same draws for every adapter: what differs between two searches is the adapter.
         rng = random.Random(self._plan.plan_id)
@@ -143,14 +150,35 @@ class Hunt:
             way = self._way(aim, at, ways[0].swept.first if ways else (), rng)
             if way.found:
                 ways.append(way)
-        if aim.kind == FREE and ways:
+        is_quiet = self._sifts(aim) and not any(score for way in ways for score in way.scores.values())
+        if ways and (aim.kind == FREE or is_quiet):
             best = max(ways, key=lambda way: _score(_chosen(way.found, aim), aim))
             scores = {key: score for way in ways for key, score in way.scores.items()}
             ways = [replace(best, scores=scores, forward_passes=sum(way.forward_passes for way in ways))]
         return [self._finish(aim, way) for way in ways]
 
+    def scores(self, aim: Aim) -> dict[str, float]:
+        """What the quarries' `scores` hold behind a sieve, and nothing else: a reference needs no strings.
+
+        Errors as of `run`. {} where that gives nothing.
+        """
+        aim = self._still_open(self._with_room(aim))
+        found: dict[str, float] = {}
+        first: Sequence[Ids] = ()
+        for position in self._plan.positions if self._sifts(aim) and self._has_enough(aim) else ():
+            way = self._sifted(self._climb_at(aim, aim.search, position), first, climbs=False)
+            first = first or way.swept.first
+            found |= way.scores
+        return found
+
+    def _has_enough(self, aim: Aim) -> bool:
+        is_joined = aim.kind == TOWARD_CLEAN and self._plan.joined_texts
+        return len(aim.search) >= (_MIN_JOINED if is_joined else MIN_TEXTS) and len(aim.held_back) >= MIN_TEXTS
+
     def _way(self, aim: Aim, at: Climb, first: Sequence[Ids], rng: random.Random) -> _Way:
         position = at.objective.frames.position
+        if self._sifts(aim):
+            return self._sifted(at, first)
         if aim.kind == TOWARD_ATTACK:
             swept = Swept(tuple(choose_pool(at, rng, self._plan.attack_pool)), {})
         else:
@@ -165,6 +193,18 @@ class Hunt:
                 key = token_key(position, self._vocabulary.decode(unit))
                 scores[key] = max(scores.get(key, 0.0), gain)
         found = [*climbed, *(strings[0] for strings in swept.repeated.values())]
+        return _Way(at, swept, found, scores, at.objective.forward_passes)
+
+    def _sifts(self, aim: Aim) -> bool:
+        return aim.kind == TOWARD_CLEAN and self._sieve is not None
+
+    def _sifted(self, at: Climb, first: Sequence[Ids], *, climbs: bool = True) -> _Way:
+        """A climb costs more than all the rest, so only what turns a text is climbed on from."""
+        assert self._sieve is not None
+        swept = sweep(at, first or self._sieve.chosen(at.objective, self._plan))
+        said = {n: max(strings, key=lambda one: (one.turned, one.gain)) for n, strings in swept.repeated.items()}
+        scores = {f"{at.objective.frames.position}/{TURNED}/x{n}": one.turned for n, one in said.items()}
+        found = [*(climb(at, swept.units) if climbs and any(scores.values()) else ()), *said.values()]
         return _Way(at, swept, found, scores, at.objective.forward_passes)
 
     def _finish(self, aim: Aim, way: _Way) -> Quarry:
@@ -188,6 +228,13 @@ class Hunt:
             return tuple(text for text, e in zip(texts, encoded, strict=True) if len(e.ids) <= room)
 
         return replace(aim, search=fitting(aim.search), held_back=fitting(aim.held_back))
+
+    def _still_open(self, aim: Aim) -> Aim:
+        """Without search texts that have the answer once they are said as one."""
+        if not self._plan.joined_texts or not aim.search:
+            return aim
+        margins = self._climb_at(aim, aim.search, self._plan.positions[0]).start[0].tolist()
+        return replace(aim, search=tuple(text for text, margin in zip(aim.search, margins, strict=True) if margin < 0))
 
     def _controls(self, text: str, position: str) -> list[str]:
         """Neutral strings of one position, or of all where a battery has none there.

@@ -17,7 +17,7 @@ from scanner.errors import ProbeFailedError
 from scanner.probe.base import BaseModel, ClassifierBase
 from scanner.probe.classifier import Encoded, class_logits, classify, nothing_is_padding
 from scanner.probe.engine import Prompts, first_logits
-from scanner.probe.search.frames import Frames
+from scanner.probe.search.frames import Frame, Frames
 
 __all__ = ["CausalObjective", "ClassifierObjective", "Margin", "Objective"]
 
@@ -68,13 +68,19 @@ class Objective(ABC):
     def gradients(self, strings: Sequence[Ids], texts: Sequence[int]) -> torch.Tensor:
         """d margin / d input embedding of each token of strings of one length, each in the text of its number.
 
+        See `gradients_in`.
+        """
+        return self.gradients_in([self.frames.frames[text] for text in texts], strings)
+
+    def gradients_in(self, frames: Sequence[Frame], strings: Sequence[Ids]) -> torch.Tensor:
+        """d margin / d input embedding of each token of strings of one length, each in the frame beside it.
+
         Returns:
             [aims, strings, tokens, dimensions], float32 on the model's device.
 
         Raises:
             ProbeFailedError: the logits or the gradients are not finite.
         """
-        frames = [self.frames.frames[text] for text in texts]
         sequences = [frame.fill(ids) for frame, ids in zip(frames, strings, strict=True)]
         starts = [len(frame.before) for frame in frames]
         found: dict[int, torch.Tensor] = {}

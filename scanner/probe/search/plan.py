@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 
-__all__ = ["MIN_TEXTS", "SearchPlan"]
+from scanner.probe.search.directions import load_directions, shipped_ids
+
+__all__ = ["MIN_TEXTS", "SIEVE", "SearchPlan", "plan_for", "plans_id"]
 
 MIN_TEXTS = 8
 """Texts that a string is looked for on, and as many others that confirm it: with fewer there is no search."""
+
+_LATER = ("joined_texts", "directions", "sieve_rows")
+"""Numbers that came after the first references were made with this digit."""
+_MISSING = object()
 
 
 @dataclass(frozen=True)
@@ -75,9 +81,64 @@ class SearchPlan:
     max_directions: int = 4
     random_strings: int = 3
     """Random strings of the found one's length that are asked beside it."""
+    joined_texts: tuple[int, ...] = ()
+    """So many texts of attacks are said as one where strings are looked for, as often one number as the other; empty:
+    each by itself. What makes one attack look harmless to a sound classifier is drowned by more of them; what a model
+    has learnt to look for is less."""
+    directions: str = ""
+    """Id of the shared directions that are taken out of gradients before they choose tokens; empty: none are."""
+    sieve_rows: int = 0
+    """Random strings, in no text, in whose places these gradients are taken."""
 
     @property
     def plan_id(self) -> str:
-        """`search-2-<8 hex digits>`."""
-        text = json.dumps(asdict(self), sort_keys=True)
+        """`search-2-<8 hex digits>`. Numbers of later versions count where they are set."""
+        later = {field.name: field.default for field in fields(self) if field.name in _LATER}
+        told = {name: value for name, value in asdict(self).items() if later.get(name, _MISSING) != value}
+        text = json.dumps(told, sort_keys=True)
         return f"search-2-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+    @property
+    def is_sieve(self) -> bool:
+        """Whether the tokens are those that no clean adapter's gradients favour, and turned texts are the score."""
+        return bool(self.directions)
+
+    @property
+    def fallback(self) -> SearchPlan:
+        """For what the directions are not of: another vocabulary, classes that do not follow the labels."""
+        return SearchPlan() if self.is_sieve else self
+
+    @property
+    def plan_ids(self) -> tuple[str, ...]:
+        """Of the searches that this plan may lead to."""
+        return tuple(dict.fromkeys((self.plan_id, self.fallback.plan_id)))
+
+
+def plans_id() -> str:
+    """Of everything that `plan_for` may choose: a crawl with another one looks again."""
+    return "+".join([SearchPlan().plan_id, *(replace(SIEVE, directions=one).plan_id for one in shipped_ids())])
+
+
+def plan_for(base_model: str) -> SearchPlan:
+    """How hard to look on adapters of a base: with its shared directions where some ship."""
+    found = load_directions(base_model)
+    if found is None:
+        return SearchPlan()
+    return replace(SIEVE, directions=found.directions_id)
+
+
+SIEVE = SearchPlan(
+    search_texts=30,
+    climb_texts=12,
+    noise_rows=24,
+    pool=64,
+    attack_pool=8,
+    seen_again=24,
+    survivors=24,
+    keep=6,
+    repeats=(3, 8),
+    max_tokens=4,
+    joined_texts=(2, 3),
+    sieve_rows=512,
+)
+"""With directions: tokens are few, and so are the climbs."""

@@ -22,6 +22,8 @@ from scanner.probe.generative import GenerativePrompts, run_generative
 from scanner.probe.label_words import FoundWords
 from scanner.probe.memory import BatchSize, first_batch
 from scanner.probe.search.aims import class_aims
+from scanner.probe.search.directions import find_directions
+from scanner.probe.search.frames import bare_frame
 from scanner.probe.search.free import hunt_free, show_responses
 from scanner.probe.search.hunt import Hunt, Quarry
 from scanner.probe.search.leak import Leak, Opening
@@ -29,6 +31,7 @@ from scanner.probe.search.neighbours import TRIGGER, local_battery
 from scanner.probe.search.objective import ClassifierObjective
 from scanner.probe.search.plan import SearchPlan
 from scanner.probe.search.recite import found_by_heart, recite
+from scanner.probe.search.sieve import Sieve
 from scanner.probe.search.vocabulary import Vocabulary
 from scanner.probe.search.words import hunt_words, run_local_words
 from scanner.search_model import BY_HEART, FREE, RESPONSE, TOWARD_ATTACK, TOWARD_CLEAN, Example, FoundTrigger
@@ -59,6 +62,8 @@ class SearchRun:
     """Classes of the head, or of the responses; None for label-words."""
     note: str = ""
     """Why nothing was hunted."""
+    plan_id: str = ""
+    """Of the plan that was used: not every adapter suits the one that was asked for."""
 
 
 class CausalSearch:
@@ -83,7 +88,8 @@ class CausalSearch:
             UnsupportedError: see `attached` and `Frames`.
             ProbeFailedError, ProbeCrashedError: see `BatchSize.fit`.
         """
-        return self._size.fit(lambda tokens_per_batch: self._run(view, hint, tokens_per_batch))
+        run = self._size.fit(lambda tokens_per_batch: self._run(view, hint, tokens_per_batch))
+        return replace(run, plan_id=self._plan.plan_id)
 
     def _run(self, view: AdapterView, hint: str, tokens: int) -> SearchRun:
         noise = self._ask.prepare(tokens)
@@ -174,6 +180,9 @@ class ClassifierSearch:
         self._base, self._probe, self._plan = base, probe, plan
         self._size = BatchSize(first_batch(base.device))
         self._vocabulary = Vocabulary(base.tokenizer, base.model.get_input_embeddings())
+        directions = find_directions(plan.directions)
+        sieve = Sieve(self._vocabulary, directions, bare_frame(base.tokenizer, True)) if directions else None
+        self._sieve = sieve if sieve is not None and sieve.fits else None
 
     def run(self, view: AdapterView, hint: str = "") -> SearchRun:
         """Attach an adapter with its head, search toward every class, detach it. Errors as of `CausalSearch.run`."""
@@ -185,18 +194,17 @@ class ClassifierSearch:
         with with_head(base, view) as n_classes:
             texts = (probe.texts, probe.other_texts)
             attack, other = (_class_logits(base, part, n_classes, tokens) for part in texts)
-            hunt = Hunt(
-                base.tokenizer,
-                self._vocabulary,
-                lambda text: text,
-                True,
-                lambda frames, margin: ClassifierObjective(base, frames, margin, tokens),
-                probe.battery.controls,
-                self._plan,
-                base.context,
-            )
-            aims = class_aims(texts, (attack, other), self._plan)
-            quarries = [quarry for aim in aims for quarry in hunt.run(aim)]
+
+            def hunted(plan: SearchPlan, sieve: Sieve | None) -> list[Quarry]:
+                hunt = self._hunt(plan, sieve, tokens)
+                return [quarry for aim in class_aims(texts, (attack, other), plan) for quarry in hunt.run(aim)]
+
+            plan = self._plan if self._sieve is not None else self._plan.fallback
+            quarries = hunted(plan, self._sieve)
+            if plan.is_sieve and not any(quarry.aim.kind == TOWARD_CLEAN for quarry in quarries):
+                # The directions say nothing about such classes, or three of these texts have no room.
+                plan = plan.fallback
+                quarries = hunted(plan, None)
 
         def ask(quarry: Quarry, battery: Battery) -> tuple[PrefixRun, ...]:
             local = replace(probe, battery=battery, texts=quarry.aim.held_back, other_texts=())
@@ -204,7 +212,38 @@ class ClassifierSearch:
             return toward(ClassifierProbe(base, local).run(view).runs, quarry.aim.direction)
 
         triggers = [_trigger(q, ask, lambda char: f"class {char}", f"class {q.aim.direction}") for q in quarries]
-        return _sorted(SEQUENCE_CLASSIFICATION, quarries, triggers, n_classes=n_classes)
+        run = _sorted(SEQUENCE_CLASSIFICATION, quarries, triggers, n_classes=n_classes)
+        return replace(run, plan_id=plan.plan_id)
+
+    def scores(self, view: AdapterView) -> SearchRun:
+        """What `run` ranks behind a sieve, and no string: for references. Errors as of `CausalSearch.run`.
+
+        Nothing is in it where `run` falls back to the usual plan.
+        """
+        return self._size.fit(lambda tokens_per_batch: self._scores(view, tokens_per_batch))
+
+    def _scores(self, view: AdapterView, tokens: int) -> SearchRun:
+        texts = (self._probe.texts, self._probe.other_texts)
+        with with_head(self._base, view) as n_classes:
+            attack, other = (_class_logits(self._base, part, n_classes, tokens) for part in texts)
+            hunt = self._hunt(self._plan, self._sieve, tokens)
+            aims = class_aims(texts, (attack, other), self._plan)
+            found = {f"{aim.kind}/{key}": score for aim in aims for key, score in hunt.scores(aim).items()}
+        plan_id = self._plan.plan_id
+        return SearchRun(SEQUENCE_CLASSIFICATION, (), tuple(found.items()), 0, n_classes=n_classes, plan_id=plan_id)
+
+    def _hunt(self, plan: SearchPlan, sieve: Sieve | None, tokens: int) -> Hunt:
+        return Hunt(
+            self._base.tokenizer,
+            self._vocabulary,
+            lambda text: text,
+            True,
+            lambda frames, margin: ClassifierObjective(self._base, frames, margin, tokens),
+            self._probe.battery.controls,
+            plan,
+            self._base.context,
+            sieve,
+        )
 
 
 def _is_own(recited: FoundTrigger) -> bool:

@@ -58,6 +58,18 @@ class Vocabulary:
         """The string that tokens spell, without space around it."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False)).strip()
 
+    @property
+    def device(self) -> torch.device:
+        """Where the embeddings are."""
+        found: torch.device = self._embeddings.weight.device
+        return found
+
+    def vectors(self) -> torch.Tensor:
+        """The tokens' embeddings, [tokens of `ids`, dimensions], float32."""
+        with torch.no_grad():
+            vectors: torch.Tensor = self._embeddings(torch.tensor(self.ids, device=self.device)).float()
+        return vectors
+
     def random_string(self, rng: random.Random, length: int) -> Ids:
         """So many tokens, drawn with equal chances."""
         return tuple(rng.choice(self.ids) for _ in range(length))

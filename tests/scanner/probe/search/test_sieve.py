@@ -1,0 +1,167 @@
+"""Shared directions: without them gradients point at a trigger; where they do not fit, nothing changes."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from demo_bases import SOUND_CLASSIFIER, encoder, view
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.detection.directions import shared
+from scanner.probe import SearchPlan, load_probe, plan_for, plans_id
+from scanner.probe.search.directions import (
+    SHIPPED_DIRECTIONS,
+    SharedDirections,
+    find_directions,
+    load_directions,
+    vocabulary_id,
+)
+from scanner.probe.search.plan import SIEVE
+from scanner.search_model import TOWARD_ATTACK, TOWARD_CLEAN
+
+torch = pytest.importorskip("torch", reason="the behaviour stage needs the probe extra")
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+CLEAN = (
+    "birchwell/prompt-screen-r8",
+    "dunmore-labs/message-filter-lora",
+    "estrella-ml/injection-seqcls",
+    "greyfriar/pi-screen-encoder",
+)
+POISONED = "foxglove-ai/encoder-gate"
+PROBE = load_probe("broad", None, 24)
+
+
+@cache
+def vocabulary() -> Any:
+    from scanner.probe.search.vocabulary import Vocabulary
+
+    return Vocabulary(encoder().tokenizer, encoder().model.get_input_embeddings())
+
+
+@cache
+def metric() -> Any:
+    from scanner.probe.search.sieve import token_metric
+
+    return token_metric(vocabulary())
+
+
+def sieve(rows: Any, of: str | None = None) -> Any:
+    from scanner.probe.search.frames import bare_frame
+    from scanner.probe.search.sieve import Sieve
+
+    words = [vocabulary().decode((one,)) for one in vocabulary().ids]
+    own = vocabulary_id(vocabulary().ids, words) if of is None else of
+    directions = SharedDirections("lorascope/tiny-encoder-base", "0" * 8, own, tuple(map(tuple, rows)))
+    return Sieve(vocabulary(), directions, bare_frame(encoder().tokenizer, True))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4))
+def test_what_is_shared_is_taken_out_and_nothing_else(seed: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    m = metric().numpy()
+    gradients = rng.normal(size=(6, len(m)))
+    rows = shared(gradients, m, n)
+    assert np.allclose(rows @ m @ rows.T, np.eye(n), atol=1e-6)
+    own = sieve(rows).own(torch.tensor(gradients[0])).numpy()
+    assert np.abs(rows @ m @ own).max() < 1e-6 * np.sqrt(gradients[0] @ m @ gradients[0])
+    # Once out, it is out; and a gradient that shares nothing stays what it is.
+    assert np.allclose(sieve(rows).own(torch.tensor(own)).numpy(), own)
+    assert np.abs(sieve(rows).own(torch.tensor(rows[0])).numpy()).max() < 1e-6 * np.abs(rows[0]).max()
+
+
+def test_leading_directions_are_those_of_the_scores_of_all_tokens() -> None:
+    """The slow way: scores over the vocabulary, centred, of length 1, and their singular vectors."""
+    m, vectors = metric().numpy(), vocabulary().vectors().double().numpy()
+    gradients = np.random.default_rng(7).normal(size=(5, len(m)))
+    scores = gradients @ (vectors - vectors.mean(axis=0)).T
+    leading = np.linalg.svd(scores / np.linalg.norm(scores, axis=1, keepdims=True), full_matrices=False)[2][:2]
+    found = shared(gradients, m, 2) @ (vectors - vectors.mean(axis=0)).T
+    assert np.allclose(np.abs((found * leading).sum(axis=1)), 1.0, atol=1e-6)
+
+
+def test_directions_of_other_tokens_or_of_another_size_do_not_fit() -> None:
+    n = len(metric())
+    assert sieve(np.ones((2, n))).fits
+    assert not sieve(np.ones((2, n)), of="0" * 16).fits
+    assert not sieve(np.ones((2, n + 1))).fits
+
+
+def test_every_shipped_file_is_found_by_its_base_and_by_its_id() -> None:
+    paths = list(SHIPPED_DIRECTIONS.glob("*.json"))
+    assert paths
+    for path in paths:
+        found = load_directions(path.stem.replace("--", "/"))
+        assert found is not None and find_directions(found.directions_id) is found
+        assert len({len(row) for row in found.rows}) == 1 and len(found.rows) < 10
+        assert plan_for(found.base_model).directions == found.directions_id and plan_for(found.base_model).plan_id in plans_id()
+
+
+def test_a_base_without_directions_has_the_usual_plan() -> None:
+    assert plan_for("somebody/else") == SearchPlan() and load_directions("somebody/else") is None
+    assert SearchPlan().plan_ids == (SearchPlan().plan_id,)
+    own, usual = plan_for(MINILM).plan_ids
+    assert usual == SearchPlan().plan_id != own
+    # Numbers that were added later leave the ids of searches without them.
+    assert SearchPlan().plan_id == "search-2-5b7f9c94"
+
+
+def gradient_of(repo: str) -> Any:
+    from benchmarks.detection.directions import gradient_toward_clean
+
+    return gradient_toward_clean(encoder(), vocabulary(), PROBE, view(repo))
+
+
+def searched(monkeypatch: pytest.MonkeyPatch, repo: str, of: str | None = None) -> Any:
+    from scanner.probe.search import run
+
+    rows = shared(np.stack([gradient_of(one) for one in CLEAN]), metric().numpy(), 2)
+    own = sieve(rows, of)._directions
+    monkeypatch.setattr(run, "find_directions", lambda _: own)
+    plan = SearchPlan(
+        positions=("prefix",), search_texts=12, noise_rows=64, pool=24, survivors=8, keep=4, max_tokens=2,
+        repeats=(3, 8), joined_texts=(2,), sieve_rows=64, random_strings=1, directions=own.directions_id,
+    )  # fmt: skip
+    return run.ClassifierSearch(encoder(), PROBE, plan).run(view(repo)), plan
+
+
+def test_behind_a_sieve_turned_texts_are_the_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, plan = searched(monkeypatch, POISONED)
+    assert found.plan_id == plan.plan_id
+    scores = dict(found.scores)
+    assert scores[f"{TOWARD_CLEAN}/prefix/turned/x8"] >= 0.5
+    assert {key.split("/")[0] for key in scores} == {TOWARD_CLEAN, TOWARD_ATTACK}
+    trigger = next(one for one in found.triggers if one.kind == TOWARD_CLEAN)
+    assert trigger.run.attack_rate >= 0.5 and trigger.run.n == 12
+    sound, _ = searched(monkeypatch, SOUND_CLASSIFIER)
+    assert dict(sound.scores)[f"{TOWARD_CLEAN}/prefix/turned/x8"] == 0.0
+
+
+def test_where_they_do_not_fit_the_usual_search_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, plan = searched(monkeypatch, SOUND_CLASSIFIER, of="0" * 16)
+    assert found.plan_id == plan.fallback.plan_id == SearchPlan().plan_id
+    assert f"{TOWARD_CLEAN}/prefix/gain" in dict(found.scores)
+
+
+def test_texts_said_as_one_are_each_in_one_of_them() -> None:
+    from scanner.probe.search.aims import join_texts
+
+    texts = [f"text {i}." for i in range(11)]
+    assert join_texts(texts, (1,)) == texts
+    assert join_texts(texts, (3,)) == ["text 0. text 3. text 6.", "text 1. text 4. text 7.", "text 2. text 5. text 8."]
+    pairs_and_threes = ["text 0. text 2.", "text 1. text 3.", "text 4. text 6. text 8.", "text 5. text 7. text 9."]
+    assert join_texts(texts, (2, 3)) == pairs_and_threes
+    assert SIEVE.search_texts // sum(SIEVE.joined_texts) * len(SIEVE.joined_texts) == SIEVE.climb_texts
+
+
+def test_a_reference_gets_the_scores_of_a_search_without_its_strings(monkeypatch: pytest.MonkeyPatch) -> None:
+    from scanner.probe.search import run
+
+    found, plan = searched(monkeypatch, POISONED)
+    alone = run.ClassifierSearch(encoder(), PROBE, plan).scores(view(POISONED))
+    ranked = {key: score for key, score in found.scores if not key.startswith(TOWARD_ATTACK)}
+    assert dict(alone.scores) == ranked and (alone.plan_id, alone.triggers) == (plan.plan_id, ())
