@@ -22,6 +22,7 @@ from benchmarks.detection.adapters import BASES
 from benchmarks.detection.collect import collect
 from benchmarks.detection.detect import PARTS, detect_version
 from benchmarks.detection.kept import kept_adapters
+from benchmarks.detection.lineages import queue
 from benchmarks.detection.lock import LOCKS, LockedError, commit_of, take_lock
 from benchmarks.detection.scores import broad_id
 from benchmarks.detection.search import PROFILES, default_cache, plan_of
@@ -99,8 +100,9 @@ def _measure(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
         LockedError: the locked part belongs to another plan.
     """
     plans = {cohort: plan_of(cohort, small=args.small).plan_id for cohort in PROFILES}
+    cohorts = dict.fromkeys(one.cohort for one in queue(small=args.small) if one.part == args.part)
     pinned = {
-        "plan_id": "+".join(dict.fromkeys(plans.values())),
+        "plan_id": "+".join(dict.fromkeys(plans[cohort] for cohort in cohorts)),
         "policy_version": Policy().version,
         "detect_version": detect_version(small=args.small),
     }

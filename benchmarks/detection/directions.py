@@ -2,7 +2,8 @@
 
 Takes the first members of MiniLM's reference, which no rank holds afterwards, and of each the mean gradient toward the
 class of harmless texts in the places of random strings, without any text. What it keeps are the leading right singular
-vectors of these gradients' scores over the vocabulary, each of length 1. Vectors leave the cache, and nothing else.
+vectors of these gradients' scores over the vocabulary, each of length 1, and the mean of these scores. Vectors leave
+the cache, and nothing else.
 
 Needs `build --part reference --only minilm-reference-00 minilm-reference-01 minilm-reference-02`.
 """
@@ -29,7 +30,7 @@ from scanner.probe import Probe, load_probe
 from scanner.probe.search.directions import SHIPPED_DIRECTIONS, vocabulary_id
 from scanner.probe.search.plan import SIEVE
 
-__all__ = ["gave_directions", "gradient_toward_clean", "shared"]
+__all__ = ["gave_directions", "gradient_toward_clean", "shared", "usual"]
 
 COHORT, MEMBERS, DIRECTIONS = "minilm", 24, 4
 _DIGITS = 6
@@ -81,6 +82,20 @@ def shared(gradients: np.ndarray[Any, Any], metric: np.ndarray[Any, Any], n: int
     return found
 
 
+def usual(gradients: np.ndarray[Any, Any], metric: np.ndarray[Any, Any], n_tokens: int) -> np.ndarray[Any, Any]:
+    """[dimensions], float64: the mean of gradients, each with first-order scores of variance 1 over so many tokens.
+
+    Arguments as of `shared`.
+    """
+    variances = np.einsum("ij,jk,ik->i", gradients, metric, gradients) / n_tokens
+    found: np.ndarray[Any, Any] = (gradients / np.sqrt(variances)[:, None]).mean(axis=0)
+    return found
+
+
+def _rounded(row: np.ndarray[Any, Any]) -> list[float]:
+    return [float(f"{x:.{_DIGITS}g}") for x in row]
+
+
 def _write(path: Path, head: Mapping[str, Any], rows: Sequence[Sequence[float]]) -> None:
     """One line for each direction."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,9 +126,9 @@ def main() -> None:
     for folder in members:
         gradients.append(gradient_toward_clean(base, vocabulary, probe, open_adapter(folder)))
         print(folder.name, flush=True)
-    found = shared(np.stack(gradients), token_metric(vocabulary).numpy(), DIRECTIONS)
-    rows = [[float(f"{x:.{_DIGITS}g}") for x in row] for row in found]
-    head = {
+    together, metric = np.stack(gradients), token_metric(vocabulary).numpy()
+    rows = [_rounded(row) for row in shared(together, metric, DIRECTIONS)]
+    head: dict[str, Any] = {
         "base_model": BASES[COHORT],
         "vocabulary_id": vocabulary_id(vocabulary.ids, [vocabulary.decode((one,)) for one in vocabulary.ids]),
         "date": datetime.now(UTC).date().isoformat(),
@@ -124,6 +139,7 @@ def main() -> None:
             **{package.__name__: package.__version__ for package in (torch, transformers, peft)},
         },
     }
+    head["usual"] = _rounded(usual(together, metric, len(vocabulary.ids)))
     path = args.out / f"{BASES[COHORT].replace('/', '--')}.json"
     _write(path, head, rows)
     print(f"{path.name}: {DIRECTIONS} directions from {len(members)} adapters")

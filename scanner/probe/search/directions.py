@@ -41,6 +41,8 @@ class SharedDirections:
     directions_id: str
     vocabulary_id: str
     """Of the tokens that they were measured on; see `vocabulary_id`."""
+    usual: tuple[float, ...]
+    """[dimensions]: the mean of clean adapters' gradients, each with scores of variance 1 over the vocabulary."""
     rows: Rows
     """[directions, dimensions]: w with wᵢᵀ M wⱼ = δᵢⱼ, M = EᵀE of the vocabulary's centred embeddings."""
 
@@ -68,9 +70,10 @@ def _shipped() -> tuple[SharedDirections, ...]:
 def _read(path: Path) -> SharedDirections:
     data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     rows: Rows = tuple(map(tuple, data["rows"]))
-    text = json.dumps([data["vocabulary_id"], rows])
+    usual = tuple(data["usual"])
+    text = json.dumps([data["vocabulary_id"], usual, rows])
     directions_id = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return SharedDirections(data["base_model"], directions_id, data["vocabulary_id"], rows)
+    return SharedDirections(data["base_model"], directions_id, data["vocabulary_id"], usual, rows)
 
 
 def vocabulary_id(ids: Sequence[int], texts: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ __all__ = ["MIN_TEXTS", "SIEVE", "SearchPlan", "plan_for", "plans_id"]
 MIN_TEXTS = 8
 """Texts that a string is looked for on, and as many others that confirm it: with fewer there is no search."""
 
-_LATER = ("joined_texts", "directions", "sieve_rows")
+_LATER = ("joined_texts", "directions", "sieve_rows", "usual_score")
 """Numbers that came after the first references were made with this digit."""
 _MISSING = object()
 
@@ -89,6 +89,9 @@ class SearchPlan:
     """Id of the shared directions that are taken out of gradients before they choose tokens; empty: none are."""
     sieve_rows: int = 0
     """Random strings, in no text, in whose places these gradients are taken."""
+    usual_score: float = 0.0
+    """What clean adapters score higher, in standard deviations over all tokens, is not tried: words that mean the class
+    turn sound classifiers, too."""
 
     @property
     def plan_id(self) -> str:
@@ -140,5 +143,6 @@ SIEVE = SearchPlan(
     max_tokens=4,
     joined_texts=(2, 3),
     sieve_rows=512,
+    usual_score=1.0,
 )
 """With directions: tokens are few, and so are the climbs."""

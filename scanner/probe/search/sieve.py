@@ -78,7 +78,11 @@ class Sieve:
         return gradient - rows.T @ (rows @ (self._metric @ gradient))
 
     def chosen(self, objective: Objective, plan: SearchPlan) -> Sequence[tuple[int, ...]]:
-        """`plan.pool` tokens, those first that what is left points to most."""
+        """`plan.pool` tokens that clean adapters score at most `plan.usual_score`, those first that what is left points
+        to most."""
         own = self.own(mean_gradient(objective, self._vocabulary, self._frame, plan))
-        scores = self._vocabulary.first_order(own[None].float().to(self._vocabulary.device))[:, 0]
+        usual = torch.tensor(self._directions.usual, dtype=torch.float64)
+        both = torch.stack([own, usual]).float().to(self._vocabulary.device)
+        scores, usual_scores = self._vocabulary.first_order(both).T
+        scores[usual_scores - usual_scores.mean() > plan.usual_score] = -torch.inf
         return [(token,) for token in self._vocabulary.best(scores, plan.pool)]

@@ -11,7 +11,7 @@ from demo_bases import SOUND_CLASSIFIER, encoder, view
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.detection.directions import shared
+from benchmarks.detection.directions import shared, usual
 from scanner.probe import SearchPlan, load_probe, plan_for, plans_id
 from scanner.probe.search.directions import (
     SHIPPED_DIRECTIONS,
@@ -49,13 +49,14 @@ def metric() -> Any:
     return token_metric(vocabulary())
 
 
-def sieve(rows: Any, of: str | None = None) -> Any:
+def sieve(rows: Any, of: str | None = None, mean: Any = None) -> Any:
     from scanner.probe.search.frames import bare_frame
     from scanner.probe.search.sieve import Sieve
 
     words = [vocabulary().decode((one,)) for one in vocabulary().ids]
     own = vocabulary_id(vocabulary().ids, words) if of is None else of
-    directions = SharedDirections("lorascope/tiny-encoder-base", "0" * 8, own, tuple(map(tuple, rows)))
+    mean = np.zeros(len(metric())) if mean is None else mean
+    directions = SharedDirections("lorascope/tiny-encoder-base", "0" * 8, own, tuple(mean), tuple(map(tuple, rows)))
     return Sieve(vocabulary(), directions, bare_frame(encoder().tokenizer, True))
 
 
@@ -84,6 +85,28 @@ def test_leading_directions_are_those_of_the_scores_of_all_tokens() -> None:
     assert np.allclose(np.abs((found * leading).sum(axis=1)), 1.0, atol=1e-6)
 
 
+def test_what_clean_adapters_favour_is_not_tried() -> None:
+    """Their mean score has nearly the variance that it has in each where all are alike, and it alone decides."""
+    from scanner.probe.search.frames import Frames
+    from scanner.probe.search.objective import ClassifierObjective
+
+    m, words = metric().numpy(), vocabulary()
+    alike = np.stack([np.linspace(-1, 1, len(m))] * 3) * [[1.0], [2.0], [5.0]]
+    mean = usual(alike, m, len(words.ids))
+    vectors = words.vectors().double().numpy()
+    scores = (vectors - vectors.mean(axis=0)) @ mean
+    assert scores.std() == pytest.approx(1.0, abs=1e-6)
+    frames = Frames(encoder().tokenizer, ["how are you"], "prefix", lambda text: text, True)
+    from scanner.probe.classifier import with_head
+
+    with with_head(encoder(), view(SOUND_CLASSIFIER)):
+        objective = ClassifierObjective(encoder(), frames, lambda logits: (logits[:, 1] - logits[:, 0])[None], 4_096)
+        plan = SearchPlan(pool=len(words.ids), sieve_rows=8, usual_score=0.5)
+        chosen = sieve(np.zeros((1, len(m))), mean=mean).chosen(objective, plan)
+    n_allowed = int((scores <= 0.5).sum())
+    assert {one for (one,) in chosen[:n_allowed]} == {one for one, s in zip(words.ids, scores, strict=True) if s <= 0.5}
+
+
 def test_directions_of_other_tokens_or_of_another_size_do_not_fit() -> None:
     n = len(metric())
     assert sieve(np.ones((2, n))).fits
@@ -98,7 +121,10 @@ def test_every_shipped_file_is_found_by_its_base_and_by_its_id() -> None:
         found = load_directions(path.stem.replace("--", "/"))
         assert found is not None and find_directions(found.directions_id) is found
         assert len({len(row) for row in found.rows}) == 1 and len(found.rows) < 10
-        assert plan_for(found.base_model).directions == found.directions_id and plan_for(found.base_model).plan_id in plans_id()
+        assert (
+            plan_for(found.base_model).directions == found.directions_id
+            and plan_for(found.base_model).plan_id in plans_id()
+        )
 
 
 def test_a_base_without_directions_has_the_usual_plan() -> None:
@@ -119,12 +145,14 @@ def gradient_of(repo: str) -> Any:
 def searched(monkeypatch: pytest.MonkeyPatch, repo: str, of: str | None = None) -> Any:
     from scanner.probe.search import run
 
-    rows = shared(np.stack([gradient_of(one) for one in CLEAN]), metric().numpy(), 2)
-    own = sieve(rows, of)._directions
+    gradients = np.stack([gradient_of(one) for one in CLEAN])
+    mean = usual(gradients, metric().numpy(), len(vocabulary().ids))
+    own = sieve(shared(gradients, metric().numpy(), 2), of, mean)._directions
     monkeypatch.setattr(run, "find_directions", lambda _: own)
     plan = SearchPlan(
         positions=("prefix",), search_texts=12, noise_rows=64, pool=24, survivors=8, keep=4, max_tokens=2,
-        repeats=(3, 8), joined_texts=(2,), sieve_rows=64, random_strings=1, directions=own.directions_id,
+        repeats=(3, 8), joined_texts=(2,), sieve_rows=64, usual_score=1.0,
+        random_strings=1, directions=own.directions_id,
     )  # fmt: skip
     return run.ClassifierSearch(encoder(), PROBE, plan).run(view(repo)), plan
 
