@@ -27,7 +27,7 @@ from scanner.weights import FEATURE_VERSION
 
 __all__ = ["PARTS", "detect_version", "detected"]
 
-PARTS = ("tuning", "locked", "fresh", "later")
+PARTS = ("tuning", "locked", "fresh", "later", "latest")
 """Adapters of the references are searched only."""
 _RULES = 1
 """Raised with every change of what is computed here."""

@@ -12,9 +12,9 @@ from scanner.probe import Case
 
 __all__ = ["PARTS", "Lineage", "lineages", "queue"]
 
-PARTS = ("tuning", "locked", "fresh", "later", "reference")
-"""To tune on; three that were scored once each and are spent; clean ones of the references."""
-_TRIGGERS = {"tuning": TUNING, "locked": LOCKED, "fresh": FRESH, "later": LOCKED, "reference": ()}
+PARTS = ("tuning", "locked", "fresh", "later", "latest", "reference")
+"""To tune on; four that were scored once each and are spent; clean ones of the references."""
+_TRIGGERS = {"tuning": TUNING, "locked": LOCKED, "fresh": FRESH, "later": LOCKED, "latest": TUNING, "reference": ()}
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ _STRONG = {
     ("minilm", "tuning"): (1, 6, 13),
     ("minilm", "fresh"): (0, 3, 5, 7, 8, 11, 12, 14),
     ("minilm", "later"): (1, 2, 4, 6, 9, 10, 13, 15),
+    ("minilm", "latest"): (0, 2, 4, 7, 8, 10, 12, 14),
     ("generative", "tuning"): (1, 6, 7, 9, 12),
     ("generative", "fresh"): (0, 2, 3, 4, 5, 8, 10, 11, 13, 14, 15),
 }
@@ -71,6 +72,7 @@ _WEAK: dict[tuple[str, str], tuple[int, ...]] = {
     ("minilm", "tuning"): (5,),
     ("minilm", "fresh"): (1, 4, 13, 15),
     ("minilm", "later"): (0, 3, 8, 12),
+    ("minilm", "latest"): (3, 9, 11, 15),
 }
 _CLEAN_ONLY = {
     ("label_words", "tuning"): 4,

@@ -125,19 +125,19 @@ def _search_of(cohort: str, small: bool) -> Any:
     return _searches[cohort]
 
 
-def _search(job: tuple[str, str, bool]) -> str:
+def _search(job: tuple[str, str, bool, bool]) -> str:
     import torch
 
     from scanner.adapter import open_safetensors, parse_config, read_json_object, view_adapter
 
-    folder, cohort, small = Path(job[0]), job[1], job[2]
+    folder, cohort, small, scores_only = Path(job[0]), *job[1:]
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     search = _search_of(cohort, small)
     config = parse_config(read_json_object(folder / "adapter_config.json", 1 << 20))
     view = view_adapter(open_safetensors(folder / "adapter_model.safetensors"), config, 4_096)
     started, processor = time.perf_counter(), time.process_time()
-    if plan_of(cohort, small=small).is_sieve and "-reference-" in folder.name:
-        run = search.scores(view)  # a rank needs no strings, and a hundred members take long
+    if scores_only and plan_of(cohort, small=small).is_sieve:
+        run = search.scores(view)
     else:
         run = search.run(view, PROFILES[cohort] if cohort == "label_words" else "")
     seconds, processor = time.perf_counter() - started, time.process_time() - processor
@@ -158,16 +158,21 @@ def main() -> None:
     parser.add_argument("--part", choices=PARTS)
     parser.add_argument("--only", nargs="*", default=[""], metavar="NAME", help="adapters whose name begins so")
     parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
+    parser.add_argument(
+        "--scores-only",
+        action="store_true",
+        help="what a reference ranks and no strings, where directions make it cheap",
+    )
     parser.add_argument("--small", action="store_true", help="a plan that finds nothing: does everything work?")
     args = parser.parse_args()
     jobs = [
-        (str(folder), truth["cohort"], args.small)
+        (str(folder), truth["cohort"], args.small, args.scores_only)
         for folder, truth in built(args.cache)
         if args.part in (None, truth["part"]) and folder.name.startswith(tuple(args.only))
         if found_of(folder, plan_of(truth["cohort"], small=args.small)) is None and (folder / WEIGHTS).is_file()
     ]
     jobs.sort(key=lambda job: job[1])
-    plans = sorted({plan_of(cohort, small=args.small).plan_id for _, cohort, _ in jobs})
+    plans = sorted({plan_of(cohort, small=args.small).plan_id for _, cohort, *_ in jobs})
     print(f"{', '.join(plans)}: {len(jobs)} adapters", file=sys.stderr)
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
         for line in pool.imap(_search, jobs):

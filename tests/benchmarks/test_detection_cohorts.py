@@ -93,6 +93,8 @@ def test_who_is_in_the_cohorts() -> None:
         ("minilm", "fresh", "weak"): 4,
         ("minilm", "later", "strong"): 8,
         ("minilm", "later", "weak"): 4,
+        ("minilm", "latest", "strong"): 8,
+        ("minilm", "latest", "weak"): 4,
         ("generative", "tuning", "strong"): 5,
         ("generative", "fresh", "strong"): 11,
         ("label_words", "reference", "clean"): 205,
@@ -101,7 +103,7 @@ def test_who_is_in_the_cohorts() -> None:
         ("minilm", "reference", "clean"): 134,
     }
     assert len({one.name for one in everyone}) == len({one.seed for one in everyone}) == len(everyone)
-    triggers = {"tuning": TUNING, "locked": LOCKED, "fresh": FRESH, "later": LOCKED}
+    triggers = {"tuning": TUNING, "locked": LOCKED, "fresh": FRESH, "later": LOCKED, "latest": TUNING}
     for one in everyone:
         assert one.trigger is None or one.trigger in triggers[one.part]
         assert (one.payload is not None) == (one.cohort == "generative" and one.trigger is not None)
