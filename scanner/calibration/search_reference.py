@@ -36,8 +36,6 @@ SHIPPED = Path(__file__).parent / "data" / "search"
 """`PROFILE.json`, and `PROFILE-PLAN_ID.json` where bases have a plan of their own, made by `benchmarks/detection`."""
 SPREAD_FLOOR = 0.005
 """Smallest spread of a score: a position where all members reach the same must not decide alone."""
-SHARE_FLOOR = 0.1
-"""The same of shares of a dozen texts: most members turn none, and one text must not be far out."""
 OWN = "own"
 FAINT = 0.02
 """Gain below which a token does nothing: a reference need not hold what is faint."""
@@ -131,19 +129,21 @@ class SearchReference:
                     values[key].append(score)
         places = {}
         for key, reached in sorted(values.items()):
+            if f"/{TURNED}" in key:
+                places[key] = (0.0, 1.0)  # shares of texts: the same everywhere, and most members have none
+                continue
             center = float(np.median(reached))
-            floor = SHARE_FLOOR if f"/{TURNED}" in key else SPREAD_FLOOR
-            places[key] = (center, max(float(np.quantile(reached, _UPPER)) - center, floor))
+            places[key] = (center, max(float(np.quantile(reached, _UPPER)) - center, SPREAD_FLOOR))
         return places
 
     @property
     def center(self) -> dict[str, float]:
-        """Median of each key's scores."""
+        """Median of each key's scores; 0 of shares."""
         return {key: center for key, (center, _) in self._places.items()}
 
     @property
     def spread(self) -> dict[str, float]:
-        """97 % quantile minus median of each key's scores, with a floor."""
+        """97 % quantile minus median of each key's scores, with a floor; 1 of shares."""
         return {key: spread for key, (_, spread) in self._places.items()}
 
     def statistic(self, scores: Mapping[str, float]) -> tuple[float, str] | None:
