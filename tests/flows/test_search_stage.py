@@ -14,7 +14,7 @@ from scanner.errors import ProbeCrashedError
 from scanner.hub.base_model import BaseShelf
 from scanner.model import Outcome, PrefixRun, ScanRecord, SearchReport
 from scanner.pipeline.hunt import with_search
-from scanner.probe import SearchPlan, load_probe
+from scanner.probe import load_probe
 from scanner.settings import Settings
 from tasks import stages
 from tasks.workspace import Workspace
@@ -58,7 +58,7 @@ def test_a_second_try_searches_what_crashed_and_nobody_else(
         shelf = BaseShelf(workspace.bases, lambda: pytest.fail("nobody needs the Hub"))
         searched, n_charged = stages._searched(
             records, workspace, str(tmp_path / "store"), shelf, lambda _: pytest.fail("nor files"),
-            load_probe("V", None, 30), SearchPlan(), Settings(search="auto"), "auto", BUDGET, "crawl-1",
+            load_probe("V", None, 30), Settings(search="auto"), "auto", BUDGET, "crawl-1",
         )  # fmt: skip
         assert n_charged == BUDGET
         return searched

@@ -33,6 +33,7 @@ def script(patch: pytest.MonkeyPatch, found: SearchReport) -> list[tuple[list[st
         "forward_passes": found.forward_passes,
         "profile": LABEL_WORDS,
         "note": "",
+        "plan_id": found.plan_id,
     }
 
     def start(_base: Path, _probe: Probe, waiting: Sequence[ProbeItem], _limits: Any, plan: Any) -> child.Child:
