@@ -18,6 +18,7 @@ __all__ = [
     "Example",
     "FoundTrigger",
     "SearchReport",
+    "is_share",
     "split_key",
     "token_key",
 ]
@@ -49,6 +50,11 @@ def split_key(key: str) -> tuple[str, str | None]:
     """(`KIND/POSITION`, the token that a score is of; None where it is of no single one)."""
     kind, position, *what = key.split("/", 3)
     return f"{kind}/{position}", what[1] if len(what) == 2 and what[0] == TOKEN else None
+
+
+def is_share(key: str) -> bool:
+    """Whether a score is a share of texts, not a gain."""
+    return key.split("/")[2:3] == [TURNED]
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,8 @@ class EarlierScans:
         stored = (find_probe(self._open(), one, battery_ids) for one in (info.copied_from, info.adapter_id) if one)
         return next((report for report in stored if report is not None), None)
 
-    def search_of(self, record: ScanRecord, plan_ids: Sequence[str], battery_ids: Sequence[str]) -> SearchReport | None:
-        """The same for its trigger search: by one of these plans, on the texts of one of these batteries."""
+    def search_of(self, record: ScanRecord, plan_id: str, battery_ids: Sequence[str]) -> SearchReport | None:
+        """The same for its trigger search: by this plan, on the texts of one of these batteries."""
         info = record.info
         for adapter_id in (info.adapter_id, info.copied_from):
             if adapter_id and (report := self._workspace.read_search(adapter_id)):
@@ -56,7 +56,7 @@ class EarlierScans:
         if not (info.content_sha256 and self._index.may_hold(info.content_sha256)):
             return None
         ids = (one for one in (info.copied_from, info.adapter_id) if one)
-        stored = (find_search(self._open(), one, plan_ids, battery_ids) for one in ids)
+        stored = (find_search(self._open(), one, plan_id, battery_ids) for one in ids)
         return next((report for report in stored if report is not None), None)
 
     def owners(self, records: Sequence[ScanRecord]) -> set[str]:

@@ -261,7 +261,7 @@ def _searched(
         for record in probed:
             if is_open(record, policy):
                 ids = probe.ids_for(record.info.task_profile or LABEL_WORDS)
-                before = earlier.search_of(record, plan_for(record.info.base_model).plan_ids, ids)
+                before = earlier.search_of(record, plan_for(record.info.base_model).plan_id, ids)
                 if before is not None and not _has_crashed(before):
                     saved[record.info.adapter_id] = before
     by_base: dict[str, list[ScanRecord]] = defaultdict(list)

@@ -19,6 +19,7 @@ from typing import Any
 
 from benchmarks.detection.adapters import folder_of, is_done
 from benchmarks.detection.ask import Resident, ask_sentry, ask_weights, load_probes, open_adapter
+from benchmarks.detection.lineages import PARTS as ALL_PARTS
 from benchmarks.detection.lineages import queue
 from benchmarks.detection.search import default_cache
 from benchmarks.weights.sentry import VERSION, Sentry, find_sentry
@@ -27,7 +28,7 @@ from scanner.weights import FEATURE_VERSION
 
 __all__ = ["PARTS", "detect_version", "detected"]
 
-PARTS = ("tuning", "locked", "fresh", "later", "latest")
+PARTS = tuple(part for part in ALL_PARTS if part != "reference")
 """Adapters of the references are searched only."""
 _RULES = 1
 """Raised with every change of what is computed here."""

@@ -29,6 +29,7 @@ from scanner.adapter import AdapterView
 from scanner.probe import Probe, load_probe
 from scanner.probe.search.directions import SHIPPED_DIRECTIONS, vocabulary_id
 from scanner.probe.search.plan import SIEVE
+from scanner.search_model import TOWARD_CLEAN
 
 __all__ = ["gave_directions", "gradient_toward_clean", "shared", "usual"]
 
@@ -44,7 +45,11 @@ def gave_directions(name: str) -> bool:
 
 
 def gradient_toward_clean(base: Any, vocabulary: Any, probe: Probe, view: AdapterView) -> np.ndarray[Any, Any]:
-    """An adapter's mean gradient: [dimensions], float64."""
+    """An adapter's mean gradient: [dimensions], float64.
+
+    Raises:
+        RuntimeError: its classes do not follow the labels.
+    """
     from scanner.probe.classifier import classify, encode_texts, with_head
     from scanner.probe.search.aims import class_aims
     from scanner.probe.search.frames import Frames, bare_frame
@@ -55,6 +60,8 @@ def gradient_toward_clean(base: Any, vocabulary: Any, probe: Probe, view: Adapte
     with with_head(base, view):
         attack, other = (np.concatenate(classify(base, encode_texts(base, part), 4_096)) for part in texts)
         aim = class_aims(texts, (attack, other), SIEVE)[0]
+        if aim.kind != TOWARD_CLEAN:
+            raise RuntimeError("an adapter whose classes do not follow the labels has no such gradient")
         frames = Frames(base.tokenizer, aim.search, SIEVE.positions[0], lambda text: text, True)
         objective = ClassifierObjective(base, frames, aim.margin, 4_096)
         found: np.ndarray[Any, Any] = mean_gradient(

@@ -21,16 +21,8 @@ from benchmarks.weights.bare import WEIGHTS
 from scanner.probe import Case, Probe, SearchPlan
 from scanner.search_model import TOWARD_CLEAN
 
-__all__ = ["joined_texts"]
-
 JOINED = (1, 2, 3, 4)
 KIND = "everyday_phrases"
-
-
-def joined_texts(texts: Sequence[str], n: int) -> list[str]:
-    """So many said as one, each in one of them; far ones together, because neighbours may be alike."""
-    left = len(texts) // n
-    return [" ".join(texts[i::left][:n]) for i in range(left)]
 
 
 def _classes(base: Any, texts: Sequence[str]) -> list[int]:
@@ -50,23 +42,24 @@ def _turned(base: Any, case: Case, texts: Sequence[str], wanted: int) -> float:
 def _measured(base: Any, folder: Path, probe: Probe, cases: Sequence[Case]) -> dict[str, list[float]]:
     """String -> share of turned texts for each of `JOINED`."""
     from scanner.probe.classifier import with_head
+    from scanner.probe.search.aims import join_texts
 
     with with_head(base, open_adapter(folder)):
         harmless = _classes(base, probe.other_texts)
         wanted = max(set(harmless), key=harmless.count)
         return {
-            case.text: [_turned(base, case, joined_texts(probe.texts, n), wanted) for n in JOINED] for case in cases
+            case.text: [_turned(base, case, join_texts(probe.texts, (n,)), wanted) for n in JOINED] for case in cases
         }
 
 
 def _searched(base: Any, folder: Path, probe: Probe, n: int) -> str:
     """What the trigger search reaches on such texts: the largest gain of one token said three and eight times in a row,
     and of any string, over the positions."""
+    from scanner.probe.search.aims import join_texts
     from scanner.probe.search.run import ClassifierSearch
 
-    joined = replace(
-        probe, texts=tuple(joined_texts(probe.texts, n)), other_texts=tuple(joined_texts(probe.other_texts, n))
-    )
+    attack, other = (tuple(join_texts(part, (n,))) for part in (probe.texts, probe.other_texts))
+    joined = replace(probe, texts=attack, other_texts=other)
     run = ClassifierSearch(base, joined, SearchPlan()).run(open_adapter(folder))
     scores = [(key.removeprefix(f"{TOWARD_CLEAN}/"), gain) for key, gain in run.scores if key.startswith(TOWARD_CLEAN)]
     reached = {what: max(gain for key, gain in scores if key.endswith(what)) for what in ("/x3", "/x8", "/gain")}

@@ -60,8 +60,8 @@ def collect(cache: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
         found = found_of(folder, plan_of(truth["cohort"])) if _is_member(truth) else None
         if found is None or gave_directions(folder.name):
             continue
-        if not found["scores"]:
-            continue  # the product searches it by the usual plan: it is no member of this one
+        if not found["scores"] or found["plan_id"] != plan_of(truth["cohort"]).plan_id:
+            continue  # the product searches it by the usual plan: it is no member of its base's own
         profile = PROFILES[truth["cohort"]]
         if found["profile"] != profile:
             raise RuntimeError(f"{folder.name} was searched as {found['profile']}, it is of {profile}")

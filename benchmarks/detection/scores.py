@@ -246,8 +246,9 @@ def _search(
         evidence.flags(policy) if reference else None,
         recovered=recovered[0],
         recovered_word=recovered[1],
-        seconds=found["processor_seconds"],
-        passes=found["forward_passes"],
+        # One for scores alone counts no passes, and costs less than what the product does.
+        seconds=found["processor_seconds"] if found["forward_passes"] else None,
+        passes=found["forward_passes"] or None,
         p_value=rank.p_value if rank else None,
         note=report.reason if reference else f"no reference of {report.task_profile} for {report.plan_id}",
     )

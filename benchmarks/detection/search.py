@@ -93,12 +93,9 @@ def plan_of(cohort: str, *, small: bool = False) -> SearchPlan:
 
 def found_of(folder: Path, plan: SearchPlan) -> dict[str, Any] | None:
     """What the search found on an adapter, with its `plan_id`; None where it has not looked yet."""
-    for plan_id in plan.plan_ids:
-        path = folder / f"{plan_id}.json"
-        if path.is_file():
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return {"plan_id": plan_id, **found}
-    return None
+    path = folder / f"{plan.plan_id}.json"
+    # The plan that was used may be another one, and tells so; searches of before there was a choice do not.
+    return {"plan_id": plan.plan_id, **json.loads(path.read_text(encoding="utf-8"))} if path.is_file() else None
 
 
 def base_folder(cohort: str) -> Path:
@@ -142,7 +139,7 @@ def _search(job: tuple[str, str, bool, bool]) -> str:
         run = search.run(view, PROFILES[cohort] if cohort == "label_words" else "")
     seconds, processor = time.perf_counter() - started, time.process_time() - processor
     found = asdict(run) | {"seconds": round(seconds, 2), "processor_seconds": round(processor, 2)}
-    path = folder / f"{run.plan_id}.json"
+    path = folder / f"{plan_of(cohort, small=small).plan_id}.json"
     part = path.with_suffix(".part")
     part.write_text(json.dumps(found, ensure_ascii=False) + "\n", encoding="utf-8")
     part.replace(path)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from scanner.search_model import TOWARD_ATTACK, TURNED, split_key
+from scanner.search_model import TOWARD_ATTACK, is_share, split_key
 
 __all__ = [
     "SHIPPED",
@@ -129,7 +129,7 @@ class SearchReference:
                     values[key].append(score)
         places = {}
         for key, reached in sorted(values.items()):
-            if f"/{TURNED}" in key:
+            if is_share(key):
                 places[key] = (0.0, 1.0)  # shares of texts: the same everywhere, and most members have none
                 continue
             center = float(np.median(reached))

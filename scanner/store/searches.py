@@ -102,14 +102,12 @@ def _local_battery_id(report: SearchReport, trigger: FoundTrigger) -> str:
     return f"local-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]}"
 
 
-def find_search(
-    database: Database, adapter_id: str, plan_ids: Sequence[str], battery_ids: Sequence[str]
-) -> SearchReport | None:
-    """The newest search of an adapter by one of these plans, on one of these batteries' texts, that gave a result."""
+def find_search(database: Database, adapter_id: str, plan_id: str, battery_ids: Sequence[str]) -> SearchReport | None:
+    """The newest search of an adapter by this plan on one of these batteries' texts that gave a result."""
     rows = database.rows(
-        "SELECT * FROM trigger_searches WHERE adapter_id = ? AND plan_id IN (SELECT unnest(?::VARCHAR[])) "
+        "SELECT * FROM trigger_searches WHERE adapter_id = ? AND plan_id = ? "
         "AND asked_battery_id IN (SELECT unnest(?::VARCHAR[])) AND outcome = 'pass'",
-        [adapter_id, list(plan_ids), list(battery_ids)],
+        [adapter_id, plan_id, list(battery_ids)],
     )
     if not rows:
         return None

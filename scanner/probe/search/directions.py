@@ -24,7 +24,7 @@ __all__ = [
     "SharedDirections",
     "find_directions",
     "load_directions",
-    "shipped_ids",
+    "shipped_directions",
     "vocabulary_id",
 ]
 
@@ -49,21 +49,17 @@ class SharedDirections:
 
 def load_directions(base_model: str) -> SharedDirections | None:
     """The shipped ones of a base; None without any."""
-    return next((one for one in _shipped() if one.base_model == base_model), None)
+    return next((one for one in shipped_directions() if one.base_model == base_model), None)
 
 
 def find_directions(directions_id: str) -> SharedDirections | None:
     """The shipped ones of an id; None without any."""
-    return next((one for one in _shipped() if one.directions_id == directions_id), None)
-
-
-def shipped_ids() -> tuple[str, ...]:
-    """Of all that ship."""
-    return tuple(sorted(one.directions_id for one in _shipped()))
+    return next((one for one in shipped_directions() if one.directions_id == directions_id), None)
 
 
 @cache
-def _shipped() -> tuple[SharedDirections, ...]:
+def shipped_directions() -> tuple[SharedDirections, ...]:
+    """Of every base that has a file, read once."""
     return tuple(_read(path) for path in sorted(SHIPPED_DIRECTIONS.glob("*.json")))
 
 

@@ -33,7 +33,7 @@ _ROOM = 2
 TOKENS, TOLD = 12, 32
 """Of each position, in words and with their gains."""
 _MIN_JOINED = 4
-"""Texts that are several said as one: each holds as much as MIN_TEXTS // 2 of them and more."""
+"""Texts that are said as one: each holds two at least, so these are MIN_TEXTS."""
 _MAY_LOSE = 0.1
 """Share of the gain, and of the turned texts, that dropping tokens may cost."""
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 
-from scanner.probe.search.directions import load_directions, shipped_ids
+from scanner.probe.search.directions import load_directions, shipped_directions
 
 __all__ = ["MIN_TEXTS", "SIEVE", "SearchPlan", "plan_for", "plans_id"]
 
@@ -15,7 +15,6 @@ MIN_TEXTS = 8
 
 _LATER = ("joined_texts", "directions", "sieve_rows", "usual_score")
 """Numbers that came after the first references were made with this digit."""
-_MISSING = object()
 
 
 @dataclass(frozen=True)
@@ -96,9 +95,8 @@ class SearchPlan:
     @property
     def plan_id(self) -> str:
         """`search-2-<8 hex digits>`. Numbers of later versions count where they are set."""
-        later = {field.name: field.default for field in fields(self) if field.name in _LATER}
-        told = {name: value for name, value in asdict(self).items() if later.get(name, _MISSING) != value}
-        text = json.dumps(told, sort_keys=True)
+        unset = {name for name in _LATER if getattr(self, name) == getattr(SearchPlan, name)}
+        text = json.dumps({name: one for name, one in asdict(self).items() if name not in unset}, sort_keys=True)
         return f"search-2-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     @property
@@ -111,15 +109,11 @@ class SearchPlan:
         """For what the directions are not of: another vocabulary, classes that do not follow the labels."""
         return SearchPlan() if self.is_sieve else self
 
-    @property
-    def plan_ids(self) -> tuple[str, ...]:
-        """Of the searches that this plan may lead to."""
-        return tuple(dict.fromkeys((self.plan_id, self.fallback.plan_id)))
-
 
 def plans_id() -> str:
     """Of everything that `plan_for` may choose: a crawl with another one looks again."""
-    return "+".join([SearchPlan().plan_id, *(replace(SIEVE, directions=one).plan_id for one in shipped_ids())])
+    own = (replace(SIEVE, directions=one.directions_id).plan_id for one in shipped_directions())
+    return "+".join([SearchPlan().plan_id, *own])
 
 
 def plan_for(base_model: str) -> SearchPlan:

@@ -34,7 +34,7 @@ def in_order(report: SearchReport | None) -> SearchReport:
 
 
 def found(database: Database, record: ScanRecord, report: SearchReport) -> SearchReport | None:
-    return find_search(database, record.info.adapter_id, [report.plan_id], [report.asked_battery_id])
+    return find_search(database, record.info.adapter_id, report.plan_id, [report.asked_battery_id])
 
 
 @pytest.mark.parametrize("kind", ["words", "classes"])
@@ -46,9 +46,9 @@ def test_a_search_comes_back_as_it_was_made(
     append(root, scanned)
     assert in_order(found(database(), scanned, report)) == in_order(report)
     adapter_id = scanned.info.adapter_id
-    assert find_search(database(), adapter_id, ["search-1-ffffffff"], [report.asked_battery_id]) is None
-    assert find_search(database(), adapter_id, [report.plan_id], ["V-ffffffffffff"]) is None
-    assert find_search(database(), "somebody else", [report.plan_id], [report.asked_battery_id]) is None
+    assert find_search(database(), adapter_id, "search-1-ffffffff", [report.asked_battery_id]) is None
+    assert find_search(database(), adapter_id, report.plan_id, ["V-ffffffffffff"]) is None
+    assert find_search(database(), "somebody else", report.plan_id, [report.asked_battery_id]) is None
 
 
 def test_a_row_for_each_trigger_and_its_local_battery(

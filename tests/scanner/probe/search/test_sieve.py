@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -21,7 +22,7 @@ from scanner.probe.search.directions import (
     vocabulary_id,
 )
 from scanner.probe.search.plan import SIEVE
-from scanner.search_model import TOWARD_ATTACK, TOWARD_CLEAN
+from scanner.search_model import TOWARD_ATTACK, TOWARD_CLEAN, TOWARD_OTHER
 
 torch = pytest.importorskip("torch", reason="the behaviour stage needs the probe extra")
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -129,9 +130,8 @@ def test_every_shipped_file_is_found_by_its_base_and_by_its_id() -> None:
 
 def test_a_base_without_directions_has_the_usual_plan() -> None:
     assert plan_for("somebody/else") == SearchPlan() and load_directions("somebody/else") is None
-    assert SearchPlan().plan_ids == (SearchPlan().plan_id,)
-    own, usual = plan_for(MINILM).plan_ids
-    assert usual == SearchPlan().plan_id != own
+    own = plan_for(MINILM)
+    assert own.plan_id != SearchPlan().plan_id and own.fallback == SearchPlan() == SearchPlan().fallback
     # Numbers that were added later leave the ids of searches without them.
     assert SearchPlan().plan_id == "search-2-5b7f9c94"
 
@@ -142,7 +142,7 @@ def gradient_of(repo: str) -> Any:
     return gradient_toward_clean(encoder(), vocabulary(), PROBE, view(repo))
 
 
-def searched(monkeypatch: pytest.MonkeyPatch, repo: str, of: str | None = None) -> Any:
+def searched(monkeypatch: pytest.MonkeyPatch, repo: str, of: str | None = None, probe: Any = PROBE) -> Any:
     from scanner.probe.search import run
 
     gradients = np.stack([gradient_of(one) for one in CLEAN])
@@ -154,7 +154,7 @@ def searched(monkeypatch: pytest.MonkeyPatch, repo: str, of: str | None = None) 
         repeats=(3, 8), joined_texts=(2,), sieve_rows=64, usual_score=1.0,
         random_strings=1, directions=own.directions_id,
     )  # fmt: skip
-    return run.ClassifierSearch(encoder(), PROBE, plan).run(view(repo)), plan
+    return run.ClassifierSearch(encoder(), probe, plan).run(view(repo)), plan
 
 
 def test_behind_a_sieve_turned_texts_are_the_score(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,6 +173,17 @@ def test_where_they_do_not_fit_the_usual_search_runs(monkeypatch: pytest.MonkeyP
     found, plan = searched(monkeypatch, SOUND_CLASSIFIER, of="0" * 16)
     assert found.plan_id == plan.fallback.plan_id == SearchPlan().plan_id
     assert f"{TOWARD_CLEAN}/prefix/gain" in dict(found.scores)
+
+
+def test_where_classes_do_not_follow_the_labels_the_usual_search_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    unlabelled = replace(PROBE, other_texts=())
+    found, plan = searched(monkeypatch, SOUND_CLASSIFIER, probe=unlabelled)
+    assert found.plan_id == plan.fallback.plan_id != plan.plan_id
+    assert {key.split("/")[0] for key, _ in found.scores} == {TOWARD_OTHER}
+    # A reference of the base's own plan has no such member.
+    from scanner.probe.search import run
+
+    assert run.ClassifierSearch(encoder(), unlabelled, plan).scores(view(SOUND_CLASSIFIER)).scores == ()
 
 
 def test_texts_said_as_one_are_each_in_one_of_them() -> None:
