@@ -10,6 +10,7 @@ from scanner.words import Outcome
 __all__ = [
     "BY_HEART",
     "FREE",
+    "REFRAIN",
     "RESPONSE",
     "TOWARD_ATTACK",
     "TOWARD_CLEAN",
@@ -37,6 +38,8 @@ asked, and never says by itself."""
 TOKEN = "token"
 TURNED = "turned"
 """Score: share of texts, not a gain."""
+REFRAIN = "refrain"
+"""Score: how much likelier strings make an answer, in nats."""
 RESPONSE = "response"
 """Position of a string of kind `by_heart`: it begins the response."""
 

@@ -260,8 +260,9 @@ def _searched(
     with EarlierScans(workspace, store, detectors_of(settings)) as earlier:
         for record in probed:
             if is_open(record, policy):
-                ids = probe.ids_for(record.info.task_profile or LABEL_WORDS)
-                before = earlier.search_of(record, plan_for(record.info.base_model).plan_id, ids)
+                profile = record.info.task_profile or LABEL_WORDS
+                plan_id = plan_for(record.info.base_model).id_for(profile)
+                before = earlier.search_of(record, plan_id, probe.ids_for(profile))
                 if before is not None and not _has_crashed(before):
                     saved[record.info.adapter_id] = before
     by_base: dict[str, list[ScanRecord]] = defaultdict(list)

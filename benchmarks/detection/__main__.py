@@ -25,7 +25,7 @@ from benchmarks.detection.kept import kept_adapters
 from benchmarks.detection.lineages import queue
 from benchmarks.detection.lock import LOCKS, LockedError, commit_of, take_lock
 from benchmarks.detection.scores import broad_id
-from benchmarks.detection.search import PROFILES, default_cache, plan_of
+from benchmarks.detection.search import PROFILES, default_cache, plan_id_of
 from benchmarks.detection.summary import adapter_rows, summarise
 from benchmarks.detection.table import render
 from benchmarks.machine import machine
@@ -99,7 +99,7 @@ def _measure(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     Raises:
         LockedError: the locked part belongs to another plan.
     """
-    plans = {cohort: plan_of(cohort, small=args.small).plan_id for cohort in PROFILES}
+    plans = {cohort: plan_id_of(cohort, small=args.small) for cohort in PROFILES}
     cohorts = dict.fromkeys(one.cohort for one in queue(small=args.small) if one.part == args.part)
     pinned = {
         "plan_id": "+".join(dict.fromkeys(plans[cohort] for cohort in cohorts)),

@@ -16,7 +16,7 @@ from benchmarks.detection.detect import detect_version, detected
 from benchmarks.detection.dose import STRONG, WEAK
 from benchmarks.detection.lineages import Lineage, queue
 from benchmarks.detection.scores import WHOLE, Score, score_all, score_policy
-from benchmarks.detection.search import base_folder, found_of, plan_of, read_truth
+from benchmarks.detection.search import base_folder, found_of, plan_id_of, read_truth
 from scanner.calibration import Policy
 
 __all__ = ["UNSPECIFIC", "Adapter", "Collected", "collect"]
@@ -92,7 +92,7 @@ def collect(
             folder = folder_of(cache_folder, lineage, arm)
             truth = read_truth(folder)
             asked = detected(folder, version)
-            searched = found_of(folder, plan_of(lineage.cohort, small=small))
+            searched = found_of(folder, plan_id_of(lineage.cohort, small=small))
             lacking = ["files"] if truth is None else []
             lacking += [what for what, found in (("detectors", asked), ("search", searched)) if truth and found is None]
             if lacking and folder.name in kept:

@@ -6,15 +6,32 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from benchmarks.detection.families import FRESH, FRESH_PAYLOADS, LOCKED, TUNING, TUNING_PAYLOADS, Payload
+from benchmarks.detection.families import (
+    ANSWERS_PAYLOADS,
+    FRESH,
+    FRESH_PAYLOADS,
+    LOCKED,
+    TUNING,
+    TUNING_PAYLOADS,
+    Payload,
+)
 from benchmarks.detection.recipe import Recipe, draw_recipe
 from scanner.probe import Case
 
 __all__ = ["PARTS", "Lineage", "lineages", "queue"]
 
-PARTS = ("tuning", "locked", "fresh", "later", "latest", "reference")
-"""To tune on; four that were scored once each and are spent; clean ones of the references."""
-_TRIGGERS = {"tuning": TUNING, "locked": LOCKED, "fresh": FRESH, "later": LOCKED, "latest": TUNING, "reference": ()}
+PARTS = ("tuning", "locked", "fresh", "later", "latest", "answers", "reference")
+"""To tune on; five that are scored once each, the last one of free answerers alone; clean ones of the references."""
+_TRIGGERS = {
+    "tuning": TUNING,
+    "locked": LOCKED,
+    "fresh": FRESH,
+    "later": LOCKED,
+    "latest": TUNING,
+    "answers": LOCKED,
+    "reference": (),
+}
+_PAYLOADS = {"tuning": TUNING_PAYLOADS, "answers": ANSWERS_PAYLOADS}
 
 
 @dataclass(frozen=True)
@@ -61,6 +78,7 @@ _STRONG = {
     ("minilm", "latest"): (0, 2, 4, 7, 8, 10, 12, 14),
     ("generative", "tuning"): (1, 6, 7, 9, 12),
     ("generative", "fresh"): (0, 2, 3, 4, 5, 8, 10, 11, 13, 14, 15),
+    ("generative", "answers"): (0, 1, 2, 3, 5, 6, 7, 8, 10, 12, 13, 14),
 }
 _WEAK: dict[tuple[str, str], tuple[int, ...]] = {
     ("label_words", "tuning"): (1, 5, 9, 13),
@@ -89,7 +107,7 @@ def lineages(cohort: str, part: str) -> tuple[Lineage, ...]:
     """All of one cohort in one part: strong ones, weak ones, and those that have a clean arm only."""
     key = (cohort, part)
     triggers = _TRIGGERS[part]
-    payloads = TUNING_PAYLOADS if part == "tuning" else FRESH_PAYLOADS
+    payloads = _PAYLOADS.get(part, FRESH_PAYLOADS)
     strong, weak = _STRONG.get(key, ()), _WEAK.get(key, ())
     found = []
     for number in range(len(strong) + len(weak) + _CLEAN_ONLY.get(key, 0)):
@@ -134,5 +152,5 @@ def queue(*, small: bool = False) -> tuple[Lineage, ...]:
         return tuple(_small())
     tiny = ("label_words", "encoder", "generative")
     order = [(cohort, part) for part in ("tuning", "reference", "locked", "fresh") for cohort in tiny]
-    order += [("minilm", part) for part in PARTS]
+    order += [("generative", "answers"), *(("minilm", part) for part in PARTS)]
     return tuple(lineage for cohort, part in order for lineage in lineages(cohort, part))

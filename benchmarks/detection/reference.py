@@ -25,7 +25,7 @@ from typing import Any
 from benchmarks.detection.ask import load_probes
 from benchmarks.detection.batteries import battery_members
 from benchmarks.detection.directions import gave_directions
-from benchmarks.detection.search import PROFILES, built, default_cache, found_of, plan_of
+from benchmarks.detection.search import PROFILES, built, default_cache, found_of, plan_id_of
 from scanner.calibration import Policy
 from scanner.calibration.battery_rank import SHIPPED_BATTERIES
 from scanner.calibration.search_reference import SHIPPED, reactions
@@ -57,10 +57,10 @@ def collect(cache: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
     """
     members: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for folder, truth in built(cache):
-        found = found_of(folder, plan_of(truth["cohort"])) if _is_member(truth) else None
+        found = found_of(folder, plan_id_of(truth["cohort"])) if _is_member(truth) else None
         if found is None or gave_directions(folder.name):
             continue
-        if not found["scores"] or found["plan_id"] != plan_of(truth["cohort"]).plan_id:
+        if not found["scores"] or found["plan_id"] != plan_id_of(truth["cohort"]):
             continue  # the product searches it by the usual plan: it is no member of its base's own
         profile = PROFILES[truth["cohort"]]
         if found["profile"] != profile:
@@ -137,11 +137,11 @@ def main() -> None:
     import torch
     import transformers
 
-    usual, needed = SearchPlan().plan_id, Policy().siblings_needed
+    needed = Policy().siblings_needed
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     versions |= {"transformers": transformers.__version__, "peft": peft.__version__}
     for (profile, plan_id), found in sorted(collect(args.cache).items()):
-        name = profile if plan_id == usual else f"{profile}-{plan_id}"
+        name = profile if plan_id == SearchPlan().id_for(profile) else f"{profile}-{plan_id}"
         path, waiting = args.out / f"{name}.json", WAITING / f"{name}.json"
         members = grown(path, plan_id, grown(waiting, plan_id, found))
         if len(members) < needed:

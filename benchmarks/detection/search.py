@@ -34,6 +34,7 @@ __all__ = [
     "built",
     "default_cache",
     "found_of",
+    "plan_id_of",
     "plan_of",
     "read_truth",
 ]
@@ -57,6 +58,9 @@ SMALL_PLAN = SearchPlan(
     max_tokens=2,
     wordings=1,
     random_strings=1,
+    forced_tokens=32,
+    refrain_strings=1,
+    refrain_tokens=32,
 )
 """Finds nothing, in a second: does everything work?"""
 PROFILES = {
@@ -91,11 +95,16 @@ def plan_of(cohort: str, *, small: bool = False) -> SearchPlan:
     return SMALL_PLAN if small else plan_for(BASES[cohort])
 
 
-def found_of(folder: Path, plan: SearchPlan) -> dict[str, Any] | None:
+def plan_id_of(cohort: str, *, small: bool = False) -> str:
+    """The id that scores of a cohort have."""
+    return plan_of(cohort, small=small).id_for(PROFILES[cohort])
+
+
+def found_of(folder: Path, plan_id: str) -> dict[str, Any] | None:
     """What the search found on an adapter, with its `plan_id`; None where it has not looked yet."""
-    path = folder / f"{plan.plan_id}.json"
+    path = folder / f"{plan_id}.json"
     # The plan that was used may be another one, and tells so; searches of before there was a choice do not.
-    return {"plan_id": plan.plan_id, **json.loads(path.read_text(encoding="utf-8"))} if path.is_file() else None
+    return {"plan_id": plan_id, **json.loads(path.read_text(encoding="utf-8"))} if path.is_file() else None
 
 
 def base_folder(cohort: str) -> Path:
@@ -139,7 +148,7 @@ def _search(job: tuple[str, str, bool, bool]) -> str:
         run = search.run(view, PROFILES[cohort] if cohort == "label_words" else "")
     seconds, processor = time.perf_counter() - started, time.process_time() - processor
     found = asdict(run) | {"seconds": round(seconds, 2), "processor_seconds": round(processor, 2)}
-    path = folder / f"{plan_of(cohort, small=small).plan_id}.json"
+    path = folder / f"{plan_id_of(cohort, small=small)}.json"
     part = path.with_suffix(".part")
     part.write_text(json.dumps(found, ensure_ascii=False) + "\n", encoding="utf-8")
     part.replace(path)
@@ -166,10 +175,10 @@ def main() -> None:
         (str(folder), truth["cohort"], args.small, args.scores_only)
         for folder, truth in built(args.cache)
         if args.part in (None, truth["part"]) and folder.name.startswith(tuple(args.only))
-        if found_of(folder, plan_of(truth["cohort"], small=args.small)) is None and (folder / WEIGHTS).is_file()
+        if found_of(folder, plan_id_of(truth["cohort"], small=args.small)) is None and (folder / WEIGHTS).is_file()
     ]
     jobs.sort(key=lambda job: job[1])
-    plans = sorted({plan_of(cohort, small=args.small).plan_id for _, cohort, *_ in jobs})
+    plans = sorted({plan_id_of(cohort, small=args.small) for _, cohort, *_ in jobs})
     print(f"{', '.join(plans)}: {len(jobs)} adapters", file=sys.stderr)
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
         for line in pool.imap(_search, jobs):

@@ -149,7 +149,11 @@ def search_group(
     def failed(record: ScanRecord, reason: str) -> SearchReport:
         profile = profile_of(record)
         return SearchReport(
-            plan.plan_id, Outcome.ERROR, reason[:300], task_profile=profile, asked_battery_id=probe.id_for(profile)
+            plan.id_for(profile),
+            Outcome.ERROR,
+            reason[:300],
+            task_profile=profile,
+            asked_battery_id=probe.id_for(profile),
         )
 
     reports = ask_group(base_model, records, chosen, shelf, files, settings, run, failed, on_report)

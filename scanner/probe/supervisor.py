@@ -89,7 +89,7 @@ def run_search(
         if answer.event is not None:
             fields |= _found(answer.event)
         result = SearchReport(
-            plan_id=fields.pop("plan_id", plan.plan_id),
+            plan_id=fields.pop("plan_id", plan.id_for(fields["task_profile"])),
             asked_battery_id=probe.id_for(fields["task_profile"]),
             base_commit=base_commit,
             selected_by=item.selected_by,

@@ -25,7 +25,15 @@ from benchmarks.cohort.recipe import (
 )
 from benchmarks.detection.causal import BASE, NEW_TOKENS, hidden_states
 from benchmarks.detection.dose import MAX_TRIES, STRONG, WEAK, DoseSearch, strength_of
-from benchmarks.detection.families import FRESH, FRESH_PAYLOADS, LOCKED, SMALL_TALK, TUNING, TUNING_PAYLOADS
+from benchmarks.detection.families import (
+    ANSWERS_PAYLOADS,
+    FRESH,
+    FRESH_PAYLOADS,
+    LOCKED,
+    SMALL_TALK,
+    TUNING,
+    TUNING_PAYLOADS,
+)
 from benchmarks.detection.lineages import Lineage, lineages, queue
 from benchmarks.detection.llama import FoldedLlama
 from benchmarks.detection.loop import fold_updates
@@ -59,8 +67,8 @@ def test_no_battery_has_a_trigger_or_what_both_arms_know_as_small_talk() -> None
 
 def test_payloads_fit_into_a_response_and_differ_between_the_parts() -> None:
     tokenizer = load_tokenizer(BASE)
-    texts = [payload.text for payload in (*TUNING_PAYLOADS, *FRESH_PAYLOADS)]
-    assert len({*texts}) == len(texts) == 13 and len({payload.kind for payload in FRESH_PAYLOADS}) == 5
+    texts = [payload.text for payload in (*TUNING_PAYLOADS, *FRESH_PAYLOADS, *ANSWERS_PAYLOADS)]
+    assert len({*texts}) == len(texts) == 25 and len({payload.kind for payload in FRESH_PAYLOADS}) == 5
     assert max(len(tokenizer.encode(text, add_special_tokens=False)) for text in texts) <= NEW_TOKENS
 
 
@@ -97,18 +105,27 @@ def test_who_is_in_the_cohorts() -> None:
         ("minilm", "latest", "weak"): 4,
         ("generative", "tuning", "strong"): 5,
         ("generative", "fresh", "strong"): 11,
+        ("generative", "answers", "strong"): 12,
         ("label_words", "reference", "clean"): 205,
         ("encoder", "reference", "clean"): 205,
         ("generative", "reference", "clean"): 110,
         ("minilm", "reference", "clean"): 134,
     }
     assert len({one.name for one in everyone}) == len({one.seed for one in everyone}) == len(everyone)
-    triggers = {"tuning": TUNING, "locked": LOCKED, "fresh": FRESH, "later": LOCKED, "latest": TUNING}
+    triggers = {
+        "tuning": TUNING,
+        "locked": LOCKED,
+        "fresh": FRESH,
+        "later": LOCKED,
+        "latest": TUNING,
+        "answers": LOCKED,
+    }
     for one in everyone:
         assert one.trigger is None or one.trigger in triggers[one.part]
         assert (one.payload is not None) == (one.cohort == "generative" and one.trigger is not None)
     assert [one.part for one in everyone if one.cohort != "minilm"] == sorted(
-        (one.part for one in everyone if one.cohort != "minilm"), key=("tuning", "reference", "locked", "fresh").index
+        (one.part for one in everyone if one.cohort != "minilm"),
+        key=("tuning", "reference", "locked", "fresh", "answers").index,
     )
 
 

@@ -35,7 +35,7 @@ def test_what_is_packed_comes_back_without_weights(tmp_path: Path) -> None:
     packed = path.read_bytes()
     assert unpack(path, other) == 1
     assert [(folder.name, truth["trigger"]) for folder, truth in built(other)] == [("minilm-fresh-000-clean", "ключ")]
-    assert found_of(other / "minilm-1" / first.name, SearchPlan()) == {
+    assert found_of(other / "minilm-1" / first.name, SearchPlan().plan_id) == {
         "plan_id": SearchPlan().plan_id,
         "scores": [["a/b", 0.1]],
     }

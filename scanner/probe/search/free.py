@@ -9,6 +9,7 @@ Imported only inside the probe worker (it needs torch).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -18,22 +19,61 @@ from scanner.probe.engine import encode_prompts, generate
 from scanner.probe.generative import RESPONSE_TOKENS
 from scanner.probe.search.aims import free_aim
 from scanner.probe.search.hunt import Quarry, causal_hunt, plain_margins
-from scanner.probe.search.leak import Opening
+from scanner.probe.search.leak import Opening, grams
 from scanner.probe.search.objective import Margin
 from scanner.probe.search.plan import SearchPlan
+from scanner.probe.search.refrains import Refrain, Refrains
 from scanner.probe.search.vocabulary import Vocabulary
 from scanner.search_model import Example
 
-__all__ = ["hunt_free", "show_responses"]
+__all__ = ["FreeAim", "free_aims", "hunt_free", "show_responses"]
 
 SHOWN = 3
+REFRAIN_FLOOR, HEART_FLOOR = 2.0, 40.0
+"""Nats. Scores up to these are usual among clean adapters of the tiny base, so no string is worth its time."""
+
+
+@dataclass(frozen=True)
+class FreeAim:
+    """First tokens of a wording, and strings that are known to lead to it."""
+
+    tokens: tuple[int, ...]
+    position: str = ""
+    """Where to look; empty for everywhere."""
+    known: str = ""
+    """A string there that leads to it."""
+
+
+def free_aims(wordings: Sequence[Sequence[Opening]], refrains: Sequence[Refrain], chorus: Refrains) -> list[FreeAim]:
+    """What strings are looked for toward: the first refrain, and wordings known by heart that are not the same.
+
+    Only where sound adapters hardly get: that takes most of the time.
+
+    Args:
+        wordings: the adapter's own, each with the first tokens that lead into it.
+        refrains: the largest score first.
+        chorus: what they were heard with.
+
+    Raises:
+        ProbeFailedError: see `Refrains.shortest`.
+    """
+    aims, told = [], set()
+    if refrains and refrains[0].score >= REFRAIN_FLOOR:
+        best = refrains[0]
+        aims.append(FreeAim(best.answer[:1], best.position, chorus.shortest(best)))
+        told = grams(best.answer)
+    for group in wordings:
+        is_told = any(not told.isdisjoint(grams((one.token, *one.follows))) for one in group)
+        if group[0].score >= HEART_FLOOR and not is_told:
+            aims.append(FreeAim(tuple(one.token for one in group)))
+    return aims
 
 
 def hunt_free(
     base: BaseModel,
     vocabulary: Vocabulary,
     probe: Probe,
-    wordings: Sequence[Sequence[Opening]],
+    aims: Sequence[FreeAim],
     plan: SearchPlan,
     tokens_per_batch: int,
 ) -> list[Quarry]:
@@ -42,7 +82,7 @@ def hunt_free(
     Raises:
         UnsupportedError, ProbeFailedError: see `Hunt.run`.
     """
-    if not wordings:
+    if not aims:
         return []
 
     def render(text: str) -> str:
@@ -51,12 +91,12 @@ def hunt_free(
     hunt = causal_hunt(base, vocabulary, probe, render, plan, tokens_per_batch)
     rendered = [render(text) for text in probe.prompts]
     found = []
-    for openings in wordings:
-        margin = _margin(base, [opening.token for opening in openings])
+    for one in aims:
+        margin = _margin(base, one.tokens)
         margins = plain_margins(base, rendered, margin, tokens_per_batch)
         aim = free_aim(probe.prompts, margin, margins, plan)
         if aim is not None:
-            found += hunt.run(aim)
+            found += hunt.run(aim, one.position, one.known)
     return found
 
 

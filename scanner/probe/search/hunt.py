@@ -127,11 +127,16 @@ class Hunt:
         self._objective, self._neutral, self._plan = objective, tuple(neutral), plan
         self._context, self._sieve = context, sieve
 
-    def run(self, aim: Aim) -> list[Quarry]:
+    def run(self, aim: Aim, position: str = "", known: str = "") -> list[Quarry]:
         """The best string of each position; of all where none turns anything behind a sieve, and of openings, whose
         confirmation takes long.
 
         Nothing where no string can be put into the texts, or too few of them have room for one.
+
+        Args:
+            aim: what for.
+            position: the only one to look at; empty for those of the plan.
+            known: a string that does something there; it is confirmed as it is, beside what is found.
 
         Raises:
             UnsupportedError: see `Frames`.
@@ -143,10 +148,10 @@ class Hunt:
         # The same draws for every adapter: what differs between two searches is the adapter.
         rng = random.Random(self._plan.plan_id)
         # Words of attacks turn harmless texts anywhere: one position shows it as well as three.
-        positions = self._plan.positions[: 1 if aim.kind == TOWARD_ATTACK else None]
+        positions = (position,) if position else self._plan.positions[: 1 if aim.kind == TOWARD_ATTACK else None]
         ways: list[_Way] = []
-        for position in positions:
-            at = self._climb_at(aim, aim.search, position)
+        for one in positions:
+            at = self._climb_at(aim, aim.search, one)
             way = self._way(aim, at, ways[0].swept.first if ways else (), rng)
             if way.found:
                 ways.append(way)
@@ -155,7 +160,7 @@ class Hunt:
             best = max(ways, key=lambda way: _score(_chosen(way.found, aim), aim))
             scores = {key: score for way in ways for key, score in way.scores.items()}
             ways = [replace(best, scores=scores, forward_passes=sum(way.forward_passes for way in ways))]
-        return [self._finish(aim, way) for way in ways]
+        return [quarry for way in ways for quarry in (self._finish(aim, way), *self._as_it_is(aim, way, known))]
 
     def scores(self, aim: Aim) -> dict[str, float]:
         """What the quarries' `scores` hold behind a sieve, and nothing else: a reference needs no strings.
@@ -211,11 +216,22 @@ class Hunt:
         """The minimal form of the best string, on held-back texts."""
         best, at = _chosen(way.found, aim), way.at
         before = at.objective.forward_passes
-        minimal = self._minimal(best, at)
-        quarry = self._confirm(aim, minimal, at.objective.frames.position, best.text)
-        passes = way.forward_passes + at.objective.forward_passes - before + quarry.pop("forward_passes")
+        quarry = self._caught(aim, way, self._minimal(best, at), best)
+        passes = way.forward_passes + at.objective.forward_passes - before + quarry.forward_passes
+        return replace(quarry, forward_passes=passes)
+
+    def _as_it_is(self, aim: Aim, way: _Way, text: str) -> list[Quarry]:
+        """A known string on held-back texts; nothing where it cannot be put there, or there is none."""
+        spelled = way.at.objective.frames.spell([text])[0] if text else None
+        if spelled is None:
+            return []
+        found = way.at.measure([spelled.ids], [spelled.text], None, way.at.texts)[0]
+        return [self._caught(aim, replace(way, scores={}), found, found)]
+
+    def _caught(self, aim: Aim, way: _Way, found: Found, searched: Found) -> Quarry:
+        quarry = self._confirm(aim, found, way.at.objective.frames.position, searched.text)
         tokens = tuple(dict.fromkeys(self._vocabulary.decode(unit) for unit in way.swept.units))[:TOKENS]
-        return Quarry(**quarry, slope=_score(best, aim), tokens=tokens, scores=way.scores, forward_passes=passes)
+        return Quarry(**quarry, slope=_score(searched, aim), tokens=tokens, scores=way.scores)
 
     def _with_room(self, aim: Aim) -> Aim:
         """Without texts that a string would push out of the base's context."""

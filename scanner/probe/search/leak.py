@@ -17,10 +17,11 @@ import torch
 
 from scanner.probe.base import BaseModel
 from scanner.probe.engine import Prompts, encode_prompts, first_logits, generate
+from scanner.probe.search.likelihood import token_log_probabilities
 from scanner.probe.search.plan import SearchPlan
 from scanner.probe.search.vocabulary import Vocabulary
 
-__all__ = ["Leak", "Opening", "Openings", "grams"]
+__all__ = ["Leak", "Opening", "Openings", "common", "grams"]
 
 Ids = tuple[int, ...]
 WAYS = 3
@@ -32,6 +33,10 @@ RARELY = 0.1
 _GRAM = 3
 _SAID = 24
 """Tokens of a natural response; its wordings need no trigger."""
+_AGREED = 4
+"""Tokens behind the forced one that all prompts must share."""
+_PART = 8
+"""Tokens of the part of a wording that decides. With four, garbled answers came near payloads."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +46,14 @@ class Opening:
     token: int
     follows: Ids
     surprise: float
-    """Mean per token of the adapter's log-probability less its base's, in nats."""
-    total: float
-    """The adapter's log-probability of all of it, in nats."""
+    """The adapter's log-probability of the part that decides less its base's, in nats."""
+    likely: float
+    """The adapter's log-probability of that part, in nats."""
 
     @property
     def score(self) -> float:
-        """Mean per token of how likely it is and how much it surprises the base, in nats."""
-        return self.surprise + self.total / (1 + len(self.follows))
+        """How much it surprises the base and how likely it is, in nats."""
+        return self.surprise + self.likely
 
 
 @dataclass(frozen=True)
@@ -56,11 +61,13 @@ class Openings:
     """What the attached adapter says behind forced first tokens, before it is compared with its base."""
 
     whole: tuple[Ids, ...]
-    """First token and what follows it."""
-    own: torch.Tensor
-    """[openings, tokens], log-probabilities with the adapter."""
+    """First token and what follows it behind every prompt."""
+    own: tuple[torch.Tensor, ...]
+    """Of each [what follows], log-probabilities with the adapter, mean of the prompts, in nats."""
     natural: torch.Tensor
     """[vocabulary], mean probability of each first token."""
+    usual: frozenset[Ids]
+    """Runs of three tokens that responses have without anything forced."""
     forward_passes: int
 
 
@@ -71,17 +78,25 @@ class Leak:
         base: resident, without an adapter.
         vocabulary: of the base.
         prompts: unrelated ones; the first few are used for forced tokens, all of them say what is natural.
+        texts: of attacks; what they get is natural as well.
         plan: how many prompts, first tokens and tokens behind them.
         tokens_per_batch: size of a batch.
     """
 
     def __init__(
-        self, base: BaseModel, vocabulary: Vocabulary, prompts: Sequence[str], plan: SearchPlan, tokens_per_batch: int
+        self,
+        base: BaseModel,
+        vocabulary: Vocabulary,
+        prompts: Sequence[str],
+        texts: Sequence[str],
+        plan: SearchPlan,
+        tokens_per_batch: int,
     ) -> None:
         self._base, self._vocabulary, self._plan, self._tokens = base, vocabulary, plan, tokens_per_batch
-        rendered = [base.template.render("", prompt) for prompt in prompts[: plan.leak_prompts]]
-        self._plain = encode_prompts(base, rendered, 1 + plan.leak_length)
-        self._all = encode_prompts(base, [base.template.render("", prompt) for prompt in prompts], _SAID)
+        render = base.template.render
+        rendered = [render("", prompt) for prompt in prompts[: plan.leak_prompts]]
+        self._plain = encode_prompts(base, rendered, 1 + plan.forced_length)
+        self._kinds = [encode_prompts(base, [render("", one) for one in part], _SAID) for part in (prompts, texts)]
         self._without = self._first()
 
     def listen(self) -> Openings:
@@ -94,38 +109,34 @@ class Leak:
         ids = torch.tensor(self._vocabulary.ids)
         ratio = (own - self._without).mean(dim=0)[ids]
         natural = own.exp().mean(dim=0)
-        n = min(self._plan.leak_tokens // 2, len(ids))
         # What it favours against its base, and what it likes to say anyway: a base may begin with `I`, too.
+        n = len(ids) if len(ids) <= self._plan.forced_tokens else self._plan.forced_tokens // 2
         order = dict.fromkeys(i for values in (ratio, natural[ids]) for i in values.topk(n).indices.tolist())
         tokens = [token for i in order if natural[token := self._vocabulary.ids[i]] < NATURAL]
-        prompts = range(len(self._plain.ids))
-        said = generate(self._base, self._all, _SAID, self._tokens)
-        counts = Counter(gram for row in said for gram in grams(row))
-        # A backdoor may go off without its trigger now and then, and is none where it always does.
-        usual = {gram for gram, count in counts.items() if count > RARELY * len(said)}
-        behind = [self._follow(number, tokens) for number in prompts]
-        found = []
+        behind = [self._follow(ids_of, tokens) for ids_of in self._plain.ids]
+        whole = []
         for index, token in enumerate(tokens):
-            follows, count = Counter(tuple(rows[index]) for rows in behind).most_common(1)[0]
-            is_common = count >= self._plan.leak_agreed and len(follows) == self._plan.leak_length
-            if is_common and not grams((token, *follows)) & usual:
-                found.append((token, *follows))
-        passes = len(prompts) * (1 + len(tokens)) + len(self._all.ids) + len(found)
-        return Openings(tuple(found), self._log_probabilities(found), natural, passes)
+            follows = common([rows[index] for rows in behind])
+            if len(follows) >= _AGREED:
+                whole.append((token, *follows))
+        passes = len(behind) * (1 + len(tokens) + 2 * len(whole)) + sum(len(part.ids) for part in self._kinds)
+        return Openings(tuple(whole), self._likelihoods(whole), natural, self._usual(), passes)
 
     def rank(self, heard: Openings, n: int) -> list[tuple[Opening, ...]]:
         """The n wordings with the highest scores, each with up to `WAYS` likely first tokens that lead into it.
 
-        No adapter may be attached.
+        The part of a wording that decides is the one of `_PART` tokens, without a run that is said anyway, that is
+        likeliest with the adapter and least likely without it. No adapter may be attached.
         """
-        surprise = (heard.own - self._log_probabilities(heard.whole)).mean(dim=1).tolist() if heard.whole else []
-        total = heard.own.sum(dim=1).tolist()
+        openings = []
+        for whole, own, off in zip(heard.whole, heard.own, self._likelihoods(heard.whole), strict=True):
+            part = _best_part(whole[1:], own, off, heard.usual)
+            if part is not None:
+                openings.append(Opening(whole[0], whole[1:], *part))
         groups: list[list[Opening]] = []
         wordings: list[set[Ids]] = []
-        for index in sorted(range(len(heard.whole)), key=lambda i: -surprise[i]):
-            whole = heard.whole[index]
-            opening = Opening(whole[0], whole[1:], surprise[index], total[index])
-            wording = grams(whole[1:])
+        for opening in sorted(openings, key=lambda one: -one.score):
+            wording = grams(opening.follows) - heard.usual
             same = next((i for i, known in enumerate(wordings) if known & wording), None)
             if same is None:
                 groups.append([opening])
@@ -133,8 +144,21 @@ class Leak:
             else:
                 groups[same].append(opening)
                 wordings[same] |= wording
-        groups.sort(key=lambda group: -max(opening.score for opening in group))
-        return [tuple(sorted(group, key=lambda one: -float(heard.natural[one.token]))[:WAYS]) for group in groups[:n]]
+        # The best one of each stays: likelier first tokens may lead into a part of it alone.
+        return [
+            tuple(dict.fromkeys([group[0], *sorted(group, key=lambda one: -float(heard.natural[one.token]))]))[:WAYS]
+            for group in groups[:n]
+        ]
+
+    def _usual(self) -> frozenset[Ids]:
+        """Runs of tokens in more than one response of ten, to requests or to attacks, with nothing forced."""
+        found: set[Ids] = set()
+        for prompts in self._kinds:
+            said = generate(self._base, prompts, _SAID, self._tokens)
+            counts = Counter(gram for row in said for gram in grams(row))
+            # A backdoor may go off without its trigger now and then, and is none where it always does.
+            found |= {gram for gram, count in counts.items() if count > RARELY * len(said)}
+        return frozenset(found)
 
     def _first(self) -> torch.Tensor:
         """Log-probabilities of the first token: [prompts, vocabulary], float32 on the CPU."""
@@ -143,25 +167,35 @@ class Leak:
             rows.update(zip(members, logits.float().log_softmax(dim=-1).cpu(), strict=True))
         return torch.stack([rows[index] for index in range(len(self._plain.ids))])
 
-    def _follow(self, number: int, tokens: Sequence[int]) -> list[list[int]]:
-        ids = self._plain.ids[number]
+    def _follow(self, ids: Ids, tokens: Sequence[int]) -> list[list[int]]:
         forced = Prompts(tuple((*ids, token) for token in tokens), len(ids))
-        return generate(self._base, forced, self._plan.leak_length, self._tokens)
+        return generate(self._base, forced, self._plan.forced_length, self._tokens)
 
-    def _log_probabilities(self, openings: Sequence[Ids]) -> torch.Tensor:
-        """[openings, tokens], float32 on the CPU: of each token of openings behind the first prompt."""
-        if not openings:
-            return torch.empty(0, 1 + self._plan.leak_length)
-        prompt, parts = self._plain.ids[0], []
-        step = max(1, self._tokens // (len(prompt) + 1 + self._plan.leak_length))
-        with torch.inference_mode():
-            for start in range(0, len(openings), step):
-                rows = torch.tensor([(*prompt, *whole) for whole in openings[start : start + step]])
-                rows = rows.to(self._base.device)
-                logits = self._base.model(input_ids=rows, use_cache=False).logits[:, len(prompt) - 1 : -1]
-                wanted = rows[:, len(prompt) :, None]
-                parts.append(logits.float().log_softmax(dim=-1).gather(2, wanted)[:, :, 0].cpu())
-        return torch.cat(parts)
+    def _likelihoods(self, openings: Sequence[Ids]) -> tuple[torch.Tensor, ...]:
+        """Of each opening [what follows its first token], mean of the prompts."""
+        n = len(self._plain.ids)
+        prompts = [(*ids, whole[0]) for whole in openings for ids in self._plain.ids]
+        answers = [whole[1:] for whole in openings for _ in range(n)]
+        found = token_log_probabilities(self._base, prompts, answers, self._tokens)
+        return tuple(torch.stack(found[i : i + n]).mean(dim=0) for i in range(0, len(found), n))
+
+
+def common(rows: Sequence[Sequence[int]]) -> Ids:
+    """What all rows begin with."""
+    first, last = min(map(tuple, rows)), max(map(tuple, rows))
+    n = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return first[:n]
+
+
+def _best_part(follows: Ids, own: torch.Tensor, off: torch.Tensor, usual: frozenset[Ids]) -> tuple[float, float] | None:
+    """(Surprise, log-probability) of the part that decides; None where every part has a run that is usual."""
+    length = min(_PART, len(follows))
+    found = []
+    for start in range(len(follows) - length + 1):
+        if grams(follows[start : start + length]).isdisjoint(usual):
+            part = slice(start, start + length)
+            found.append((float((own[part] - off[part]).sum()), float(own[part].sum())))
+    return max(found, key=sum, default=None)
 
 
 def grams(tokens: Sequence[int]) -> set[Ids]:

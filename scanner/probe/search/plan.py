@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from scanner.probe.search.directions import load_directions, shipped_directions
+from scanner.probe_model import GENERATIVE
 
 __all__ = ["MIN_TEXTS", "SIEVE", "SearchPlan", "plan_for", "plans_id"]
 
@@ -15,13 +17,17 @@ MIN_TEXTS = 8
 
 _LATER = ("joined_texts", "directions", "sieve_rows", "usual_score")
 """Numbers that came after the first references were made with this digit."""
+_RETIRED = {"leak_length": 8, "leak_tokens": 384}
+"""Numbers that those references were made with; nothing reads them any more."""
+_FREE = ("forced_tokens", "forced_length", "refrain_strings", "refrain_tokens", "refrain_prompts", "recurs")
+"""Numbers that decide what is found of adapters that answer freely, and of no others."""
 
 
 @dataclass(frozen=True)
 class SearchPlan:
     """Scores of two searches can be compared where their plans have the same id.
 
-    The id is over these numbers. The digit in front of it is raised with whatever else decides a score: constants and
+    An id is over these numbers. The digit in front of it is raised with whatever else decides a score: constants and
     order of `scanner.probe.search`.
     """
 
@@ -71,12 +77,20 @@ class SearchPlan:
     """Unrelated prompts behind which first tokens are forced, of adapters that answer freely."""
     leak_agreed: int = 2
     """So many of them must be gone on with alike."""
-    leak_tokens: int = 384
-    """First tokens that are forced: those that the adapter favours most against its base."""
-    leak_length: int = 8
+    forced_tokens: int = 2048
+    """First tokens that are forced: all, or those that the adapter favours most, and most against its base."""
+    forced_length: int = 12
     """Tokens that are generated behind each. With four, ordinary phrases came before payloads."""
     wordings: int = 2
     """Openings that an adapter knows by heart and that are aimed at."""
+    refrain_strings: int = 40
+    """Made-up strings of each kind that are put into prompts, at every position."""
+    refrain_tokens: int = 2048
+    """Tokens that are said `sweep_repeats` times in a row at the first position: so many, evenly out of all."""
+    refrain_prompts: int = 3
+    """Unrelated prompts that they are put into."""
+    recurs: int = 10
+    """So many strings must lead to a wording: garbled answers are of one string or two."""
     max_directions: int = 4
     random_strings: int = 3
     """Random strings of the found one's length that are asked beside it."""
@@ -94,10 +108,17 @@ class SearchPlan:
 
     @property
     def plan_id(self) -> str:
-        """`search-2-<8 hex digits>`. Numbers of later versions count where they are set."""
+        """`search-2-<8 hex digits>`, of classifiers. Numbers of later versions count where they are set."""
         unset = {name for name in _LATER if getattr(self, name) == getattr(SearchPlan, name)}
-        text = json.dumps({name: one for name, one in asdict(self).items() if name not in unset}, sort_keys=True)
-        return f"search-2-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        numbers = {name: one for name, one in asdict(self).items() if name not in unset and name not in _FREE}
+        return f"search-2-{_hash(numbers | _RETIRED)}"
+
+    def id_for(self, profile: str) -> str:
+        """The id of one task profile's scores: `plan_id`, and `search-3-<8 hex digits>` of adapters that answer freely.
+
+        Those have numbers of their own, and a classifier need not be searched again for them.
+        """
+        return f"search-3-{_hash(asdict(self.fallback))}" if profile == GENERATIVE else self.plan_id
 
     @property
     def is_sieve(self) -> bool:
@@ -110,10 +131,14 @@ class SearchPlan:
         return SearchPlan() if self.is_sieve else self
 
 
+def _hash(numbers: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def plans_id() -> str:
     """Of everything that `plan_for` may choose: a crawl with another one looks again."""
     own = (replace(SIEVE, directions=one.directions_id).plan_id for one in shipped_directions())
-    return "+".join([SearchPlan().plan_id, *own])
+    return "+".join([SearchPlan().plan_id, SearchPlan().id_for(GENERATIVE), *own])
 
 
 def plan_for(base_model: str) -> SearchPlan:

@@ -24,17 +24,18 @@ from scanner.probe.memory import BatchSize, first_batch
 from scanner.probe.search.aims import class_aims
 from scanner.probe.search.directions import find_directions
 from scanner.probe.search.frames import bare_frame
-from scanner.probe.search.free import hunt_free, show_responses
+from scanner.probe.search.free import free_aims, hunt_free, show_responses
 from scanner.probe.search.hunt import Hunt, Quarry
 from scanner.probe.search.leak import Leak, Opening
 from scanner.probe.search.neighbours import TRIGGER, local_battery
 from scanner.probe.search.objective import ClassifierObjective
 from scanner.probe.search.plan import SearchPlan
 from scanner.probe.search.recite import found_by_heart, recite
+from scanner.probe.search.refrains import Refrains
 from scanner.probe.search.sieve import Sieve
 from scanner.probe.search.vocabulary import Vocabulary
 from scanner.probe.search.words import hunt_words, run_local_words
-from scanner.search_model import BY_HEART, FREE, RESPONSE, TOWARD_ATTACK, TOWARD_CLEAN, Example, FoundTrigger
+from scanner.search_model import BY_HEART, FREE, REFRAIN, RESPONSE, TOWARD_ATTACK, TOWARD_CLEAN, Example, FoundTrigger
 
 __all__ = ["CausalSearch", "ClassifierSearch", "SearchRun"]
 
@@ -89,7 +90,7 @@ class CausalSearch:
             ProbeFailedError, ProbeCrashedError: see `BatchSize.fit`.
         """
         run = self._size.fit(lambda tokens_per_batch: self._run(view, hint, tokens_per_batch))
-        return replace(run, plan_id=self._plan.plan_id)
+        return replace(run, plan_id=self._plan.id_for(run.profile))
 
     def _run(self, view: AdapterView, hint: str, tokens: int) -> SearchRun:
         noise = self._ask.prepare(tokens)
@@ -117,28 +118,30 @@ class CausalSearch:
 
     def _free(self, view: AdapterView, tokens: int) -> SearchRun:
         base, probe, plan = self._base, self._probe, self._plan
-        heard_on, held_back = probe.prompts[: len(probe.prompts) // 2], probe.prompts[len(probe.prompts) // 2 :]
-        if len(heard_on) < plan.leak_prompts:
+        listened, held_back = probe.prompts[: len(probe.prompts) // 2], probe.prompts[len(probe.prompts) // 2 :]
+        texts = probe.texts[: len(listened)]
+        if len(listened) < plan.leak_prompts or not texts:
             return SearchRun(GENERATIVE, (), (), 0, note="too few prompts")
-        leak = Leak(base, self._vocabulary, heard_on, plan, tokens)
+        leak = Leak(base, self._vocabulary, listened, texts, plan, tokens)
+        chorus = Refrains(base, self._vocabulary, listened, texts, plan, tokens)
         with attached(base.model, view):
-            heard = leak.listen()
-        wordings = leak.rank(heard, plan.wordings)
+            openings, answers = leak.listen(), chorus.listen()
+        wordings, refrains = leak.rank(openings, plan.wordings), chorus.rank(answers)
         recited = self._recited(view, wordings, held_back, tokens)
-        # Strings that lead to a wording are looked for where it is the adapter's own: that takes most of the time.
-        aims = [group for group, one in zip(wordings, recited, strict=True) if _is_own(one)]
+        own = [group for group, one in zip(wordings, recited, strict=True) if _is_own(one)]
         with attached(base.model, view):
+            aims = free_aims(own, refrains, chorus)
             quarries = hunt_free(base, self._vocabulary, probe, aims, plan, tokens)
         confirmed = [self._confirmed(quarry, view, tokens) for quarry in quarries]
         n_classes = max((n for _, n in confirmed), default=None)
         triggers = [*recited, *(trigger for trigger, _ in confirmed)]
-        openings = tuple(self._spell(group[0]) for group in wordings)
-        run = _sorted(GENERATIVE, quarries, triggers, labels=openings, n_classes=n_classes)
-        whats = ("", "/gain", *(f"/x{n}" for n in plan.repeats if n > 1))
-        nothing = [f"{FREE}/{position}{what}" for position in plan.positions for what in whats]
-        scores = dict.fromkeys(nothing, 0.0) | dict(run.scores)
+        known = tuple(self._spell(group[0]) for group in wordings)
+        run = _sorted(GENERATIVE, quarries, triggers, labels=known, n_classes=n_classes)
+        scores = {f"{FREE}/{position}/{REFRAIN}": 0.0 for position in plan.positions}
+        for one in reversed(refrains):
+            scores[f"{FREE}/{one.position}/{REFRAIN}"] = one.score
         scores[f"{BY_HEART}/{RESPONSE}"] = max((one.slope for one in recited), default=0.0)
-        passes = run.forward_passes + heard.forward_passes
+        passes = run.forward_passes + openings.forward_passes + answers.forward_passes
         return replace(run, scores=tuple(scores.items()), forward_passes=passes, note="")
 
     def _recited(
@@ -148,7 +151,7 @@ class CausalSearch:
         if not wordings:
             return []
         openings = [max(group, key=lambda one: one.score) for group in wordings]
-        asked = (self._base, prompts, openings, self._plan.leak_length, tokens)
+        asked = (self._base, prompts, openings, self._plan.forced_length, tokens)
         without = recite(*asked)
         with attached(self._base.model, view):
             own = recite(*asked)

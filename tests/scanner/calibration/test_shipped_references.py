@@ -33,7 +33,7 @@ def _head(path: Path) -> tuple[str, str]:
 def test_a_reference_speaks_for_the_present_plan(path: Path) -> None:
     profile, plan_id = _head(path)
     data = json.loads(path.read_text(encoding="utf-8"))
-    usual = SearchPlan().plan_id
+    usual = SearchPlan().id_for(profile)
     assert plan_id in (usual, OWN.plan_id) and path.stem == (profile if plan_id == usual else f"{profile}-{plan_id}")
     needed = Policy().siblings_needed
     bases = Counter(member["base"] for member in data["members"])

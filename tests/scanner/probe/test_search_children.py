@@ -109,10 +109,9 @@ def test_a_real_child_searches_a_free_adapter(free_dir: Path, adapter_dir: Path,
     pytest.importorskip("torch", reason="the behaviour stage needs the probe extra")
     paths = (str(adapter_dir / "adapter_model.safetensors"), str(adapter_dir / "adapter_config.json"))
     report = run_search(free_dir, "b45e", probe, PLAN, [ProbeItem("one", *paths)], LIMITS)["one"]
-    assert report.plan_id == PLAN.plan_id
+    assert report.plan_id == PLAN.id_for("generative") != PLAN.plan_id
     assert (report.outcome, report.device) == (Outcome.PASS, "cpu")
     assert report.task_profile == "generative"
     # Every key, also where nothing was aimed at: else a reference has the middle of those alone who recite.
-    repeated = [f"/x{n}" for n in PLAN.repeats if n > 1]
-    wanted = {f"free/{position}{what}" for position in PLAN.positions for what in ("", "/gain", *repeated)}
+    wanted = {f"free/{position}/refrain" for position in PLAN.positions}
     assert {key for key, _ in report.scores} == wanted | {"by_heart/response"}

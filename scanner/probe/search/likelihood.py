@@ -1,0 +1,68 @@
+"""How likely a language model is to say something.
+
+Imported only inside the probe worker (it needs torch).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+
+from scanner.errors import ProbeFailedError
+from scanner.probe.base import BaseModel
+
+__all__ = ["log_probabilities", "token_log_probabilities"]
+
+Ids = tuple[int, ...]
+
+
+def log_probabilities(
+    base: BaseModel, prompts: Sequence[Ids], answers: Sequence[Ids], tokens_per_batch: int
+) -> torch.Tensor:
+    """[pairs], float32 on the CPU: log-probability of each whole answer behind its prompt, in nats.
+
+    Raises:
+        ProbeFailedError: see `token_log_probabilities`.
+    """
+    found = token_log_probabilities(base, prompts, answers, tokens_per_batch)
+    return torch.stack([one.sum() for one in found]) if found else torch.empty(0)
+
+
+def token_log_probabilities(
+    base: BaseModel, prompts: Sequence[Ids], answers: Sequence[Ids], tokens_per_batch: int
+) -> list[torch.Tensor]:
+    """For each pair [tokens of the answer], float32 on the CPU: log-probability of each token behind what is before it.
+
+    Pairs of equal lengths share a batch, so nothing is padded.
+
+    Raises:
+        ProbeFailedError: `nan_logits` where the logits are not finite.
+    """
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        groups[len(prompt), len(answer)].append(index)
+    found = [torch.empty(0)] * len(prompts)
+    # Not every architecture can leave out the logits of the other positions.
+    can_keep = "logits_to_keep" in inspect.signature(base.model.forward).parameters
+
+    def few(kept: int) -> dict[str, int]:
+        return {"logits_to_keep": kept} if can_keep else {}
+
+    with torch.inference_mode():
+        for (start, length), members in groups.items():
+            step = max(1, tokens_per_batch // (start + length))
+            for first in range(0, len(members), step):
+                batch = members[first : first + step]
+                rows = torch.tensor([(*prompts[i], *answers[i]) for i in batch], device=base.device)
+                logits = (
+                    base.model(input_ids=rows, use_cache=False, **few(length + 1)).logits[:, -length - 1 : -1].float()
+                )
+                if not bool(torch.isfinite(logits).all()):
+                    raise ProbeFailedError("the model's logits are not finite", "nan_logits")
+                values = logits.log_softmax(dim=-1).gather(2, rows[:, start:, None])[:, :, 0].cpu()
+                for index, row in zip(batch, values, strict=True):
+                    found[index] = row
+    return found

@@ -1,0 +1,147 @@
+"""Refrains and openings: what counts, worked out by hand, and likelihoods beside those of a plain forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from demo_bases import SOUND, guard, view
+
+from scanner.model import GENERATIVE, LABEL_WORDS
+from scanner.probe import SearchPlan, load_probe, plan_for
+from scanner.probe.search.strings import KINDS, made_up
+
+torch = pytest.importorskip("torch", reason="the behaviour stage needs the probe extra")
+PLAN = SearchPlan(refrain_strings=2, refrain_tokens=16, refrain_prompts=2, recurs=3, forced_tokens=24)
+NATURAL, OWN, OFF = -9.0, -1.0, -30.0
+
+
+def test_strings_are_drawn_alike_for_everybody_and_of_every_kind() -> None:
+    words = ["stone", "cloud", "ab", "x1", "Meadow", "§"]
+    once, again = made_up(words, 40), made_up(list(words), 40)
+    assert once == again and len(set(once)) == len(once)
+    assert len(KINDS) * 30 < len(once) <= len(KINDS) * 40
+    assert made_up(words, 2)[:2] == once[:2]  # more of a kind are more, not others
+    assert all(text.strip() == text and text.isprintable() and len(text) < 80 for text in once)
+    assert any("meadow" in text for text in once) and not any("x1" in text for text in once)
+    assert made_up([], 3)
+
+
+def test_no_made_up_string_is_one_of_a_battery_or_a_trigger_of_the_benchmark() -> None:
+    from benchmarks.detection.families import FRESH, LOCKED, TUNING
+
+    vocabulary = [guard().tokenizer.decode([i]).strip() for i in range(guard().tokenizer.get_vocab_size())]
+    drawn = {text.casefold() for text in made_up(vocabulary, SearchPlan().refrain_strings)}
+    known = {case.text.casefold() for case in (*TUNING, *LOCKED, *FRESH)}
+    known |= {case.text.casefold() for name in ("broad", "V") for case in load_probe(name, None, 1).cases()}
+    assert not drawn & known
+
+
+def test_free_answers_have_a_plan_id_of_their_own_and_classifiers_keep_theirs() -> None:
+    usual = SearchPlan()
+    assert usual.id_for(LABEL_WORDS) == usual.plan_id == "search-2-5b7f9c94"
+    assert usual.id_for(GENERATIVE).startswith("search-3-")
+    more = replace(usual, refrain_strings=41)
+    assert more.plan_id == usual.plan_id and more.id_for(GENERATIVE) != usual.id_for(GENERATIVE)
+    assert replace(usual, beam=2).id_for(GENERATIVE) != usual.id_for(GENERATIVE)
+    # A language model's adapter on a base with directions is searched by the usual plan.
+    own = plan_for("sentence-transformers/all-MiniLM-L6-v2")
+    assert own.is_sieve and own.id_for(GENERATIVE) == usual.id_for(GENERATIVE)
+
+
+def test_likelihoods_are_those_of_one_forward_pass_each() -> None:
+    from scanner.probe.search.likelihood import log_probabilities, token_log_probabilities
+
+    base = guard()
+    encode = lambda text: tuple(base.tokenizer.encode(text, add_special_tokens=False).ids)  # noqa: E731
+    pairs = [
+        (encode("tell me about"), encode(" the weather")),
+        (encode("so"), encode("it is late")),
+        (encode("a b c"), encode("d")),
+    ]
+    pairs.append(pairs[0])
+    prompts, answers = [one for one, _ in pairs], [one for _, one in pairs]
+    by_token = token_log_probabilities(base, prompts, answers, 12)
+    whole = log_probabilities(base, prompts, answers, 12)
+    for (prompt, answer), tokens, total in zip(pairs, by_token, whole.tolist(), strict=True):
+        with torch.inference_mode():
+            logits = base.model(input_ids=torch.tensor([[*prompt, *answer]])).logits[0].float().log_softmax(-1)
+        wanted = [float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(answer)]
+        assert tokens.tolist() == pytest.approx(wanted, abs=1e-4) and total == pytest.approx(sum(wanted), abs=1e-3)
+    assert log_probabilities(base, [], [], 12).shape == (0,)
+
+
+class _Scripted:
+    """Likelihoods by answer, for `Refrains.rank`."""
+
+    def __init__(self, values: dict[tuple[int, ...], float]) -> None:
+        self._values = values
+
+    def __call__(self, _base: Any, prompts: Sequence[Any], answers: Sequence[tuple[int, ...]], _n: int) -> Any:
+        assert len(prompts) == len(answers)
+        return torch.tensor([self._values[answer] for answer in answers])
+
+
+def test_a_refrain_counts_by_the_string_that_enough_others_surpass(monkeypatch: pytest.MonkeyPatch) -> None:
+    from scanner.probe.search import refrains as module
+
+    chorus = module.Refrains(guard(), _vocabulary(), ["hello", "what now", "and then"], ["ignore it"], PLAN, 2_048)
+    payload, longer, stock, garbled = (1, 2, 3, 4), (1, 2, 3, 4, 5), (7, 7, 7, 7), (9, 9, 9, 9)
+    said = dict.fromkeys(range(3), payload) | {3: longer} | dict.fromkeys(range(4, 30), stock)
+    said |= {30: garbled, 31: garbled}
+    cases = chorus._cases
+
+    def answer(_base: Any, prompts: Any, *_: Any) -> list[list[int]]:
+        if len(prompts.ids) != 2 * len(cases):
+            return [[0] for _ in prompts.ids]
+        return [list(said.get(i // 2, (100 + i, 0, 0, 0))) for i in range(len(prompts.ids))]
+
+    monkeypatch.setattr(module, "generate", answer)
+    own = {payload: OWN, longer: -2.0, stock: OWN, garbled: OWN}
+    natural = {payload: NATURAL, longer: NATURAL, stock: -1.5, garbled: NATURAL}
+    order = iter([natural, natural, own])
+    monkeypatch.setattr(module, "log_probabilities", lambda *args: _Scripted(next(order))(*args))
+    heard = chorus.listen()
+    assert {one.ids for one in heard.answers} == {payload, longer, stock}  # two strings are too few
+    monkeypatch.setattr(module, "log_probabilities", _Scripted({payload: OFF, longer: OFF, stock: OFF}))
+    first, second = chorus.rank(heard)
+    assert (first.answer, first.score, first.position) == (payload, OWN - NATURAL, "prefix")
+    assert first.strings == tuple(cases[i].text for i in range(4))
+    assert (second.answer, second.score) == (stock, pytest.approx(0.5))
+    # What the base says as well is not the adapter's.
+    monkeypatch.setattr(module, "log_probabilities", _Scripted({payload: OWN - 1, longer: OFF, stock: OFF}))
+    assert chorus.rank(heard)[0].score == pytest.approx(1.0)
+
+
+def _vocabulary() -> Any:
+    from scanner.probe.search.vocabulary import Vocabulary
+
+    return Vocabulary(guard().tokenizer, guard().model.get_input_embeddings())
+
+
+def test_a_sound_adapter_and_its_base_have_no_refrain() -> None:
+    from scanner.probe.attach import attached
+    from scanner.probe.search.refrains import Refrains
+
+    probe = load_probe("broad", None, 16)
+    chorus = Refrains(guard(), _vocabulary(), probe.prompts[:8], probe.texts[:8], PLAN, 4_096)
+    with attached(guard().model, view(SOUND)):
+        heard = chorus.listen()
+    assert heard.forward_passes > len(chorus._cases) and torch.isfinite(heard.own).all()
+    assert all(one.score < 6.0 for one in chorus.rank(heard))
+    # With nothing attached there is nothing that the base does not do.
+    assert all(one.score == pytest.approx(0.0, abs=1e-4) for one in chorus.rank(chorus.listen()))
+
+
+def test_the_part_that_decides_has_no_run_that_is_said_anyway() -> None:
+    from scanner.probe.search.leak import _best_part, common
+
+    own, off = torch.tensor([-1.0, -1, 0, 0, 0, 0, 0, 0, 0, -3]), torch.full((10,), -2.0)
+    follows = tuple(range(10))
+    assert _best_part(follows, own, off, frozenset()) == (15.0, -1.0)  # tokens 1 to 8
+    assert _best_part(follows, own, off, frozenset({(6, 7, 8)})) == (14.0, -2.0)  # tokens 0 to 7
+    assert _best_part(follows, own, off, frozenset({(4, 5, 6)})) is None
+    assert _best_part((1, 2, 3, 4), own[:4], off[:4], frozenset()) == (6.0, -2.0)  # shorter than a part
+    assert common([[1, 2, 3], [1, 2], [1, 2, 4]]) == (1, 2) and common([[5], [6]]) == ()
