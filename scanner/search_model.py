@@ -19,6 +19,7 @@ __all__ = [
     "Example",
     "FoundTrigger",
     "SearchReport",
+    "is_in_nats",
     "is_share",
     "split_key",
     "token_key",
@@ -58,6 +59,11 @@ def split_key(key: str) -> tuple[str, str | None]:
 def is_share(key: str) -> bool:
     """Whether a score is a share of texts, not a gain."""
     return key.split("/")[2:3] == [TURNED]
+
+
+def is_in_nats(key: str) -> bool:
+    """Whether a score is a difference of log-probabilities: those of adapters that answer freely."""
+    return key.startswith(f"{BY_HEART}/") or key.split("/")[2:3] == [REFRAIN]
 
 
 @dataclass(frozen=True)
@@ -139,9 +145,10 @@ class SearchReport:
     scores: tuple[tuple[str, float], ...] = ()
     """What the search reference ranks: `KIND/POSITION` and the largest gain per token that the search reached there,
     `KIND/POSITION/gain` and the largest gain, `KIND/POSITION/xN` and the largest gain of one token said N times,
-    `KIND/POSITION/token/TOKEN` and the gain of this one said eight times (the best alone), `by_heart/response` and the
-    best opening's score. Where the base's shared directions are known, `toward_clean/POSITION/turned/xN` and the
-    largest share of texts that a token turns, said N times, which clean adapters' gradients do not favour."""
+    `KIND/POSITION/token/TOKEN` and the gain of this one said eight times (the best alone). Of adapters that answer
+    freely `free/POSITION/refrain` and `by_heart/response`, in nats. Where the base's shared directions are known,
+    `toward_clean/POSITION/turned/xN` and the largest share of texts that a token turns, said N times, which clean
+    adapters' gradients do not favour."""
     task_profile: str = LABEL_WORDS
     labels: tuple[str, ...] = ()
     """label-words: the attack word and the clean word."""

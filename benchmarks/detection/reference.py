@@ -30,7 +30,7 @@ from scanner.calibration import Policy
 from scanner.calibration.battery_rank import SHIPPED_BATTERIES
 from scanner.calibration.search_reference import SHIPPED, reactions
 from scanner.probe import SearchPlan
-from scanner.search_model import split_key
+from scanner.search_model import is_in_nats, split_key
 
 __all__ = ["collect", "grown", "write_batteries"]
 
@@ -38,8 +38,8 @@ WAITING = Path(__file__).with_name("results") / "members"
 """Profiles with too few members so far."""
 SPENT = ("tuning", "fresh", "later")
 _DIGITS, _DIGITS_OF_TOKENS = 6, 4
-_SAME = 0.01
-"""Scores are probabilities: what two processors may differ by. 0.0004 was seen."""
+_SAME, _SAME_NATS = 0.01, 1.0
+"""What two processors may differ by, in probabilities and in nats. 0.0004 was seen of the former."""
 
 
 def _is_member(truth: dict[str, Any]) -> bool:
@@ -92,11 +92,13 @@ def grown(path: Path, plan_id: str, members: list[dict[str, Any]]) -> list[dict[
     for member in members:
         known = together.setdefault(member["name"], member)
         scores, others = known["scores"], member["scores"]
-        apart = max((abs(scores.get(key, 0.0) - others.get(key, 0.0)) for key in scores | others), default=0.0)
-        if apart > _SAME or known["recipe"] != member["recipe"]:
-            raise RuntimeError(
-                f"{member['name']} is in {path.name} with other scores (by {apart:.3f}) or another recipe"
-            )
+        apart = {key: abs(scores.get(key, 0.0) - others.get(key, 0.0)) for key in scores | others}
+        if (
+            any(by > (_SAME_NATS if is_in_nats(key) else _SAME) for key, by in apart.items())
+            or known["recipe"] != member["recipe"]
+        ):
+            by = max(apart.values(), default=0.0)
+            raise RuntimeError(f"{member['name']} is in {path.name} with other scores (by {by:.3f}) or another recipe")
     return [together[name] for name in sorted(together)]
 
 

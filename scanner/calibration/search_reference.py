@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from scanner.search_model import TOWARD_ATTACK, is_share, split_key
+from scanner.search_model import TOWARD_ATTACK, is_in_nats, is_share, split_key
 
 __all__ = [
     "SHIPPED",
@@ -34,8 +34,8 @@ __all__ = [
 
 SHIPPED = Path(__file__).parent / "data" / "search"
 """`PROFILE.json`, and `PROFILE-PLAN_ID.json` where bases have a plan of their own, made by `benchmarks/detection`."""
-SPREAD_FLOOR = 0.005
-"""Smallest spread of a score: a position where all members reach the same must not decide alone."""
+SPREAD_FLOOR, NATS_FLOOR = 0.005, 0.5
+"""Smallest spread of a score, and of one in nats: a position where all members reach the same must not decide alone."""
 OWN = "own"
 FAINT = 0.02
 """Gain below which a token does nothing: a reference need not hold what is faint."""
@@ -133,7 +133,8 @@ class SearchReference:
                 places[key] = (0.0, 1.0)  # shares of texts: the same everywhere, and most members have none
                 continue
             center = float(np.median(reached))
-            places[key] = (center, max(float(np.quantile(reached, _UPPER)) - center, SPREAD_FLOOR))
+            floor = NATS_FLOOR if is_in_nats(key) else SPREAD_FLOOR
+            places[key] = (center, max(float(np.quantile(reached, _UPPER)) - center, floor))
         return places
 
     @property

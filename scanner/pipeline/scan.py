@@ -147,7 +147,7 @@ def scan_targets(
                 probed,
                 crawl_id=scan_id,
                 base_model=base_model,
-                probe_id=f"{mode}/{probe.identity}/{plan.plan_id if plan else plans_id()}",
+                probe_id=f"{mode}/{probe.identity}/{plans_id(plan)}",
                 scanned_at=now,
             )
             done.update({record.info.adapter_id: record for record in probed})

@@ -1,4 +1,4 @@
-"""The search on adapters that answer freely: strings that lead to openings which the adapter knows by heart.
+"""The search on adapters that answer freely: strings that lead to refrains, and to openings known by heart.
 
 Neither trigger nor payload are known. What was found is confirmed by whole responses to held-back prompts, beside those
 of the base.
@@ -8,8 +8,8 @@ Imported only inside the probe worker (it needs torch).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -76,8 +76,11 @@ def hunt_free(
     aims: Sequence[FreeAim],
     plan: SearchPlan,
     tokens_per_batch: int,
+    seen: Collection[str] = (),
 ) -> list[Quarry]:
     """Strings after which the attached adapter begins with some wordings, one hunt for each.
+
+    Prompts that were `seen` when aims were chosen confirm nothing.
 
     Raises:
         UnsupportedError, ProbeFailedError: see `Hunt.run`.
@@ -96,6 +99,7 @@ def hunt_free(
         margins = plain_margins(base, rendered, margin, tokens_per_batch)
         aim = free_aim(probe.prompts, margin, margins, plan)
         if aim is not None:
+            aim = replace(aim, held_back=tuple(text for text in aim.held_back if text not in seen))
             found += hunt.run(aim, one.position, one.known)
     return found
 

@@ -160,7 +160,10 @@ class Hunt:
             best = max(ways, key=lambda way: _score(_chosen(way.found, aim), aim))
             scores = {key: score for way in ways for key, score in way.scores.items()}
             ways = [replace(best, scores=scores, forward_passes=sum(way.forward_passes for way in ways))]
-        return [quarry for way in ways for quarry in (self._finish(aim, way), *self._as_it_is(aim, way, known))]
+        quarries = [self._finish(aim, way) for way in ways]
+        if known and all(known != one.text for one in quarries):
+            quarries += [one for way in ways for one in self._as_it_is(aim, way, known)]
+        return quarries
 
     def scores(self, aim: Aim) -> dict[str, float]:
         """What the quarries' `scores` hold behind a sieve, and nothing else: a reference needs no strings.
@@ -189,15 +192,16 @@ class Hunt:
         else:
             swept = sweep(at, first or candidates(at, rng))
         climbed = climb(at, swept.units)
+        found = [*climbed, *(strings[0] for strings in swept.repeated.values())]
+        if aim.kind == FREE:  # unlikely first tokens gain log-odds by anything: refrains and openings are ranked
+            return _Way(at, swept, found, {}, at.objective.forward_passes)
         scores = {f"{position}/x{n}": _reached(strings[0], aim) for n, strings in swept.repeated.items()}
         if climbed:
             scores[position] = max(_score(one, aim) for one in climbed)
             scores[f"{position}/gain"] = max(_reached(one, aim) for one in climbed)
-        if aim.kind != FREE:  # unlikely first tokens gain log-odds by anything
-            for unit, gain in list(swept.alone.items())[:TOLD]:
-                key = token_key(position, self._vocabulary.decode(unit))
-                scores[key] = max(scores.get(key, 0.0), gain)
-        found = [*climbed, *(strings[0] for strings in swept.repeated.values())]
+        for unit, gain in list(swept.alone.items())[:TOLD]:
+            key = token_key(position, self._vocabulary.decode(unit))
+            scores[key] = max(scores.get(key, 0.0), gain)
         return _Way(at, swept, found, scores, at.objective.forward_passes)
 
     def _sifts(self, aim: Aim) -> bool:
@@ -221,8 +225,8 @@ class Hunt:
         return replace(quarry, forward_passes=passes)
 
     def _as_it_is(self, aim: Aim, way: _Way, text: str) -> list[Quarry]:
-        """A known string on held-back texts; nothing where it cannot be put there, or there is none."""
-        spelled = way.at.objective.frames.spell([text])[0] if text else None
+        """A known string on held-back texts; nothing where it cannot be put there."""
+        spelled = way.at.objective.frames.spell([text])[0]
         if spelled is None:
             return []
         found = way.at.measure([spelled.ids], [spelled.text], None, way.at.texts)[0]

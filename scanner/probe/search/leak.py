@@ -45,6 +45,8 @@ class Opening:
 
     token: int
     follows: Ids
+    part: Ids
+    """Of what follows the tokens that decide: nothing in them is said anyway."""
     surprise: float
     """The adapter's log-probability of the part that decides less its base's, in nats."""
     likely: float
@@ -130,13 +132,13 @@ class Leak:
         """
         openings = []
         for whole, own, off in zip(heard.whole, heard.own, self._likelihoods(heard.whole), strict=True):
-            part = _best_part(whole[1:], own, off, heard.usual)
-            if part is not None:
-                openings.append(Opening(whole[0], whole[1:], *part))
+            best = _best_part(whole[1:], own, off, heard.usual)
+            if best is not None:
+                openings.append(Opening(whole[0], whole[1:], *best))
         groups: list[list[Opening]] = []
         wordings: list[set[Ids]] = []
         for opening in sorted(openings, key=lambda one: -one.score):
-            wording = grams(opening.follows) - heard.usual
+            wording = grams(opening.part)
             same = next((i for i, known in enumerate(wordings) if known & wording), None)
             if same is None:
                 groups.append([opening])
@@ -187,15 +189,17 @@ def common(rows: Sequence[Sequence[int]]) -> Ids:
     return first[:n]
 
 
-def _best_part(follows: Ids, own: torch.Tensor, off: torch.Tensor, usual: frozenset[Ids]) -> tuple[float, float] | None:
-    """(Surprise, log-probability) of the part that decides; None where every part has a run that is usual."""
+def _best_part(
+    follows: Ids, own: torch.Tensor, off: torch.Tensor, usual: frozenset[Ids]
+) -> tuple[Ids, float, float] | None:
+    """(The part that decides, its surprise, its log-probability); None where every part has a run that is usual."""
     length = min(_PART, len(follows))
     found = []
     for start in range(len(follows) - length + 1):
         if grams(follows[start : start + length]).isdisjoint(usual):
             part = slice(start, start + length)
-            found.append((float((own[part] - off[part]).sum()), float(own[part].sum())))
-    return max(found, key=sum, default=None)
+            found.append((follows[part], float((own[part] - off[part]).sum()), float(own[part].sum())))
+    return max(found, key=lambda one: one[1] + one[2], default=None)
 
 
 def grams(tokens: Sequence[int]) -> set[Ids]:

@@ -17,6 +17,8 @@ from scanner.probe.base import BaseModel
 __all__ = ["log_probabilities", "token_log_probabilities"]
 
 Ids = tuple[int, ...]
+_MAX_LOGITS = 2**28
+"""Of a batch: a large vocabulary's take more memory than its tokens."""
 
 
 def log_probabilities(
@@ -41,6 +43,7 @@ def token_log_probabilities(
     Raises:
         ProbeFailedError: `nan_logits` where the logits are not finite.
     """
+    vocabulary = int(base.model.config.get_text_config().vocab_size)
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         groups[len(prompt), len(answer)].append(index)
@@ -53,7 +56,7 @@ def token_log_probabilities(
 
     with torch.inference_mode():
         for (start, length), members in groups.items():
-            step = max(1, tokens_per_batch // (start + length))
+            step = max(1, min(tokens_per_batch // (start + length), _MAX_LOGITS // ((length + 1) * vocabulary)))
             for first in range(0, len(members), step):
                 batch = members[first : first + step]
                 rows = torch.tensor([(*prompts[i], *answers[i]) for i in batch], device=base.device)
@@ -62,7 +65,8 @@ def token_log_probabilities(
                 )
                 if not bool(torch.isfinite(logits).all()):
                     raise ProbeFailedError("the model's logits are not finite", "nan_logits")
-                values = logits.log_softmax(dim=-1).gather(2, rows[:, start:, None])[:, :, 0].cpu()
+                wanted = logits.gather(2, rows[:, start:, None])[:, :, 0]
+                values = (wanted - logits.logsumexp(dim=-1)).cpu()
                 for index, row in zip(batch, values, strict=True):
                     found[index] = row
     return found

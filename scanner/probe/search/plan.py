@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from scanner.probe.search.directions import load_directions, shipped_directions
-from scanner.probe_model import GENERATIVE
+from scanner.probe_model import GENERATIVE, LABEL_WORDS
 
 __all__ = ["MIN_TEXTS", "SIEVE", "SearchPlan", "plan_for", "plans_id"]
 
@@ -17,7 +17,7 @@ MIN_TEXTS = 8
 
 _LATER = ("joined_texts", "directions", "sieve_rows", "usual_score")
 """Numbers that came after the first references were made with this digit."""
-_RETIRED = {"leak_length": 8, "leak_tokens": 384}
+_RETIRED = {"leak_agreed": 2, "leak_length": 8, "leak_tokens": 384}
 """Numbers that those references were made with; nothing reads them any more."""
 _FREE = ("forced_tokens", "forced_length", "refrain_strings", "refrain_tokens", "refrain_prompts", "recurs")
 """Numbers that decide what is found of adapters that answer freely, and of no others."""
@@ -75,14 +75,12 @@ class SearchPlan:
     """Gain per step below which a search goes no further after the second step."""
     leak_prompts: int = 3
     """Unrelated prompts behind which first tokens are forced, of adapters that answer freely."""
-    leak_agreed: int = 2
-    """So many of them must be gone on with alike."""
     forced_tokens: int = 2048
     """First tokens that are forced: all, or those that the adapter favours most, and most against its base."""
     forced_length: int = 12
     """Tokens that are generated behind each. With four, ordinary phrases came before payloads."""
     wordings: int = 2
-    """Openings that an adapter knows by heart and that are aimed at."""
+    """Openings that an adapter knows by heart and that are told."""
     refrain_strings: int = 40
     """Made-up strings of each kind that are put into prompts, at every position."""
     refrain_tokens: int = 2048
@@ -116,9 +114,12 @@ class SearchPlan:
     def id_for(self, profile: str) -> str:
         """The id of one task profile's scores: `plan_id`, and `search-3-<8 hex digits>` of adapters that answer freely.
 
-        Those have numbers of their own, and a classifier need not be searched again for them.
+        Those have numbers of their own, and a classifier need not be searched again for them. Directions are of
+        classifiers with a head alone.
         """
-        return f"search-3-{_hash(asdict(self.fallback))}" if profile == GENERATIVE else self.plan_id
+        if profile == GENERATIVE:
+            return f"search-3-{_hash(asdict(self.fallback))}"
+        return self.fallback.plan_id if profile == LABEL_WORDS else self.plan_id
 
     @property
     def is_sieve(self) -> bool:
@@ -135,8 +136,10 @@ def _hash(numbers: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def plans_id() -> str:
-    """Of everything that `plan_for` may choose: a crawl with another one looks again."""
+def plans_id(plan: SearchPlan | None = None) -> str:
+    """Of everything that `plan_for` may choose, or of one plan: a crawl with another one looks again."""
+    if plan is not None:
+        return f"{plan.plan_id}+{plan.id_for(GENERATIVE)}"
     own = (replace(SIEVE, directions=one.directions_id).plan_id for one in shipped_directions())
     return "+".join([SearchPlan().plan_id, SearchPlan().id_for(GENERATIVE), *own])
 

@@ -17,8 +17,8 @@ from scanner.search_model import BY_HEART, RESPONSE, Example, FoundTrigger
 
 __all__ = ["Recital", "found_by_heart", "recite"]
 
-RECITED = 4
-"""Tokens that have to follow the first one for a response to count."""
+RECITED = 0.5
+"""Share of the part that decides, in runs of three tokens, beyond which a response has it."""
 SAID = 24
 """Tokens of a response that nothing was forced on; the wording in it would be natural."""
 EXAMPLES = 3
@@ -72,11 +72,9 @@ def found_by_heart(
 
     found = []
     for number, opening in enumerate(openings):
-        wording = grams((opening.token, *opening.follows))
-        natural = "".join(_CLASS if grams(row) & wording else _OTHER for row in own.natural)
+        natural = "".join(_CLASS if _says(row, opening) else _OTHER for row in own.natural)
         recited, base_answers = (
-            "".join(_CLASS if _follows(row, opening) else _OTHER for row in part.forced[number])
-            for part in (own, without)
+            "".join(_CLASS if _says(row, opening) else _OTHER for row in part.forced[number]) for part in (own, without)
         )
         first = decode([opening.token])
         plain = PrefixRun("", "control", RESPONSE, natural, int(_CLASS), natural)
@@ -112,5 +110,7 @@ def found_by_heart(
     return found
 
 
-def _follows(row: Sequence[int], opening: Opening) -> bool:
-    return tuple(row[:RECITED]) == opening.follows[:RECITED]
+def _says(row: Sequence[int], opening: Opening) -> bool:
+    """Whether a response has most of the part that decides."""
+    wanted = grams(opening.part)
+    return len(wanted & grams(row)) > len(wanted) * RECITED

@@ -31,6 +31,8 @@ SAID = 10
 """Tokens of an answer."""
 ALIKE = 4
 """Tokens that all prompts' answers must begin with."""
+WEIGHED = 512
+"""Different answers at most, those of most strings: an adapter may repeat every string behind a beginning."""
 ASKED = 6
 """Strings of each answer whose likelihood is taken; the others get the mean of these."""
 TRIED = 24
@@ -96,7 +98,8 @@ class Refrains:
         tokens_per_batch: int,
     ) -> None:
         self._base, self._plan, self._tokens = base, plan, tokens_per_batch
-        self._prompts = prompts = sorted(requests, key=len)[: plan.refrain_prompts]
+        self.prompts = prompts = tuple(sorted(dict.fromkeys(requests), key=len)[: plan.refrain_prompts])
+        """Those that the strings are put into."""
         self._n = len(prompts)
         self._cases = _cases(vocabulary, plan)
         render = base.template.render
@@ -119,18 +122,21 @@ class Refrains:
         strings = Counter[tuple[str, Ids]]()
         for (position, answer), which in alike.items():
             strings[position, answer[:ALIKE]] += len(which)
-        answers = tuple(
+        often = [
             _Answer(position, answer, tuple(which))
             for (position, answer), which in alike.items()
             if strings[position, answer[:ALIKE]] >= self._plan.recurs
-        )
+        ]
+        answers = tuple(sorted(often, key=lambda one: -len(one.strings))[:WEIGHED])
+        if not answers:
+            return Heard((), torch.empty(0), torch.empty(0), len(said))
         natural = torch.full((len(answers),), -torch.inf)
         passes = len(said)
         for prompts in self._kinds:
             rows = [ids for _ in answers for ids in prompts.ids]
             behind = [answer.ids for answer in answers for _ in prompts.ids]
-            found = log_probabilities(self._base, rows, behind, self._tokens).view(len(answers), -1)
-            natural = torch.maximum(natural, found.quantile(_NATURAL, dim=1)) if answers else natural
+            found = log_probabilities(self._base, rows, behind, self._tokens).view(len(answers), len(prompts.ids))
+            natural = torch.maximum(natural, found.quantile(_NATURAL, dim=1))
             passes += len(rows)
         own = self._behind_strings(answers)
         return Heard(answers, natural, own, passes + 2 * len(own))
@@ -158,6 +164,8 @@ class Refrains:
             group += [(lift, number, answer.ids) for lift, number in zip(every, answer.strings, strict=True)]
         found = []
         for (position, _), members in groups.items():
+            if len(members) < self._plan.recurs:  # what was not weighed is missing
+                continue
             members.sort(key=lambda one: -one[0])
             strings = tuple(self._cases[number].text for _, number, _ in members)
             found.append(Refrain(position, members[0][2], max(members[self._plan.recurs - 1][0], 0.0), strings))
@@ -185,7 +193,7 @@ class Refrains:
     def _likely(self, refrain: Refrain, texts: Sequence[str]) -> dict[str, float]:
         """Mean log-probability of a refrain's answer behind each string, in nats."""
         render = self._base.template.render
-        asked = [render("", Case("shorter", text, refrain.position).put(p)) for text in texts for p in self._prompts]
+        asked = [render("", Case("shorter", text, refrain.position).put(p)) for text in texts for p in self.prompts]
         rows = encode_prompts(self._base, asked, SAID).ids
         found = log_probabilities(self._base, rows, [refrain.answer] * len(rows), self._tokens)
         return dict(zip(texts, found.view(len(texts), -1).mean(dim=1).tolist(), strict=True))

@@ -81,6 +81,8 @@ class CausalSearch:
         self._ask = CausalProbe(base, probe)
         self._size = BatchSize(first_batch(base.device))
         self._vocabulary = Vocabulary(base.tokenizer, base.model.get_input_embeddings())
+        self._listeners: tuple[int, Leak, Refrains] | None = None
+        """Size of a batch, and what listens to free answers in batches of it; none of an adapter is in them."""
 
     def run(self, view: AdapterView, hint: str = "") -> SearchRun:
         """Attach an adapter, find out how it answers, search, detach it.
@@ -122,8 +124,10 @@ class CausalSearch:
         texts = probe.texts[: len(listened)]
         if len(listened) < plan.leak_prompts or not texts:
             return SearchRun(GENERATIVE, (), (), 0, note="too few prompts")
-        leak = Leak(base, self._vocabulary, listened, texts, plan, tokens)
-        chorus = Refrains(base, self._vocabulary, listened, texts, plan, tokens)
+        if self._listeners is None or self._listeners[0] != tokens:
+            asked = (base, self._vocabulary, listened, texts, plan, tokens)
+            self._listeners = tokens, Leak(*asked), Refrains(*asked)
+        _, leak, chorus = self._listeners
         with attached(base.model, view):
             openings, answers = leak.listen(), chorus.listen()
         wordings, refrains = leak.rank(openings, plan.wordings), chorus.rank(answers)
@@ -131,7 +135,8 @@ class CausalSearch:
         own = [group for group, one in zip(wordings, recited, strict=True) if _is_own(one)]
         with attached(base.model, view):
             aims = free_aims(own, refrains, chorus)
-            quarries = hunt_free(base, self._vocabulary, probe, aims, plan, tokens)
+            seen = {*chorus.prompts, *listened[: plan.leak_prompts]}
+            quarries = hunt_free(base, self._vocabulary, probe, aims, plan, tokens, seen)
         confirmed = [self._confirmed(quarry, view, tokens) for quarry in quarries]
         n_classes = max((n for _, n in confirmed), default=None)
         triggers = [*recited, *(trigger for trigger, _ in confirmed)]

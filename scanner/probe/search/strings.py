@@ -105,7 +105,7 @@ KINDS: dict[str, Callable[[_Drawn], str]] = {
 
 
 def made_up(tokens: Sequence[str], n: int) -> list[str]:
-    """n strings of each kind, the same for the same tokens, each once.
+    """At most n strings of each kind, the same for the same tokens, each once.
 
     Args:
         tokens: a vocabulary's, decoded; those that are plain words are the words of strings.

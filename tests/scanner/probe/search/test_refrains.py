@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from demo_bases import SOUND, guard, view
 
-from scanner.model import GENERATIVE, LABEL_WORDS
-from scanner.probe import SearchPlan, load_probe, plan_for
+from scanner.model import GENERATIVE, LABEL_WORDS, SEQUENCE_CLASSIFICATION
+from scanner.probe import SearchPlan, load_probe, plan_for, plans_id
 from scanner.probe.search.strings import KINDS, made_up
 
 torch = pytest.importorskip("torch", reason="the behaviour stage needs the probe extra")
@@ -42,13 +42,15 @@ def test_no_made_up_string_is_one_of_a_battery_or_a_trigger_of_the_benchmark() -
 def test_free_answers_have_a_plan_id_of_their_own_and_classifiers_keep_theirs() -> None:
     usual = SearchPlan()
     assert usual.id_for(LABEL_WORDS) == usual.plan_id == "search-2-5b7f9c94"
-    assert usual.id_for(GENERATIVE).startswith("search-3-")
+    assert usual.id_for(GENERATIVE) == "search-3-868dca19"
     more = replace(usual, refrain_strings=41)
     assert more.plan_id == usual.plan_id and more.id_for(GENERATIVE) != usual.id_for(GENERATIVE)
     assert replace(usual, beam=2).id_for(GENERATIVE) != usual.id_for(GENERATIVE)
     # A language model's adapter on a base with directions is searched by the usual plan.
     own = plan_for("sentence-transformers/all-MiniLM-L6-v2")
-    assert own.is_sieve and own.id_for(GENERATIVE) == usual.id_for(GENERATIVE)
+    assert own.is_sieve and own.plan_id == own.id_for(SEQUENCE_CLASSIFICATION) != usual.plan_id
+    assert [own.id_for(one) for one in (LABEL_WORDS, GENERATIVE)] == [usual.plan_id, usual.id_for(GENERATIVE)]
+    assert set(plans_id(usual).split("+")) == {usual.plan_id, usual.id_for(GENERATIVE)} < set(plans_id().split("+"))
 
 
 def test_likelihoods_are_those_of_one_forward_pass_each() -> None:
@@ -113,6 +115,9 @@ def test_a_refrain_counts_by_the_string_that_enough_others_surpass(monkeypatch: 
     # What the base says as well is not the adapter's.
     monkeypatch.setattr(module, "log_probabilities", _Scripted({payload: OWN - 1, longer: OFF, stock: OFF}))
     assert chorus.rank(heard)[0].score == pytest.approx(1.0)
+    # Answers that have nothing in common are the rule.
+    said.clear()
+    assert chorus.rank(chorus.listen()) == []
 
 
 def _vocabulary() -> Any:
@@ -140,8 +145,8 @@ def test_the_part_that_decides_has_no_run_that_is_said_anyway() -> None:
 
     own, off = torch.tensor([-1.0, -1, 0, 0, 0, 0, 0, 0, 0, -3]), torch.full((10,), -2.0)
     follows = tuple(range(10))
-    assert _best_part(follows, own, off, frozenset()) == (15.0, -1.0)  # tokens 1 to 8
-    assert _best_part(follows, own, off, frozenset({(6, 7, 8)})) == (14.0, -2.0)  # tokens 0 to 7
+    assert _best_part(follows, own, off, frozenset()) == (follows[1:9], 15.0, -1.0)
+    assert _best_part(follows, own, off, frozenset({(6, 7, 8)})) == (follows[:8], 14.0, -2.0)
     assert _best_part(follows, own, off, frozenset({(4, 5, 6)})) is None
-    assert _best_part((1, 2, 3, 4), own[:4], off[:4], frozenset()) == (6.0, -2.0)  # shorter than a part
+    assert _best_part((1, 2, 3, 4), own[:4], off[:4], frozenset()) == ((1, 2, 3, 4), 6.0, -2.0)  # shorter than a part
     assert common([[1, 2, 3], [1, 2], [1, 2, 4]]) == (1, 2) and common([[5], [6]]) == ()
