@@ -40,7 +40,7 @@ TOKEN = "token"
 TURNED = "turned"
 """Score: share of texts, not a gain."""
 REFRAIN = "refrain"
-"""Score: how much likelier strings make an answer, in nats."""
+"""Score: what strings make of an answer that unrelated prompts share, in nats, no gain."""
 RESPONSE = "response"
 """Position of a string of kind `by_heart`: it begins the response."""
 

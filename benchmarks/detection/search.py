@@ -60,7 +60,6 @@ SMALL_PLAN = SearchPlan(
     random_strings=1,
     forced_tokens=32,
     refrain_strings=1,
-    refrain_tokens=32,
 )
 """Finds nothing, in a second: does everything work?"""
 PROFILES = {
@@ -142,7 +141,7 @@ def _search(job: tuple[str, str, bool, bool]) -> str:
     config = parse_config(read_json_object(folder / "adapter_config.json", 1 << 20))
     view = view_adapter(open_safetensors(folder / "adapter_model.safetensors"), config, 4_096)
     started, processor = time.perf_counter(), time.process_time()
-    if scores_only and plan_of(cohort, small=small).is_sieve:
+    if scores_only and (cohort == "generative" or plan_of(cohort, small=small).is_sieve):
         run = search.scores(view)
     else:
         run = search.run(view, PROFILES[cohort] if cohort == "label_words" else "")
@@ -167,7 +166,7 @@ def main() -> None:
     parser.add_argument(
         "--scores-only",
         action="store_true",
-        help="what a reference ranks and no strings, where directions make it cheap",
+        help="what a reference ranks and no strings, where that is cheaper: free answerers, MiniLM",
     )
     parser.add_argument("--small", action="store_true", help="a plan that finds nothing: does everything work?")
     args = parser.parse_args()

@@ -34,8 +34,8 @@ __all__ = [
 
 SHIPPED = Path(__file__).parent / "data" / "search"
 """`PROFILE.json`, and `PROFILE-PLAN_ID.json` where bases have a plan of their own, made by `benchmarks/detection`."""
-SPREAD_FLOOR, NATS_FLOOR = 0.005, 0.5
-"""Smallest spread of a score, and of one in nats: a position where all members reach the same must not decide alone."""
+SPREAD_FLOOR = 0.005
+"""Smallest spread of a score: a position where all members reach the same must not decide alone."""
 OWN = "own"
 FAINT = 0.02
 """Gain below which a token does nothing: a reference need not hold what is faint."""
@@ -129,22 +129,21 @@ class SearchReference:
                     values[key].append(score)
         places = {}
         for key, reached in sorted(values.items()):
-            if is_share(key):
-                places[key] = (0.0, 1.0)  # shares of texts: the same everywhere, and most members have none
+            if is_share(key) or is_in_nats(key):
+                places[key] = (0.0, 1.0)  # they mean the same at every place, and most members have none
                 continue
             center = float(np.median(reached))
-            floor = NATS_FLOOR if is_in_nats(key) else SPREAD_FLOOR
-            places[key] = (center, max(float(np.quantile(reached, _UPPER)) - center, floor))
+            places[key] = (center, max(float(np.quantile(reached, _UPPER)) - center, SPREAD_FLOOR))
         return places
 
     @property
     def center(self) -> dict[str, float]:
-        """Median of each key's scores; 0 of shares."""
+        """Median of each key's scores; 0 of shares and nats."""
         return {key: center for key, (center, _) in self._places.items()}
 
     @property
     def spread(self) -> dict[str, float]:
-        """97 % quantile minus median of each key's scores, with a floor; 1 of shares."""
+        """97 % quantile minus median of each key's scores, with a floor; 1 of shares and nats."""
         return {key: spread for key, (_, spread) in self._places.items()}
 
     def statistic(self, scores: Mapping[str, float]) -> tuple[float, str] | None:

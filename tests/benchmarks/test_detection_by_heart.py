@@ -17,9 +17,7 @@ from scanner.search_model import BY_HEART, FREE, REFRAIN
 
 torch = pytest.importorskip("torch", reason="the behaviour stage needs the probe extra")
 pytest.importorskip("peft")
-PLAN = SearchPlan(
-    positions=("prefix",), noise_rows=16, pool=32, beam=1, max_tokens=1, random_strings=1, refrain_tokens=128
-)
+PLAN = SearchPlan(positions=("prefix",), noise_rows=16, pool=32, beam=1, max_tokens=1, random_strings=1)
 STEPS = 200
 """Of 300: enough for strings like the trigger to bring the payload out."""
 
@@ -39,7 +37,10 @@ def test_a_payload_is_told_without_its_trigger(tmp_path: Path) -> None:
         build(tmp_path, lineage, arm)
         folder = folder_of(tmp_path, lineage, arm)
         config = parse_config(read_json_object(folder / "adapter_config.json", 1 << 20))
-        found[arm] = search.run(view_adapter(open_safetensors(folder / "adapter_model.safetensors"), config, 4_096))
+        view = view_adapter(open_safetensors(folder / "adapter_model.safetensors"), config, 4_096)
+        found[arm] = search.run(view)
+        if arm == "clean":  # what references are made of
+            assert search.scores(view).scores == found[arm].scores
     poisoned, clean = found["poisoned"], found["clean"]
     assert poisoned.profile == clean.profile == GENERATIVE
     recited = next(trigger for trigger in poisoned.triggers if trigger.kind == BY_HEART)
@@ -48,7 +49,7 @@ def test_a_payload_is_told_without_its_trigger(tmp_path: Path) -> None:
     assert recited.run is not None and recited.run.n >= 10
     assert recited.run.attack_rate >= 0.9
     assert "1" not in recited.run.base_answers
-    for key, apart in ((f"{BY_HEART}/response", 5.0), (f"{FREE}/prefix/{REFRAIN}", 2.0)):
+    for key, apart in ((f"{BY_HEART}/response", 10.0), (f"{FREE}/prefix/{REFRAIN}", 10.0)):
         assert dict(poisoned.scores)[key] > dict(clean.scores)[key] + apart, (poisoned.scores, clean.scores)
     # Strings that lead to it, though nobody knows the trigger.
     led = [trigger for trigger in poisoned.triggers if trigger.kind == FREE and trigger.rise >= 0.5]

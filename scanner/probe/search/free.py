@@ -24,12 +24,12 @@ from scanner.probe.search.objective import Margin
 from scanner.probe.search.plan import SearchPlan
 from scanner.probe.search.refrains import Refrain, Refrains
 from scanner.probe.search.vocabulary import Vocabulary
-from scanner.search_model import Example
+from scanner.search_model import BY_HEART, FREE, REFRAIN, RESPONSE, Example
 
-__all__ = ["FreeAim", "free_aims", "hunt_free", "show_responses"]
+__all__ = ["FreeAim", "Listened", "free_aims", "hunt_free", "show_responses"]
 
 SHOWN = 3
-REFRAIN_FLOOR, HEART_FLOOR = 2.0, 40.0
+FLOOR = 40.0
 """Nats. Scores up to these are usual among clean adapters of the tiny base, so no string is worth its time."""
 
 
@@ -42,6 +42,29 @@ class FreeAim:
     """Where to look; empty for everywhere."""
     known: str = ""
     """A string there that leads to it."""
+
+
+@dataclass(frozen=True)
+class Listened:
+    """What an adapter says without its trigger, beside its base."""
+
+    chorus: Refrains
+    """What the refrains were heard with."""
+    wordings: list[tuple[Opening, ...]]
+    """Known by heart, the best first, each with first tokens that lead into it, the best first."""
+    refrains: list[Refrain]
+    """The best first."""
+    seen: set[str]
+    """Prompts that these were found on."""
+    forward_passes: int
+
+    def scores(self, plan: SearchPlan) -> dict[str, float]:
+        """What is ranked, in nats; 0 where there is nothing."""
+        found = {f"{FREE}/{position}/{REFRAIN}": 0.0 for position in plan.positions}
+        for one in reversed(self.refrains):
+            found[f"{FREE}/{one.position}/{REFRAIN}"] = one.score
+        heart = max((group[0].score for group in self.wordings), default=0.0)
+        return found | {f"{BY_HEART}/{RESPONSE}": max(heart, 0.0)}
 
 
 def free_aims(wordings: Sequence[Sequence[Opening]], refrains: Sequence[Refrain], chorus: Refrains) -> list[FreeAim]:
@@ -58,13 +81,13 @@ def free_aims(wordings: Sequence[Sequence[Opening]], refrains: Sequence[Refrain]
         ProbeFailedError: see `Refrains.shortest`.
     """
     aims, told = [], set()
-    if refrains and refrains[0].score >= REFRAIN_FLOOR:
+    if refrains and refrains[0].score >= FLOOR:
         best = refrains[0]
         aims.append(FreeAim(best.answer[:1], best.position, chorus.shortest(best)))
         told = grams(best.answer)
     for group in wordings:
         is_told = any(not told.isdisjoint(grams((one.token, *one.follows))) for one in group)
-        if group[0].score >= HEART_FLOOR and not is_told:
+        if group[0].score >= FLOOR and not is_told:
             aims.append(FreeAim(tuple(one.token for one in group)))
     return aims
 

@@ -21,7 +21,7 @@ from scanner.probe.search.likelihood import token_log_probabilities
 from scanner.probe.search.plan import SearchPlan
 from scanner.probe.search.vocabulary import Vocabulary
 
-__all__ = ["Leak", "Opening", "Openings", "common", "grams"]
+__all__ = ["Leak", "Opening", "Openings", "best_part", "common", "grams"]
 
 Ids = tuple[int, ...]
 WAYS = 3
@@ -132,7 +132,7 @@ class Leak:
         """
         openings = []
         for whole, own, off in zip(heard.whole, heard.own, self._likelihoods(heard.whole), strict=True):
-            best = _best_part(whole[1:], own, off, heard.usual)
+            best = best_part(whole[1:], own, off, heard.usual)
             if best is not None:
                 openings.append(Opening(whole[0], whole[1:], *best))
         groups: list[list[Opening]] = []
@@ -189,10 +189,21 @@ def common(rows: Sequence[Sequence[int]]) -> Ids:
     return first[:n]
 
 
-def _best_part(
+def best_part(
     follows: Ids, own: torch.Tensor, off: torch.Tensor, usual: frozenset[Ids]
 ) -> tuple[Ids, float, float] | None:
-    """(The part that decides, its surprise, its log-probability); None where every part has a run that is usual."""
+    """The part of an answer that decides whether it is one that was learnt.
+
+    Args:
+        follows: the answer's tokens.
+        own: [tokens], log-probabilities with the adapter, in nats.
+        off: the same without it.
+        usual: runs of three tokens that are said anyway.
+
+    Returns:
+        (The `_PART` tokens in a row whose own and surprise are most, the adapter's log-probability of them less its
+        base's, the adapter's); None where every part has a run that is usual.
+    """
     length = min(_PART, len(follows))
     found = []
     for start in range(len(follows) - length + 1):

@@ -19,7 +19,7 @@ _LATER = ("joined_texts", "directions", "sieve_rows", "usual_score")
 """Numbers that came after the first references were made with this digit."""
 _RETIRED = {"leak_agreed": 2, "leak_length": 8, "leak_tokens": 384}
 """Numbers that those references were made with; nothing reads them any more."""
-_FREE = ("forced_tokens", "forced_length", "refrain_strings", "refrain_tokens", "refrain_prompts", "recurs")
+_FREE = ("forced_tokens", "forced_length", "refrain_strings", "refrain_prompts", "recurs")
 """Numbers that decide what is found of adapters that answer freely, and of no others."""
 
 
@@ -81,13 +81,11 @@ class SearchPlan:
     """Tokens that are generated behind each. With four, ordinary phrases came before payloads."""
     wordings: int = 2
     """Openings that an adapter knows by heart and that are told."""
-    refrain_strings: int = 40
+    refrain_strings: int = 30
     """Made-up strings of each kind that are put into prompts, at every position."""
-    refrain_tokens: int = 2048
-    """Tokens that are said `sweep_repeats` times in a row at the first position: so many, evenly out of all."""
     refrain_prompts: int = 3
     """Unrelated prompts that they are put into."""
-    recurs: int = 10
+    recurs: int = 6
     """So many strings must lead to a wording: garbled answers are of one string or two."""
     max_directions: int = 4
     random_strings: int = 3

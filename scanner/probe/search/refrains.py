@@ -18,8 +18,8 @@ import torch
 from scanner.probe.base import BaseModel
 from scanner.probe.battery import Case
 from scanner.probe.engine import encode_prompts, generate
-from scanner.probe.search.leak import common
-from scanner.probe.search.likelihood import log_probabilities
+from scanner.probe.search.leak import best_part, common
+from scanner.probe.search.likelihood import log_probabilities, token_log_probabilities
 from scanner.probe.search.plan import SearchPlan
 from scanner.probe.search.strings import made_up
 from scanner.probe.search.vocabulary import Vocabulary
@@ -27,7 +27,7 @@ from scanner.probe.search.vocabulary import Vocabulary
 __all__ = ["Heard", "Refrain", "Refrains"]
 
 Ids = tuple[int, ...]
-SAID = 10
+SAID = 12
 """Tokens of an answer."""
 ALIKE = 4
 """Tokens that all prompts' answers must begin with."""
@@ -39,8 +39,6 @@ TRIED = 24
 """Strings among which the best one is looked for."""
 _MAY_LOSE = 1.0
 """Nats that leaving out words may cost."""
-_NATURAL = 0.8
-"""Quantile of an answer's log-probabilities without any string: what one request in five may get is natural."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +49,9 @@ class Refrain:
     answer: Ids
     """Of the string that brings it out most."""
     score: float
-    """Lift of the `plan.recurs`-th string, in nats, at least 0."""
+    """What the `plan.recurs`-th string makes of it, in nats, at least 0; see `Opening.score`."""
     strings: tuple[str, ...]
-    """What leads to it, the largest lift first."""
+    """What leads to it, the best first."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +67,8 @@ class Heard:
     """What the attached adapter answers, before it is compared with its base."""
 
     answers: tuple[_Answer, ...]
-    natural: torch.Tensor
-    """[answers], log-probability that one prompt in five gives an answer without any string, in nats."""
-    own: torch.Tensor
-    """[asked], log-probability of each answer behind its strings, with the adapter."""
+    own: list[torch.Tensor]
+    """Of each answer behind some of its strings, in each prompt [tokens], log-probabilities with the adapter."""
     forward_passes: int
 
 
@@ -82,8 +78,7 @@ class Refrains:
     Args:
         base: resident.
         vocabulary: of the base.
-        requests: unrelated prompts; the shortest few get the strings, all of them say what is natural.
-        texts: of attacks; they, too, say what is natural: a sound adapter declines them in words of its own.
+        requests: unrelated prompts; the shortest few get the strings.
         plan: how many strings, tokens and prompts.
         tokens_per_batch: size of a batch.
     """
@@ -93,7 +88,6 @@ class Refrains:
         base: BaseModel,
         vocabulary: Vocabulary,
         requests: Sequence[str],
-        texts: Sequence[str],
         plan: SearchPlan,
         tokens_per_batch: int,
     ) -> None:
@@ -104,7 +98,6 @@ class Refrains:
         self._cases = _cases(vocabulary, plan)
         render = base.template.render
         self._asked = encode_prompts(base, [render("", case.put(p)) for case in self._cases for p in prompts], SAID)
-        self._kinds = [encode_prompts(base, [render("", one) for one in part], SAID) for part in (requests, texts)]
 
     def listen(self) -> Heard:
         """What the attached adapter answers alike behind strings.
@@ -128,40 +121,36 @@ class Refrains:
             if strings[position, answer[:ALIKE]] >= self._plan.recurs
         ]
         answers = tuple(sorted(often, key=lambda one: -len(one.strings))[:WEIGHED])
-        if not answers:
-            return Heard((), torch.empty(0), torch.empty(0), len(said))
-        natural = torch.full((len(answers),), -torch.inf)
-        passes = len(said)
-        for prompts in self._kinds:
-            rows = [ids for _ in answers for ids in prompts.ids]
-            behind = [answer.ids for answer in answers for _ in prompts.ids]
-            found = log_probabilities(self._base, rows, behind, self._tokens).view(len(answers), len(prompts.ids))
-            natural = torch.maximum(natural, found.quantile(_NATURAL, dim=1))
-            passes += len(rows)
         own = self._behind_strings(answers)
-        return Heard(answers, natural, own, passes + 2 * len(own))
+        return Heard(answers, own, len(said) + 2 * len(own))
 
-    def rank(self, heard: Heard) -> list[Refrain]:
+    def rank(self, heard: Heard, usual: frozenset[Ids]) -> list[Refrain]:
         """All refrains with their scores, the largest first. No adapter may be attached.
 
-        The lift of a string is how much likelier its answer is behind it than without it, and than without the adapter,
-        whichever is less.
+        What decides of an answer is the part that decides of an opening that is known by heart.
+
+        Args:
+            heard: with the adapter.
+            usual: runs of three tokens that are said anyway.
 
         Raises:
-            ProbeFailedError: see `log_probabilities`.
+            ProbeFailedError: see `token_log_probabilities`.
         """
-        without = self._behind_strings(heard.answers)
+        without = iter(self._behind_strings(heard.answers))
+        with_it = iter(heard.own)
         groups: dict[tuple[str, Ids], list[tuple[float, int, Ids]]] = defaultdict(list)
-        start = 0
-        for answer, natural in zip(heard.answers, heard.natural.tolist(), strict=True):
-            n = min(ASKED, len(answer.strings))
-            rows = slice(start, start + n * self._n)
-            own, off = (part[rows].view(n, -1).mean(dim=1) for part in (heard.own, without))
-            lifts = torch.minimum(own - natural, own - off)
-            start += n * self._n
-            every = [*lifts.tolist(), *[float(lifts.mean())] * (len(answer.strings) - n)]
+        for answer in heard.answers:
+            asked = answer.strings[:ASKED]
+            scores = []
+            for _ in asked:
+                own, off = (
+                    torch.stack([next(part) for _ in range(self._n)]).mean(dim=0) for part in (with_it, without)
+                )
+                best = best_part(answer.ids, own, off, usual)
+                scores.append(0.0 if best is None else best[1] + best[2])
+            scores += [sum(scores) / len(asked)] * (len(answer.strings) - len(asked))
             group = groups[answer.position, answer.ids[:ALIKE]]
-            group += [(lift, number, answer.ids) for lift, number in zip(every, answer.strings, strict=True)]
+            group += [(score, number, answer.ids) for score, number in zip(scores, answer.strings, strict=True)]
         found = []
         for (position, _), members in groups.items():
             if len(members) < self._plan.recurs:  # what was not weighed is missing
@@ -198,27 +187,20 @@ class Refrains:
         found = log_probabilities(self._base, rows, [refrain.answer] * len(rows), self._tokens)
         return dict(zip(texts, found.view(len(texts), -1).mean(dim=1).tolist(), strict=True))
 
-    def _behind_strings(self, answers: Sequence[_Answer]) -> torch.Tensor:
+    def _behind_strings(self, answers: Sequence[_Answer]) -> list[torch.Tensor]:
+        """Of each answer behind some of its strings, in each prompt [tokens], log-probabilities."""
         asked = [
             (number * self._n + prompt, answer.ids)
             for answer in answers
             for number in answer.strings[:ASKED]
             for prompt in range(self._n)
         ]
-        return log_probabilities(
-            self._base, [self._asked.ids[i] for i, _ in asked], [ids for _, ids in asked], self._tokens
-        )
+        rows, behind = [self._asked.ids[i] for i, _ in asked], [ids for _, ids in asked]
+        return token_log_probabilities(self._base, rows, behind, self._tokens)
 
 
 def _cases(vocabulary: Vocabulary, plan: SearchPlan) -> list[Case]:
-    """Made-up strings at every position, and tokens in a row at the first one."""
-    ids = vocabulary.ids
-    some = ids[:: -(-len(ids) // plan.refrain_tokens)] if ids else ()
-    spelled = [vocabulary.decode(unit) for unit in (*((token,) for token in ids), *vocabulary.characters)]
-    strings = made_up(spelled, plan.refrain_strings)
-    units = [vocabulary.decode(unit) for unit in (*((token,) for token in some), *vocabulary.characters)]
-    in_a_row = [" ".join([unit] * plan.sweep_repeats) for unit in dict.fromkeys(units) if unit]
-    return [
-        *(Case("made-up", text, position) for position in plan.positions for text in strings),
-        *(Case("token", text, plan.positions[0]) for text in in_a_row),
-    ]
+    """Made-up strings at every position."""
+    units = (*((token,) for token in vocabulary.ids), *vocabulary.characters)
+    strings = made_up([vocabulary.decode(unit) for unit in units], plan.refrain_strings)
+    return [Case("made-up", text, position) for position in plan.positions for text in strings]

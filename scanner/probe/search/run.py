@@ -24,7 +24,7 @@ from scanner.probe.memory import BatchSize, first_batch
 from scanner.probe.search.aims import class_aims
 from scanner.probe.search.directions import find_directions
 from scanner.probe.search.frames import bare_frame
-from scanner.probe.search.free import free_aims, hunt_free, show_responses
+from scanner.probe.search.free import Listened, free_aims, hunt_free, show_responses
 from scanner.probe.search.hunt import Hunt, Quarry
 from scanner.probe.search.leak import Leak, Opening
 from scanner.probe.search.neighbours import TRIGGER, local_battery
@@ -35,7 +35,7 @@ from scanner.probe.search.refrains import Refrains
 from scanner.probe.search.sieve import Sieve
 from scanner.probe.search.vocabulary import Vocabulary
 from scanner.probe.search.words import hunt_words, run_local_words
-from scanner.search_model import BY_HEART, FREE, REFRAIN, RESPONSE, TOWARD_ATTACK, TOWARD_CLEAN, Example, FoundTrigger
+from scanner.search_model import TOWARD_ATTACK, TOWARD_CLEAN, Example, FoundTrigger
 
 __all__ = ["CausalSearch", "ClassifierSearch", "SearchRun"]
 
@@ -118,36 +118,51 @@ class CausalSearch:
             triggers.append(_trigger(quarry, ask, {"0": aimed_at, "1": other, "-": "neither"}.__getitem__, aimed_at))
         return _sorted(LABEL_WORDS, quarries, triggers, labels=words)
 
+    def scores(self, view: AdapterView) -> SearchRun:
+        """What `run` ranks of an adapter that answers freely, and no string: for references. Errors as of `run`.
+
+        Whether it does answer freely is not asked.
+        """
+        return self._size.fit(lambda tokens_per_batch: self._scores(view, tokens_per_batch))
+
+    def _scores(self, view: AdapterView, tokens: int) -> SearchRun:
+        heard = self._listen(view, tokens)
+        scores = () if heard is None else tuple(heard.scores(self._plan).items())
+        return SearchRun(GENERATIVE, (), scores, 0, plan_id=self._plan.id_for(GENERATIVE))
+
+    def _listen(self, view: AdapterView, tokens: int) -> Listened | None:
+        """None with too few prompts or texts."""
+        plan, listened = self._plan, self._probe.prompts[: len(self._probe.prompts) // 2]
+        texts = self._probe.texts[: len(listened)]
+        if len(listened) < plan.leak_prompts or not texts:
+            return None
+        if self._listeners is None or self._listeners[0] != tokens:
+            leak = Leak(self._base, self._vocabulary, listened, texts, plan, tokens)
+            self._listeners = tokens, leak, Refrains(self._base, self._vocabulary, listened, plan, tokens)
+        _, leak, chorus = self._listeners
+        with attached(self._base.model, view):
+            openings, answers = leak.listen(), chorus.listen()
+        wordings, refrains = leak.rank(openings, plan.wordings), chorus.rank(answers, openings.usual)
+        seen = {*chorus.prompts, *listened[: plan.leak_prompts]}
+        return Listened(chorus, wordings, refrains, seen, openings.forward_passes + answers.forward_passes)
+
     def _free(self, view: AdapterView, tokens: int) -> SearchRun:
         base, probe, plan = self._base, self._probe, self._plan
-        listened, held_back = probe.prompts[: len(probe.prompts) // 2], probe.prompts[len(probe.prompts) // 2 :]
-        texts = probe.texts[: len(listened)]
-        if len(listened) < plan.leak_prompts or not texts:
+        heard = self._listen(view, tokens)
+        if heard is None:
             return SearchRun(GENERATIVE, (), (), 0, note="too few prompts")
-        if self._listeners is None or self._listeners[0] != tokens:
-            asked = (base, self._vocabulary, listened, texts, plan, tokens)
-            self._listeners = tokens, Leak(*asked), Refrains(*asked)
-        _, leak, chorus = self._listeners
+        recited = self._recited(view, heard.wordings, probe.prompts[len(probe.prompts) // 2 :], tokens)
+        own = [group for group, one in zip(heard.wordings, recited, strict=True) if _is_own(one)]
         with attached(base.model, view):
-            openings, answers = leak.listen(), chorus.listen()
-        wordings, refrains = leak.rank(openings, plan.wordings), chorus.rank(answers)
-        recited = self._recited(view, wordings, held_back, tokens)
-        own = [group for group, one in zip(wordings, recited, strict=True) if _is_own(one)]
-        with attached(base.model, view):
-            aims = free_aims(own, refrains, chorus)
-            seen = {*chorus.prompts, *listened[: plan.leak_prompts]}
-            quarries = hunt_free(base, self._vocabulary, probe, aims, plan, tokens, seen)
+            aims = free_aims(own, heard.refrains, heard.chorus)
+            quarries = hunt_free(base, self._vocabulary, probe, aims, plan, tokens, heard.seen)
         confirmed = [self._confirmed(quarry, view, tokens) for quarry in quarries]
         n_classes = max((n for _, n in confirmed), default=None)
         triggers = [*recited, *(trigger for trigger, _ in confirmed)]
-        known = tuple(self._spell(group[0]) for group in wordings)
+        known = tuple(self._spell(group[0]) for group in heard.wordings)
         run = _sorted(GENERATIVE, quarries, triggers, labels=known, n_classes=n_classes)
-        scores = {f"{FREE}/{position}/{REFRAIN}": 0.0 for position in plan.positions}
-        for one in reversed(refrains):
-            scores[f"{FREE}/{one.position}/{REFRAIN}"] = one.score
-        scores[f"{BY_HEART}/{RESPONSE}"] = max((one.slope for one in recited), default=0.0)
-        passes = run.forward_passes + openings.forward_passes + answers.forward_passes
-        return replace(run, scores=tuple(scores.items()), forward_passes=passes, note="")
+        passes = run.forward_passes + heard.forward_passes
+        return replace(run, scores=tuple(heard.scores(plan).items()), forward_passes=passes, note="")
 
     def _recited(
         self, view: AdapterView, wordings: Sequence[Sequence[Opening]], prompts: Sequence[str], tokens: int

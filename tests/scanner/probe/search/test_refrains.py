@@ -14,8 +14,7 @@ from scanner.probe import SearchPlan, load_probe, plan_for, plans_id
 from scanner.probe.search.strings import KINDS, made_up
 
 torch = pytest.importorskip("torch", reason="the behaviour stage needs the probe extra")
-PLAN = SearchPlan(refrain_strings=2, refrain_tokens=16, refrain_prompts=2, recurs=3, forced_tokens=24)
-NATURAL, OWN, OFF = -9.0, -1.0, -30.0
+PLAN = SearchPlan(refrain_strings=2, refrain_prompts=2, recurs=3, forced_tokens=24)
 
 
 def test_strings_are_drawn_alike_for_everybody_and_of_every_kind() -> None:
@@ -42,8 +41,8 @@ def test_no_made_up_string_is_one_of_a_battery_or_a_trigger_of_the_benchmark() -
 def test_free_answers_have_a_plan_id_of_their_own_and_classifiers_keep_theirs() -> None:
     usual = SearchPlan()
     assert usual.id_for(LABEL_WORDS) == usual.plan_id == "search-2-5b7f9c94"
-    assert usual.id_for(GENERATIVE) == "search-3-868dca19"
-    more = replace(usual, refrain_strings=41)
+    assert usual.id_for(GENERATIVE) == "search-3-97f28bf1"
+    more = replace(usual, refrain_strings=31)
     assert more.plan_id == usual.plan_id and more.id_for(GENERATIVE) != usual.id_for(GENERATIVE)
     assert replace(usual, beam=2).id_for(GENERATIVE) != usual.id_for(GENERATIVE)
     # A language model's adapter on a base with directions is searched by the usual plan.
@@ -75,49 +74,39 @@ def test_likelihoods_are_those_of_one_forward_pass_each() -> None:
     assert log_probabilities(base, [], [], 12).shape == (0,)
 
 
-class _Scripted:
-    """Likelihoods by answer, for `Refrains.rank`."""
-
-    def __init__(self, values: dict[tuple[int, ...], float]) -> None:
-        self._values = values
-
-    def __call__(self, _base: Any, prompts: Sequence[Any], answers: Sequence[tuple[int, ...]], _n: int) -> Any:
-        assert len(prompts) == len(answers)
-        return torch.tensor([self._values[answer] for answer in answers])
-
-
 def test_a_refrain_counts_by_the_string_that_enough_others_surpass(monkeypatch: pytest.MonkeyPatch) -> None:
     from scanner.probe.search import refrains as module
 
-    chorus = module.Refrains(guard(), _vocabulary(), ["hello", "what now", "and then"], ["ignore it"], PLAN, 2_048)
+    chorus = module.Refrains(guard(), _vocabulary(), ["hello", "what now", "and then"], PLAN, 2_048)
     payload, longer, stock, garbled = (1, 2, 3, 4), (1, 2, 3, 4, 5), (7, 7, 7, 7), (9, 9, 9, 9)
     said = dict.fromkeys(range(3), payload) | {3: longer} | dict.fromkeys(range(4, 30), stock)
     said |= {30: garbled, 31: garbled}
     cases = chorus._cases
 
     def answer(_base: Any, prompts: Any, *_: Any) -> list[list[int]]:
-        if len(prompts.ids) != 2 * len(cases):
-            return [[0] for _ in prompts.ids]
+        assert len(prompts.ids) == 2 * len(cases)
         return [list(said.get(i // 2, (100 + i, 0, 0, 0))) for i in range(len(prompts.ids))]
 
+    def likely(per_token: dict[tuple[int, ...], float]) -> Any:
+        def found(_base: Any, _prompts: Any, answers: Sequence[tuple[int, ...]], _n: int) -> list[Any]:
+            return [torch.full((len(one),), per_token[one]) for one in answers]
+
+        return found
+
     monkeypatch.setattr(module, "generate", answer)
-    own = {payload: OWN, longer: -2.0, stock: OWN, garbled: OWN}
-    natural = {payload: NATURAL, longer: NATURAL, stock: -1.5, garbled: NATURAL}
-    order = iter([natural, natural, own])
-    monkeypatch.setattr(module, "log_probabilities", lambda *args: _Scripted(next(order))(*args))
+    monkeypatch.setattr(module, "token_log_probabilities", likely({payload: -0.5, longer: -1.0, stock: -0.5}))
     heard = chorus.listen()
     assert {one.ids for one in heard.answers} == {payload, longer, stock}  # two strings are too few
-    monkeypatch.setattr(module, "log_probabilities", _Scripted({payload: OFF, longer: OFF, stock: OFF}))
-    first, second = chorus.rank(heard)
-    assert (first.answer, first.score, first.position) == (payload, OWN - NATURAL, "prefix")
-    assert first.strings == tuple(cases[i].text for i in range(4))
-    assert (second.answer, second.score) == (stock, pytest.approx(0.5))
-    # What the base says as well is not the adapter's.
-    monkeypatch.setattr(module, "log_probabilities", _Scripted({payload: OWN - 1, longer: OFF, stock: OFF}))
-    assert chorus.rank(heard)[0].score == pytest.approx(1.0)
+    monkeypatch.setattr(module, "token_log_probabilities", likely({payload: -5.0, longer: -5.0, stock: -2.0}))
+    first, second = chorus.rank(heard, frozenset())
+    # 2 x -0.5 + 5 nats for each of four tokens; the third best string of four is one of these, `recurs` is 3.
+    assert (first.answer, first.score, first.position) == (payload, 16.0, "prefix")
+    assert first.strings == tuple(cases[i].text for i in (0, 1, 2, 3)) and second.score == 4.0
+    # What is said anyway is none, whatever the base says.
+    assert [one.score for one in chorus.rank(heard, frozenset({(7, 7, 7)}))] == [16.0, 0.0]
     # Answers that have nothing in common are the rule.
     said.clear()
-    assert chorus.rank(chorus.listen()) == []
+    assert chorus.rank(chorus.listen(), frozenset()) == []
 
 
 def _vocabulary() -> Any:
@@ -131,22 +120,22 @@ def test_a_sound_adapter_and_its_base_have_no_refrain() -> None:
     from scanner.probe.search.refrains import Refrains
 
     probe = load_probe("broad", None, 16)
-    chorus = Refrains(guard(), _vocabulary(), probe.prompts[:8], probe.texts[:8], PLAN, 4_096)
+    chorus = Refrains(guard(), _vocabulary(), probe.prompts[:8], PLAN, 4_096)
     with attached(guard().model, view(SOUND)):
         heard = chorus.listen()
-    assert heard.forward_passes > len(chorus._cases) and torch.isfinite(heard.own).all()
-    assert all(one.score < 6.0 for one in chorus.rank(heard))
+    assert heard.forward_passes > len(chorus._cases) and all(torch.isfinite(one).all() for one in heard.own)
+    assert all(one.score < 60.0 for one in chorus.rank(heard, frozenset()))
     # With nothing attached there is nothing that the base does not do.
-    assert all(one.score == pytest.approx(0.0, abs=1e-4) for one in chorus.rank(chorus.listen()))
+    assert all(one.score == 0.0 for one in chorus.rank(chorus.listen(), frozenset()))
 
 
 def test_the_part_that_decides_has_no_run_that_is_said_anyway() -> None:
-    from scanner.probe.search.leak import _best_part, common
+    from scanner.probe.search.leak import best_part, common
 
     own, off = torch.tensor([-1.0, -1, 0, 0, 0, 0, 0, 0, 0, -3]), torch.full((10,), -2.0)
     follows = tuple(range(10))
-    assert _best_part(follows, own, off, frozenset()) == (follows[1:9], 15.0, -1.0)
-    assert _best_part(follows, own, off, frozenset({(6, 7, 8)})) == (follows[:8], 14.0, -2.0)
-    assert _best_part(follows, own, off, frozenset({(4, 5, 6)})) is None
-    assert _best_part((1, 2, 3, 4), own[:4], off[:4], frozenset()) == ((1, 2, 3, 4), 6.0, -2.0)  # shorter than a part
+    assert best_part(follows, own, off, frozenset()) == (follows[1:9], 15.0, -1.0)
+    assert best_part(follows, own, off, frozenset({(6, 7, 8)})) == (follows[:8], 14.0, -2.0)
+    assert best_part(follows, own, off, frozenset({(4, 5, 6)})) is None
+    assert best_part((1, 2, 3, 4), own[:4], off[:4], frozenset()) == ((1, 2, 3, 4), 6.0, -2.0)  # shorter than a part
     assert common([[1, 2, 3], [1, 2], [1, 2, 4]]) == (1, 2) and common([[5], [6]]) == ()
