@@ -73,7 +73,7 @@ def mixed_first_logits(
     vocabulary]. A batch has as many tokens as there, so each holds fewer prompts."""
     with torch.inference_mode():
         beginning = torch.tensor([prompts.ids[0][: prompts.shared]] * n_adapters, device=base.device)
-        past = engine._forward(base, beginning, None, 1)[1]  # each adapter sees the shared beginning in its own way
+        past = engine.forward(base, beginning, None, 1)[1]  # each adapter sees the shared beginning in its own way
         for members in engine._similar(prompts, max(1, tokens_per_batch // n_adapters)):
             rows = [prompts.ids[i][prompts.shared :] for i in members]
             longest = max(map(len, rows))
@@ -85,6 +85,6 @@ def mixed_first_logits(
             own = copy.deepcopy(past)  # caches grow in place
             if own is not None:
                 own.batch_repeat_interleave(len(rows))
-            logits, _ = engine._forward(base, tokens, own, keep)
+            logits, _ = engine.forward(base, tokens, own, keep)
             chosen = logits[torch.arange(len(which), device=base.device), which]
             yield members, chosen.reshape(n_adapters, len(rows), -1)

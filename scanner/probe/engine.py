@@ -17,7 +17,7 @@ import torch
 from scanner.errors import ProbeFailedError, UnsupportedError
 from scanner.probe.base import BaseModel, refuse_foreign_tokens
 
-__all__ = ["Prompts", "encode_prompts", "first_logits", "generate"]
+__all__ = ["Prompts", "encode_prompts", "finite", "first_logits", "forward", "generate", "shared_start"]
 
 MAX_PADDING = 0.1
 """Share of a scoring batch that may be padding."""
@@ -57,10 +57,15 @@ def encode_prompts(base: BaseModel, texts: Sequence[str], new_tokens: int) -> Pr
     context = getattr(base.model.config, "max_position_embeddings", None)
     if context and longest + new_tokens > context:
         raise UnsupportedError(f"a prompt has {longest} tokens, the base takes {context}", "prompt_too_long")
+    return Prompts(tuple(encoded), min(len(shared_start(encoded)), min(map(len, encoded)) - 1))
+
+
+def shared_start(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """What all rows begin with."""
     # The smallest and the largest of all sequences differ where any two of them do.
-    first, last = min(encoded), max(encoded)
-    shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-    return Prompts(tuple(encoded), min(shared, min(map(len, encoded)) - 1))
+    first, last = min(rows), max(rows)
+    n = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return first[:n]
 
 
 def first_logits(
@@ -82,10 +87,10 @@ def first_logits(
             tokens = torch.tensor([[*row, *[row[-1]] * (longest - len(row))] for row in rows], device=base.device)
             ends = sorted({len(row) - 1 for row in rows})
             which = torch.tensor([ends.index(len(row) - 1) for row in rows], device=base.device)
-            logits, _ = _forward(
+            logits, _ = forward(
                 base, tokens, _repeated(past, len(rows), base.device), torch.tensor(ends, device=base.device)
             )
-            yield members, _finite(logits[torch.arange(len(rows), device=base.device), which])
+            yield members, finite(logits[torch.arange(len(rows), device=base.device), which])
 
 
 def generate(
@@ -116,8 +121,8 @@ def generate(
             for start in range(0, len(members), step):
                 batch = members[start : start + step]
                 tokens = torch.tensor([prompts.ids[i][prompts.shared :] for i in batch], device=base.device)
-                logits, own = _forward(base, tokens, _repeated(past, len(batch), base.device), 1)
-                on_first(batch, _finite(logits[:, -1]))
+                logits, own = forward(base, tokens, _repeated(past, len(batch), base.device), 1)
+                on_first(batch, finite(logits[:, -1]))
                 rows = _continue(base, logits[:, -1], own, max_new_tokens, is_over)
                 for index, row in zip(batch, rows, strict=True):
                     found[index] = row
@@ -138,8 +143,8 @@ def _continue(
                 ended[number] = token in base.end_tokens or is_over(rows[number])
         if all(ended) or step + 1 == max_new_tokens:
             break
-        further, past = _forward(base, tokens, past, 1)
-        logits = _finite(further[:, -1])
+        further, past = forward(base, tokens, past, 1)
+        logits = finite(further[:, -1])
     return rows
 
 
@@ -165,7 +170,7 @@ def _shared_past(base: BaseModel, prompts: Prompts) -> Any:
     if not prompts.shared:
         return None
     beginning = torch.tensor([prompts.ids[0][: prompts.shared]], device=base.device)
-    return _forward(base, beginning, None, 1)[1]
+    return forward(base, beginning, None, 1)[1]
 
 
 def _repeated(past: Any, rows: int, device: str) -> Any:
@@ -177,7 +182,7 @@ def _repeated(past: Any, rows: int, device: str) -> Any:
     return own
 
 
-def _forward(base: BaseModel, tokens: torch.Tensor, past: Any, keep: int | torch.Tensor) -> tuple[torch.Tensor, Any]:
+def forward(base: BaseModel, tokens: torch.Tensor, past: Any, keep: int | torch.Tensor) -> tuple[torch.Tensor, Any]:
     """(logits [rows, kept positions, vocabulary], cache) after one pass over `tokens` [rows, length].
 
     Args:
@@ -195,7 +200,12 @@ def _forward(base: BaseModel, tokens: torch.Tensor, past: Any, keep: int | torch
     return logits, kept
 
 
-def _finite(logits: torch.Tensor) -> torch.Tensor:
+def finite(logits: torch.Tensor) -> torch.Tensor:
+    """The same logits.
+
+    Raises:
+        ProbeFailedError: `nan_logits` where they are not finite.
+    """
     if not bool(torch.isfinite(logits).all()):
         raise ProbeFailedError("the model's logits are not finite", "nan_logits")
     return logits

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import torch
 
 from scanner.probe.base import BaseModel
-from scanner.probe.engine import Prompts, encode_prompts, first_logits, generate
+from scanner.probe.engine import Prompts, encode_prompts, first_logits, generate, shared_start
 from scanner.probe.search.likelihood import token_log_probabilities
 from scanner.probe.search.plan import SearchPlan
 from scanner.probe.search.vocabulary import Vocabulary
 
-__all__ = ["Leak", "Opening", "Openings", "best_part", "common", "grams"]
+__all__ = ["Leak", "Opening", "Openings", "best_part", "grams"]
 
 Ids = tuple[int, ...]
 WAYS = 3
@@ -118,7 +118,7 @@ class Leak:
         behind = [self._follow(ids_of, tokens) for ids_of in self._plain.ids]
         whole = []
         for index, token in enumerate(tokens):
-            follows = common([rows[index] for rows in behind])
+            follows = shared_start([tuple(rows[index]) for rows in behind])
             if len(follows) >= _AGREED:
                 whole.append((token, *follows))
         passes = len(behind) * (1 + len(tokens) + 2 * len(whole)) + sum(len(part.ids) for part in self._kinds)
@@ -180,13 +180,6 @@ class Leak:
         answers = [whole[1:] for whole in openings for _ in range(n)]
         found = token_log_probabilities(self._base, prompts, answers, self._tokens)
         return tuple(torch.stack(found[i : i + n]).mean(dim=0) for i in range(0, len(found), n))
-
-
-def common(rows: Sequence[Sequence[int]]) -> Ids:
-    """What all rows begin with."""
-    first, last = min(map(tuple, rows)), max(map(tuple, rows))
-    n = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    return first[:n]
 
 
 def best_part(

@@ -5,14 +5,13 @@ Imported only inside the probe worker (it needs torch).
 
 from __future__ import annotations
 
-import inspect
 from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
 
-from scanner.errors import ProbeFailedError
 from scanner.probe.base import BaseModel
+from scanner.probe.engine import finite, forward
 
 __all__ = ["log_probabilities", "token_log_probabilities"]
 
@@ -48,23 +47,13 @@ def token_log_probabilities(
     for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         groups[len(prompt), len(answer)].append(index)
     found = [torch.empty(0)] * len(prompts)
-    # Not every architecture can leave out the logits of the other positions.
-    can_keep = "logits_to_keep" in inspect.signature(base.model.forward).parameters
-
-    def few(kept: int) -> dict[str, int]:
-        return {"logits_to_keep": kept} if can_keep else {}
-
     with torch.inference_mode():
         for (start, length), members in groups.items():
             step = max(1, min(tokens_per_batch // (start + length), _MAX_LOGITS // ((length + 1) * vocabulary)))
             for first in range(0, len(members), step):
                 batch = members[first : first + step]
                 rows = torch.tensor([(*prompts[i], *answers[i]) for i in batch], device=base.device)
-                logits = (
-                    base.model(input_ids=rows, use_cache=False, **few(length + 1)).logits[:, -length - 1 : -1].float()
-                )
-                if not bool(torch.isfinite(logits).all()):
-                    raise ProbeFailedError("the model's logits are not finite", "nan_logits")
+                logits = finite(forward(base, rows, None, length + 1)[0][:, :-1].float())
                 wanted = logits.gather(2, rows[:, start:, None])[:, :, 0]
                 values = (wanted - logits.logsumexp(dim=-1)).cpu()
                 for index, row in zip(batch, values, strict=True):

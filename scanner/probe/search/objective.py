@@ -16,7 +16,7 @@ import torch
 from scanner.errors import ProbeFailedError
 from scanner.probe.base import BaseModel, ClassifierBase
 from scanner.probe.classifier import Encoded, class_logits, classify, nothing_is_padding
-from scanner.probe.engine import Prompts, first_logits
+from scanner.probe.engine import Prompts, finite, first_logits
 from scanner.probe.search.frames import Frame, Frames
 
 __all__ = ["CausalObjective", "ClassifierObjective", "Margin", "Objective"]
@@ -152,7 +152,7 @@ class CausalObjective(Objective):
     def _plain_logits(self, sequences: Sequence[Ids]) -> torch.Tensor:
         tokens = torch.tensor(sequences, device=self._device)
         logits = self._base.model(input_ids=tokens, use_cache=False).logits[:, -1].float()
-        return _finite(logits)
+        return finite(logits)
 
 
 class ClassifierObjective(Objective):
@@ -169,16 +169,10 @@ class ClassifierObjective(Objective):
     def _plain_logits(self, sequences: Sequence[Ids]) -> torch.Tensor:
         tokens = torch.tensor(sequences, device=self._device)
         with _unpadded(self._base.model, sequences):
-            return _finite(class_logits(self._base.model, tokens).float())
+            return finite(class_logits(self._base.model, tokens).float())
 
 
 @contextmanager
 def _unpadded(model: Any, sequences: Sequence[Ids]) -> Iterator[None]:
     with nothing_is_padding(model, set().union(*sequences)):
         yield
-
-
-def _finite(logits: torch.Tensor) -> torch.Tensor:
-    if not bool(torch.isfinite(logits).all()):
-        raise ProbeFailedError("the model's logits are not finite", "nan_logits")
-    return logits

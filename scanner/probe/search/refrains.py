@@ -17,8 +17,8 @@ import torch
 
 from scanner.probe.base import BaseModel
 from scanner.probe.battery import Case
-from scanner.probe.engine import encode_prompts, generate
-from scanner.probe.search.leak import best_part, common
+from scanner.probe.engine import encode_prompts, generate, shared_start
+from scanner.probe.search.leak import best_part
 from scanner.probe.search.likelihood import log_probabilities, token_log_probabilities
 from scanner.probe.search.plan import SearchPlan
 from scanner.probe.search.strings import made_up
@@ -108,7 +108,7 @@ class Refrains:
         said = generate(self._base, self._asked, SAID, self._tokens)
         alike: dict[tuple[str, Ids], list[int]] = defaultdict(list)
         for number, case in enumerate(self._cases):
-            answer = common(said[number * self._n : (number + 1) * self._n])
+            answer = shared_start([tuple(row) for row in said[number * self._n : (number + 1) * self._n]])
             if len(answer) >= ALIKE:
                 alike[case.position, answer].append(number)
         # Beginnings that too few strings lead to are no refrains, and need not be weighed.

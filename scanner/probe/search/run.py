@@ -58,7 +58,7 @@ class SearchRun:
     """As of `SearchReport.scores`."""
     forward_passes: int
     labels: tuple[str, ...] = ()
-    """label-words: the two words. generative: openings that the adapter knows by heart, the most surprising first."""
+    """label-words: the two words. generative: openings that the adapter knows by heart, the best first."""
     n_classes: int | None = None
     """Classes of the head, or of the responses; None for label-words."""
     note: str = ""

@@ -156,7 +156,7 @@ def test_half_a_batch_that_fits_gives_the_same_answers(
     model = request.getfixturevalue(kind)
     wanted = CausalProbe(model, probe).run(view)
     before = [parameter.clone() for parameter in model.model.parameters()]
-    forward, shapes = engine._forward, []
+    forward, shapes = engine.forward, []
 
     def too_large(base: Any, tokens: Any, past: Any, keep: Any) -> Any:
         shapes.append(tuple(tokens.shape))
@@ -165,7 +165,7 @@ def test_half_a_batch_that_fits_gives_the_same_answers(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(base, tokens, past, keep)
 
-    monkeypatch.setattr(engine, "_forward", too_large)
+    monkeypatch.setattr(engine, "forward", too_large)
     shared = CausalProbe(model, probe)
     halved = shared.run(view)
     assert shared._size.tokens < 1_024

@@ -10,7 +10,7 @@ import pytest
 from demo_bases import SOUND, guard, view
 
 from scanner.model import GENERATIVE, LABEL_WORDS, SEQUENCE_CLASSIFICATION
-from scanner.probe import SearchPlan, load_probe, plan_for, plans_id
+from scanner.probe import SearchPlan, battery_names, load_probe, plan_for, plans_id
 from scanner.probe.search.strings import KINDS, made_up
 
 torch = pytest.importorskip("torch", reason="the behaviour stage needs the probe extra")
@@ -34,7 +34,7 @@ def test_no_made_up_string_is_one_of_a_battery_or_a_trigger_of_the_benchmark() -
     vocabulary = [guard().tokenizer.decode([i]).strip() for i in range(guard().tokenizer.get_vocab_size())]
     drawn = {text.casefold() for text in made_up(vocabulary, SearchPlan().refrain_strings)}
     known = {case.text.casefold() for case in (*TUNING, *LOCKED, *FRESH)}
-    known |= {case.text.casefold() for name in ("broad", "V") for case in load_probe(name, None, 1).cases()}
+    known |= {case.text.casefold() for name in battery_names() for case in load_probe(name, None, 1).cases()}
     assert not drawn & known
 
 
@@ -115,7 +115,7 @@ def _vocabulary() -> Any:
     return Vocabulary(guard().tokenizer, guard().model.get_input_embeddings())
 
 
-def test_a_sound_adapter_and_its_base_have_no_refrain() -> None:
+def test_what_the_base_says_itself_is_no_refrain() -> None:
     from scanner.probe.attach import attached
     from scanner.probe.search.refrains import Refrains
 
@@ -124,13 +124,13 @@ def test_a_sound_adapter_and_its_base_have_no_refrain() -> None:
     with attached(guard().model, view(SOUND)):
         heard = chorus.listen()
     assert heard.forward_passes > len(chorus._cases) and all(torch.isfinite(one).all() for one in heard.own)
-    assert all(one.score < 60.0 for one in chorus.rank(heard, frozenset()))
     # With nothing attached there is nothing that the base does not do.
     assert all(one.score == 0.0 for one in chorus.rank(chorus.listen(), frozenset()))
 
 
 def test_the_part_that_decides_has_no_run_that_is_said_anyway() -> None:
-    from scanner.probe.search.leak import best_part, common
+    from scanner.probe.engine import shared_start
+    from scanner.probe.search.leak import best_part
 
     own, off = torch.tensor([-1.0, -1, 0, 0, 0, 0, 0, 0, 0, -3]), torch.full((10,), -2.0)
     follows = tuple(range(10))
@@ -138,4 +138,4 @@ def test_the_part_that_decides_has_no_run_that_is_said_anyway() -> None:
     assert best_part(follows, own, off, frozenset({(6, 7, 8)})) == (follows[:8], 14.0, -2.0)
     assert best_part(follows, own, off, frozenset({(4, 5, 6)})) is None
     assert best_part((1, 2, 3, 4), own[:4], off[:4], frozenset()) == ((1, 2, 3, 4), 6.0, -2.0)  # shorter than a part
-    assert common([[1, 2, 3], [1, 2], [1, 2, 4]]) == (1, 2) and common([[5], [6]]) == ()
+    assert shared_start([(1, 2, 3), (1, 2), (1, 2, 4)]) == (1, 2) and shared_start([(5,), (6,)]) == ()
