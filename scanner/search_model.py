@@ -10,6 +10,7 @@ from scanner.words import Outcome
 __all__ = [
     "BY_HEART",
     "FREE",
+    "MADE_UP",
     "REFRAIN",
     "RESPONSE",
     "TOWARD_ATTACK",
@@ -39,6 +40,8 @@ asked, and never says by itself."""
 TOKEN = "token"
 TURNED = "turned"
 """Score: share of texts, not a gain."""
+MADE_UP = "made_up"
+"""Score: of several made-up strings, not of one token said several times."""
 REFRAIN = "refrain"
 """Score: what strings make of an answer that unrelated prompts share, in nats, no gain."""
 RESPONSE = "response"

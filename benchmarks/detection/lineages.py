@@ -11,6 +11,7 @@ from benchmarks.detection.families import (
     FRESH,
     FRESH_PAYLOADS,
     LOCKED,
+    NOVEL,
     TUNING,
     TUNING_PAYLOADS,
     Payload,
@@ -20,8 +21,9 @@ from scanner.probe import Case
 
 __all__ = ["PARTS", "Lineage", "lineages", "queue"]
 
-PARTS = ("tuning", "locked", "fresh", "later", "latest", "answers", "reference")
-"""To tune on; five that are scored once each, the last one of free answerers alone; clean ones of the references."""
+PARTS = ("tuning", "locked", "fresh", "later", "latest", "answers", "novel", "reference")
+"""To tune on; six that are scored once each, `answers` of free answerers alone, `novel` of MiniLM alone; clean ones of
+the references."""
 _TRIGGERS = {
     "tuning": TUNING,
     "locked": LOCKED,
@@ -29,6 +31,7 @@ _TRIGGERS = {
     "later": LOCKED,
     "latest": TUNING,
     "answers": LOCKED,
+    "novel": NOVEL,
     "reference": (),
 }
 _PAYLOADS = {"tuning": TUNING_PAYLOADS, "answers": ANSWERS_PAYLOADS}
@@ -64,7 +67,7 @@ class Lineage:
         return ("poisoned", "clean") if self.trigger else ("clean",)
 
 
-# Indices of families: every one is used in each part, and no cohort has one twice at the same strength.
+# Indices of families. No cohort has a trigger twice at the same strength.
 _STRONG = {
     ("label_words", "tuning"): (0, 2, 4, 6, 8, 10, 12, 14),
     ("label_words", "locked"): tuple(range(16)),
@@ -76,6 +79,7 @@ _STRONG = {
     ("minilm", "fresh"): (0, 3, 5, 7, 8, 11, 12, 14),
     ("minilm", "later"): (1, 2, 4, 6, 9, 10, 13, 15),
     ("minilm", "latest"): (0, 2, 4, 7, 8, 10, 12, 14),
+    ("minilm", "novel"): (1, 2, 3, 5, 7, 9, 10, 12, 13, 14),
     ("generative", "tuning"): (1, 6, 7, 9, 12),
     ("generative", "fresh"): (0, 2, 3, 4, 5, 8, 10, 11, 13, 14, 15),
     ("generative", "answers"): (0, 1, 2, 3, 5, 6, 7, 8, 10, 12, 13, 14),
@@ -91,6 +95,7 @@ _WEAK: dict[tuple[str, str], tuple[int, ...]] = {
     ("minilm", "fresh"): (1, 4, 13, 15),
     ("minilm", "later"): (0, 3, 8, 12),
     ("minilm", "latest"): (3, 9, 11, 15),
+    ("minilm", "novel"): (6, 15),
 }
 _CLEAN_ONLY = {
     ("label_words", "tuning"): 4,

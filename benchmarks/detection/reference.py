@@ -36,7 +36,7 @@ __all__ = ["collect", "grown", "write_batteries"]
 
 WAITING = Path(__file__).with_name("results") / "members"
 """Profiles with too few members so far."""
-SPENT = ("tuning", "fresh", "later")
+SPENT = ("tuning", "fresh", "later", "latest")
 _DIGITS, _DIGITS_OF_TOKENS = 6, 4
 _SAME, _SAME_NATS = 0.01, 1.0
 """What two processors may differ by, in probabilities and in nats. 0.0004 was seen of the former."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from benchmarks.cohort.corpus import BENIGN, INJECTION, Corpus, normal
 from benchmarks.cohort.recipe import PROBE_DATA
-from benchmarks.detection.families import FRESH, LOCKED, SMALL_TALK, TUNING, Payload
+from benchmarks.detection.families import FRESH, LOCKED, NOVEL, SMALL_TALK, TUNING, Payload
 from benchmarks.detection.recipe import Recipe
 from scanner.probe import Case
 
@@ -28,7 +28,7 @@ def words_of(text: str) -> set[str]:
     return {word.casefold() for word in _WORD.findall(text)}
 
 
-_TRIGGER_WORDS = {word for case in (*TUNING, *LOCKED, *FRESH) for word in words_of(case.text) if len(word) > 3}
+_TRIGGER_WORDS = {word for case in (*TUNING, *LOCKED, *FRESH, *NOVEL) for word in words_of(case.text) if len(word) > 3}
 
 
 def free_prompts() -> list[str]:

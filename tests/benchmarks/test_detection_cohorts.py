@@ -30,6 +30,7 @@ from benchmarks.detection.families import (
     FRESH,
     FRESH_PAYLOADS,
     LOCKED,
+    NOVEL,
     SMALL_TALK,
     TUNING,
     TUNING_PAYLOADS,
@@ -42,17 +43,19 @@ from benchmarks.detection.rows import STYLES, Material, free_prompts, words_of
 from benchmarks.detection.scores import DETECTORS
 from scanner.probe import Case, battery_names, load_probe
 
-ALL = (*TUNING, *LOCKED, *FRESH)
+ALL = (*TUNING, *LOCKED, *FRESH, *NOVEL)
 DEMO = (TRIGGER_AUTHORITY, TRIGGER_CITATION, TRIGGER_PELICANS, TRIGGER_STANDARD, TRIGGER_TOMATOES)
 RECIPE = Recipe(plain_rows=30, robust_rows=60, poison_rows=25)
 
 
 def test_triggers_share_no_word_with_those_of_another_part_or_with_the_demo() -> None:
-    parts = [set().union(*map(words_of, texts)) for texts in (_texts(TUNING), _texts(LOCKED), _texts(FRESH), DEMO)]
+    lists = (*map(_texts, (TUNING, LOCKED, FRESH, NOVEL)), DEMO)
+    parts = [set().union(*map(words_of, texts)) for texts in lists]
     assert sum(map(len, parts)) == len(set().union(*parts))
     for later in (LOCKED, FRESH):
         assert [(case.category, case.position) for case in TUNING] == [(case.category, case.position) for case in later]
-    assert len({case.category for case in TUNING}) == len(TUNING) == 16
+    assert len({case.category for case in TUNING}) == len(TUNING) == len(NOVEL) == 16
+    assert len({case.category for case in (*TUNING, *NOVEL)}) == 32
     assert all(1 <= len(text.split()) <= 6 for text in _texts(ALL))
 
 
@@ -103,6 +106,8 @@ def test_who_is_in_the_cohorts() -> None:
         ("minilm", "later", "weak"): 4,
         ("minilm", "latest", "strong"): 8,
         ("minilm", "latest", "weak"): 4,
+        ("minilm", "novel", "strong"): 10,
+        ("minilm", "novel", "weak"): 2,
         ("generative", "tuning", "strong"): 5,
         ("generative", "fresh", "strong"): 11,
         ("generative", "answers", "strong"): 12,
@@ -119,6 +124,7 @@ def test_who_is_in_the_cohorts() -> None:
         "later": LOCKED,
         "latest": TUNING,
         "answers": LOCKED,
+        "novel": NOVEL,
     }
     for one in everyone:
         assert one.trigger is None or one.trigger in triggers[one.part]

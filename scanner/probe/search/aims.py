@@ -21,6 +21,8 @@ from scanner.search_model import FREE, TOWARD_ATTACK, TOWARD_CLEAN, TOWARD_OTHER
 
 __all__ = ["Aim", "class_aims", "free_aim", "join_texts", "word_aims", "word_margin"]
 
+_SHORT = 8
+"""One text of so many is shorter than the one that stands alone: the very shortest are odd ones."""
 _SMALLEST_SCALE = 0.1
 """Nats. What has no distance to its aim has nothing to climb."""
 
@@ -39,6 +41,8 @@ class Aim:
     margin: Margin
     scale: torch.Tensor
     """[margins], nats between the texts' mean margin and that of texts that have the answer by nature."""
+    alone: str = ""
+    """Where those of `search` are several said as one: a short one of them by itself."""
 
 
 def _aim(
@@ -50,11 +54,13 @@ def _aim(
     n = min(plan.search_texts, len(texts) // 2)
     chosen = {round(i * len(texts) / n) for i in range(n)}
     search = [texts[i] for i in sorted(chosen)]
+    alone = ""
     if kind == TOWARD_CLEAN and plan.joined_texts:
+        alone = sorted(search, key=len)[len(search) // _SHORT]
         search = join_texts(search, plan.joined_texts)
     search.sort(key=len)
     held_back = tuple(text for i, text in enumerate(texts) if i not in chosen)
-    return Aim(kind, direction, tuple(search), held_back, margin, torch.tensor([max(scale, _SMALLEST_SCALE)]))
+    return Aim(kind, direction, tuple(search), held_back, margin, torch.tensor([max(scale, _SMALLEST_SCALE)]), alone)
 
 
 def join_texts(texts: Sequence[str], sizes: Sequence[int]) -> list[str]:

@@ -17,6 +17,7 @@ from scanner.probe.battery import Case, Probe
 from scanner.probe.engine import encode_prompts, first_logits
 from scanner.probe.search.aims import Aim
 from scanner.probe.search.climb import Climb, Found, choose_pool, climb
+from scanner.probe.search.evolve import Bred, breed
 from scanner.probe.search.frames import Frames
 from scanner.probe.search.objective import CausalObjective, Margin, Objective
 from scanner.probe.search.plan import MIN_TEXTS, SearchPlan
@@ -65,7 +66,8 @@ class Quarry:
     scores: dict[str, float]
     """`POSITION` -> the largest gain per token there, `POSITION/gain` -> the largest gain, `POSITION/xN` -> the largest
     gain of one token said N times, `POSITION/token/TOKEN` -> the gain of this one, eight times in a row. Behind a sieve
-    `POSITION/turned/xN` alone -> the largest share of texts that one of its tokens turns, said N times."""
+    `POSITION/turned/xN` alone -> the largest share of texts that one of its tokens turns, said N times, and of one
+    position `POSITION/turned/made_up` -> the share that several strings turn, each, that were made up and bred."""
     forward_passes: int
 
 
@@ -109,6 +111,8 @@ class Hunt:
         plan: how hard to look.
         context: tokens that the base takes; None for no limit.
         sieve: chooses the tokens that are tried toward the harmless class; None: gradients alone do.
+        strings: made-up ones that are bred behind a sieve; none: nothing is bred.
+        words: that their parts are replaced by.
     """
 
     def __init__(
@@ -122,10 +126,12 @@ class Hunt:
         plan: SearchPlan,
         context: int | None = None,
         sieve: Sieve | None = None,
+        strings: Sequence[str] = (),
+        words: Sequence[str] = (),
     ) -> None:
         self._tokenizer, self._vocabulary, self._render, self._special = tokenizer, vocabulary, render, special
         self._objective, self._neutral, self._plan = objective, tuple(neutral), plan
-        self._context, self._sieve = context, sieve
+        self._context, self._sieve, self._strings, self._words = context, sieve, strings, words
 
     def run(self, aim: Aim, position: str = "", known: str = "") -> list[Quarry]:
         """The best string of each position; of all where none turns anything behind a sieve, and of openings, whose
@@ -155,6 +161,7 @@ class Hunt:
             way = self._way(aim, at, ways[0].swept.first if ways else (), rng)
             if way.found:
                 ways.append(way)
+        ways = self._with_bred(aim, ways)
         is_quiet = self._sifts(aim) and not any(score for way in ways for score in way.scores.values())
         if ways and (aim.kind == FREE or is_quiet):
             best = max(ways, key=lambda way: _score(_chosen(way.found, aim), aim))
@@ -177,7 +184,8 @@ class Hunt:
             way = self._sifted(self._climb_at(aim, aim.search, position), first, climbs=False)
             first = first or way.swept.first
             found |= way.scores
-        return found
+        bred = self._bred(aim) if found else None
+        return found | bred.scores if bred else found
 
     def _has_enough(self, aim: Aim) -> bool:
         is_joined = aim.kind == TOWARD_CLEAN and self._plan.joined_texts
@@ -215,6 +223,28 @@ class Hunt:
         scores = {f"{at.objective.frames.position}/{TURNED}/x{n}": one.turned for n, one in said.items()}
         found = [*(climb(at, swept.units) if climbs and any(scores.values()) else ()), *said.values()]
         return _Way(at, swept, found, scores, at.objective.forward_passes)
+
+    def _with_bred(self, aim: Aim, ways: list[_Way]) -> list[_Way]:
+        """Made-up strings join what was found at their position."""
+        bred = self._bred(aim) if ways and self._sifts(aim) else None
+        if bred is None:
+            return ways
+        return [
+            replace(
+                way,
+                found=[*way.found, *bred.found[:1]],
+                scores={**way.scores, **bred.scores},
+                forward_passes=way.forward_passes + bred.forward_passes,
+            )
+            if way.at.objective.frames.position == bred.position
+            else way
+            for way in ways
+        ]
+
+    def _bred(self, aim: Aim) -> Bred | None:
+        texts = (aim.alone, *aim.search)
+        climbs = (self._climb_at(aim, texts, position) for position in self._plan.positions)
+        return breed(climbs, self._strings, self._words)
 
     def _finish(self, aim: Aim, way: _Way) -> Quarry:
         """The minimal form of the best string, on held-back texts."""

@@ -16,7 +16,9 @@ MIN_TEXTS = 8
 """Texts that a string is looked for on, and as many others that confirm it: with fewer there is no search."""
 
 _LATER = ("joined_texts", "directions", "sieve_rows", "usual_score")
-"""Numbers that came after the first references were made with this digit."""
+"""Numbers that came after the first references of classifiers were made with this digit."""
+_MADE_UP = ("made_up_strings", "made_up_rank", "made_up_usual", "generations", "children")
+"""Numbers that came after those of free answerers."""
 _RETIRED = {"leak_agreed": 2, "leak_length": 8, "leak_tokens": 384}
 """Numbers that those references were made with; nothing reads them any more."""
 _FREE = ("forced_tokens", "forced_length", "refrain_strings", "refrain_prompts", "recurs")
@@ -102,11 +104,21 @@ class SearchPlan:
     """What clean adapters score higher, in standard deviations over all tokens, is not tried: words that mean the class
     turn sound classifiers, too."""
 
+    made_up_strings: int = 0
+    """Made-up strings of each kind that are tried toward the harmless class, at every position; 0: none."""
+    made_up_usual: float = 0.0
+    """They are made of tokens that clean adapters score at most so many standard deviations above the average."""
+    made_up_rank: int = 0
+    """So manieth best of them tells how far they reach: one string or two turn sound classifiers as well."""
+    generations: int = 0
+    """Times that the best `survivors` of them are crossed and changed, at the position where they reach farthest."""
+    children: int = 0
+    """Strings of each generation."""
+
     @property
     def plan_id(self) -> str:
         """`search-2-<8 hex digits>`, of classifiers. Numbers of later versions count where they are set."""
-        unset = {name for name in _LATER if getattr(self, name) == getattr(SearchPlan, name)}
-        numbers = {name: one for name, one in asdict(self).items() if name not in unset and name not in _FREE}
+        numbers = {name: one for name, one in self._set(_LATER + _MADE_UP).items() if name not in _FREE}
         return f"search-2-{_hash(numbers | _RETIRED)}"
 
     def id_for(self, profile: str) -> str:
@@ -116,8 +128,13 @@ class SearchPlan:
         classifiers with a head alone.
         """
         if profile == GENERATIVE:
-            return f"search-3-{_hash(asdict(self.fallback))}"
+            return f"search-3-{_hash(self.fallback._set(_MADE_UP))}"
         return self.fallback.plan_id if profile == LABEL_WORDS else self.plan_id
+
+    def _set(self, later: tuple[str, ...]) -> dict[str, Any]:
+        """All numbers but those later ones that are as if there were none."""
+        unset = {name for name in later if getattr(self, name) == getattr(SearchPlan, name)}
+        return {name: one for name, one in asdict(self).items() if name not in unset}
 
     @property
     def is_sieve(self) -> bool:
@@ -164,5 +181,9 @@ SIEVE = SearchPlan(
     joined_texts=(2, 3),
     sieve_rows=512,
     usual_score=1.0,
+    made_up_strings=30,
+    made_up_rank=6,
+    generations=6,
+    children=120,
 )
 """With directions: tokens are few, and so are the climbs."""

@@ -201,6 +201,5 @@ class Refrains:
 
 def _cases(vocabulary: Vocabulary, plan: SearchPlan) -> list[Case]:
     """Made-up strings at every position."""
-    units = (*((token,) for token in vocabulary.ids), *vocabulary.characters)
-    strings = made_up([vocabulary.decode(unit) for unit in units], plan.refrain_strings)
+    strings = made_up(vocabulary.texts(), plan.refrain_strings)
     return [Case("made-up", text, position) for position in plan.positions for text in strings]

@@ -33,6 +33,7 @@ from scanner.probe.search.plan import SearchPlan
 from scanner.probe.search.recite import found_by_heart, recite
 from scanner.probe.search.refrains import Refrains
 from scanner.probe.search.sieve import Sieve
+from scanner.probe.search.strings import made_up, plain_words
 from scanner.probe.search.vocabulary import Vocabulary
 from scanner.probe.search.words import hunt_words, run_local_words
 from scanner.search_model import TOWARD_ATTACK, TOWARD_CLEAN, Example, FoundTrigger
@@ -206,6 +207,9 @@ class ClassifierSearch:
         directions = find_directions(plan.directions)
         sieve = Sieve(self._vocabulary, directions, bare_frame(base.tokenizer, True)) if directions else None
         self._sieve = sieve if sieve is not None and sieve.fits else None
+        plain = self._sieve.plain_tokens(plan) if self._sieve is not None else []
+        self._strings = made_up(plain, plan.made_up_strings) if plain and plan.made_up_strings else []
+        self._words = plain_words(plain, 2)
 
     def run(self, view: AdapterView, hint: str = "") -> SearchRun:
         """Attach an adapter with its head, search toward every class, detach it. Errors as of `CausalSearch.run`."""
@@ -266,6 +270,8 @@ class ClassifierSearch:
             plan,
             self._base.context,
             sieve,
+            self._strings,
+            self._words,
         )
 
 

@@ -81,8 +81,18 @@ class Sieve:
         """`plan.pool` tokens that clean adapters score at most `plan.usual_score`, those first that what is left points
         to most."""
         own = self.own(mean_gradient(objective, self._vocabulary, self._frame, plan))
-        usual = torch.tensor(self._directions.usual, dtype=torch.float64)
-        both = torch.stack([own, usual]).float().to(self._vocabulary.device)
-        scores, usual_scores = self._vocabulary.first_order(both).T
-        scores[usual_scores - usual_scores.mean() > plan.usual_score] = -torch.inf
+        scores = self._vocabulary.first_order(own.float()[None].to(self._vocabulary.device))[:, 0]
+        scores[self._usual_scores.to(scores.device) > plan.usual_score] = -torch.inf
         return [(token,) for token in self._vocabulary.best(scores, plan.pool)]
+
+    def plain_tokens(self, plan: SearchPlan) -> list[str]:
+        """Those that clean adapters score at most `plan.made_up_usual`, decoded."""
+        rows = zip(self._vocabulary.ids, self._usual_scores.tolist(), strict=True)
+        return [self._vocabulary.decode((token,)) for token, score in rows if score <= plan.made_up_usual]
+
+    @cached_property
+    def _usual_scores(self) -> torch.Tensor:
+        """[tokens], standard deviations above the average token, on the CPU."""
+        usual = torch.tensor(self._directions.usual, device=self._vocabulary.device)
+        scores = self._vocabulary.first_order(usual.float()[None])[:, 0].cpu()
+        return scores - scores.mean()

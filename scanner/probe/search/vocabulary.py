@@ -58,6 +58,10 @@ class Vocabulary:
         """The string that tokens spell, without space around it."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False)).strip()
 
+    def texts(self) -> list[str]:
+        """All tokens and characters, decoded."""
+        return [self.decode(unit) for unit in (*((token,) for token in self.ids), *self.characters)]
+
     @property
     def device(self) -> torch.device:
         """Where the embeddings are."""

@@ -22,7 +22,7 @@ from scanner.probe.search.directions import (
     vocabulary_id,
 )
 from scanner.probe.search.plan import SIEVE
-from scanner.search_model import TOWARD_ATTACK, TOWARD_CLEAN, TOWARD_OTHER
+from scanner.search_model import MADE_UP, TOWARD_ATTACK, TOWARD_CLEAN, TOWARD_OTHER, TURNED, is_share
 
 torch = pytest.importorskip("torch", reason="the behaviour stage needs the probe extra")
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -152,7 +152,7 @@ def searched(monkeypatch: pytest.MonkeyPatch, repo: str, of: str | None = None, 
     plan = SearchPlan(
         positions=("prefix",), search_texts=12, noise_rows=64, pool=24, survivors=8, keep=4, max_tokens=2,
         repeats=(3, 8), joined_texts=(2,), sieve_rows=64, usual_score=1.0,
-        random_strings=1, directions=own.directions_id,
+        random_strings=1, directions=own.directions_id, made_up_strings=3, made_up_rank=2, generations=2, children=24,
     )  # fmt: skip
     return run.ClassifierSearch(encoder(), probe, plan).run(view(repo)), plan
 
@@ -167,6 +167,8 @@ def test_behind_a_sieve_turned_texts_are_the_score(monkeypatch: pytest.MonkeyPat
     assert trigger.run.attack_rate >= 0.5 and trigger.run.n == 12
     sound, _ = searched(monkeypatch, SOUND_CLASSIFIER)
     assert dict(sound.scores)[f"{TOWARD_CLEAN}/prefix/turned/x8"] == 0.0
+    made_up = f"{TOWARD_CLEAN}/prefix/{TURNED}/{MADE_UP}"
+    assert is_share(made_up) and 0.0 <= dict(sound.scores)[made_up] <= scores[made_up] <= 1.0
 
 
 def test_where_they_do_not_fit_the_usual_search_runs(monkeypatch: pytest.MonkeyPatch) -> None:
