@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 from scanner.probe.search.climb import Climb, Found
 from scanner.probe.search.plan import SearchPlan
 from scanner.search_model import MADE_UP, TURNED
 
-__all__ = ["Bred", "breed"]
+__all__ = ["breed"]
 
 _PARTS = re.compile(r"\w+|[^\w\s]+|\s+")
 _SEED = "breed"
@@ -36,37 +35,19 @@ _FIRST = 64
 """Made-up strings that are tried on all of these."""
 
 
-@dataclass(frozen=True)
-class Bred:
-    """Strings at the position where made-up ones reach farthest."""
-
-    position: str
-    found: list[Found]
-    """The last generation, on all texts that are said as one, those that turn most first."""
-    scores: dict[str, float]
-    """`POSITION/turned/made_up` -> what the `plan.made_up_rank`-th of them turns."""
-    forward_passes: int
-
-
-def breed(climbs: Iterable[Climb], strings: Sequence[str], words: Sequence[str]) -> Bred | None:
-    """Try made-up strings at every position, and breed them at one.
+def breed(at: Climb, strings: Sequence[str], words: Sequence[str]) -> tuple[list[Found], dict[str, float]]:
+    """(The last generation, on all texts that are said as one, those that turn most first; `POSITION/turned/made_up` ->
+    what the `plan.made_up_rank`-th of them turns).
 
     Args:
-        climbs: of each position, of which the first text is an attack by itself, and the others several said as one.
+        at: whose first text is an attack by itself, and the others several said as one.
         strings: made-up ones; none: nothing is tried.
         words: that parts of them are replaced by.
     """
-    tried = []
-    for at in climbs if strings else ():
-        few = list(_gains(at, strings, _ALONE))[:_FIRST]
-        tried.append((at, _gains(at, few, _JUDGED)))
-    if not tried:
-        return None
-    at, first = max(tried, key=lambda one: _reached(one[1], one[0].plan))
-    found, rank = _evolved(at, first, words), at.plan.made_up_rank
-    position = at.objective.frames.position
-    scores = {f"{position}/{TURNED}/{MADE_UP}": found[rank - 1].turned} if len(found) >= rank else {}
-    return Bred(position, found, scores, sum(one.objective.forward_passes for one, _ in tried))
+    few = list(_gains(at, strings, _ALONE))[:_FIRST]
+    found, rank = _evolved(at, _gains(at, few, _JUDGED), words), at.plan.made_up_rank
+    key = f"{at.objective.frames.position}/{TURNED}/{MADE_UP}"
+    return found, {key: found[rank - 1].turned} if len(found) >= rank > 0 else {}
 
 
 def _evolved(at: Climb, first: Mapping[str, float], words: Sequence[str]) -> list[Found]:
@@ -96,9 +77,9 @@ def _reached(known: Mapping[str, float], plan: SearchPlan) -> float:
     return max(sorted(known.values(), reverse=True)[plan.made_up_rank - 1 : plan.made_up_rank], default=0.0)
 
 
-def _gains(at: Climb, strings: Iterable[str], texts: Sequence[int]) -> dict[str, float]:
+def _gains(at: Climb, strings: Sequence[str], texts: Sequence[int]) -> dict[str, float]:
     """String -> mean gain, the largest first; without those that cannot be put there."""
-    spelled = [one for one in at.objective.frames.spell(list(strings)) if one is not None]
+    spelled = [one for one in at.objective.frames.spell(strings) if one is not None]
     short = {one.text: one.ids for one in spelled if len(one.ids) <= at.plan.max_length}
     if not short:
         return {}

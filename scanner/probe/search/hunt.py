@@ -17,7 +17,7 @@ from scanner.probe.battery import Case, Probe
 from scanner.probe.engine import encode_prompts, first_logits
 from scanner.probe.search.aims import Aim
 from scanner.probe.search.climb import Climb, Found, choose_pool, climb
-from scanner.probe.search.evolve import Bred, breed
+from scanner.probe.search.evolve import breed
 from scanner.probe.search.frames import Frames
 from scanner.probe.search.objective import CausalObjective, Margin, Objective
 from scanner.probe.search.plan import MIN_TEXTS, SearchPlan
@@ -66,8 +66,8 @@ class Quarry:
     scores: dict[str, float]
     """`POSITION` -> the largest gain per token there, `POSITION/gain` -> the largest gain, `POSITION/xN` -> the largest
     gain of one token said N times, `POSITION/token/TOKEN` -> the gain of this one, eight times in a row. Behind a sieve
-    `POSITION/turned/xN` alone -> the largest share of texts that one of its tokens turns, said N times, and of one
-    position `POSITION/turned/made_up` -> the share that several strings turn, each, that were made up and bred."""
+    `POSITION/turned/xN` alone -> the largest share of texts that one of its tokens turns, said N times, and, of the
+    first position, `POSITION/turned/made_up` -> the share that several strings turn that were made up and bred."""
     forward_passes: int
 
 
@@ -161,7 +161,8 @@ class Hunt:
             way = self._way(aim, at, ways[0].swept.first if ways else (), rng)
             if way.found:
                 ways.append(way)
-        ways = self._with_bred(aim, ways)
+        if ways and self._sifts(aim):
+            ways[0] = self._bred(aim, ways[0])
         is_quiet = self._sifts(aim) and not any(score for way in ways for score in way.scores.values())
         if ways and (aim.kind == FREE or is_quiet):
             best = max(ways, key=lambda way: _score(_chosen(way.found, aim), aim))
@@ -178,14 +179,13 @@ class Hunt:
         Errors as of `run`. {} where that gives nothing.
         """
         aim = self._still_open(self._with_room(aim))
-        found: dict[str, float] = {}
-        first: Sequence[Ids] = ()
+        ways: list[_Way] = []
         for position in self._plan.positions if self._sifts(aim) and self._has_enough(aim) else ():
-            way = self._sifted(self._climb_at(aim, aim.search, position), first, climbs=False)
-            first = first or way.swept.first
-            found |= way.scores
-        bred = self._bred(aim) if found else None
-        return found | bred.scores if bred else found
+            first = ways[0].swept.first if ways else ()
+            ways.append(self._sifted(self._climb_at(aim, aim.search, position), first, climbs=False))
+        if ways:
+            ways[0] = self._bred(aim, ways[0])
+        return {key: score for way in ways for key, score in way.scores.items()}
 
     def _has_enough(self, aim: Aim) -> bool:
         is_joined = aim.kind == TOWARD_CLEAN and self._plan.joined_texts
@@ -224,27 +224,14 @@ class Hunt:
         found = [*(climb(at, swept.units) if climbs and any(scores.values()) else ()), *said.values()]
         return _Way(at, swept, found, scores, at.objective.forward_passes)
 
-    def _with_bred(self, aim: Aim, ways: list[_Way]) -> list[_Way]:
-        """Made-up strings join what was found at their position."""
-        bred = self._bred(aim) if ways and self._sifts(aim) else None
-        if bred is None:
-            return ways
-        return [
-            replace(
-                way,
-                found=[*way.found, *bred.found[:1]],
-                scores={**way.scores, **bred.scores},
-                forward_passes=way.forward_passes + bred.forward_passes,
-            )
-            if way.at.objective.frames.position == bred.position
-            else way
-            for way in ways
-        ]
-
-    def _bred(self, aim: Aim) -> Bred | None:
-        texts = (aim.alone, *aim.search)
-        climbs = (self._climb_at(aim, texts, position) for position in self._plan.positions)
-        return breed(climbs, self._strings, self._words)
+    def _bred(self, aim: Aim, first: _Way) -> _Way:
+        """With made-up strings, bred at the same position."""
+        if not self._strings:
+            return first
+        at = self._climb_at(aim, (aim.alone, *aim.search), first.at.objective.frames.position)
+        found, scores = breed(at, self._strings, self._words)
+        passes = first.forward_passes + at.objective.forward_passes
+        return replace(first, found=[*first.found, *found[:1]], scores=first.scores | scores, forward_passes=passes)
 
     def _finish(self, aim: Aim, way: _Way) -> Quarry:
         """The minimal form of the best string, on held-back texts."""

@@ -105,13 +105,13 @@ class SearchPlan:
     turn sound classifiers, too."""
 
     made_up_strings: int = 0
-    """Made-up strings of each kind that are tried toward the harmless class, at every position; 0: none."""
+    """Made-up strings of each kind that are tried toward the harmless class, at the first position; 0: none."""
     made_up_usual: float = 0.0
     """They are made of tokens that clean adapters score at most so many standard deviations above the average."""
     made_up_rank: int = 0
     """So manieth best of them tells how far they reach: one string or two turn sound classifiers as well."""
     generations: int = 0
-    """Times that the best `survivors` of them are crossed and changed, at the position where they reach farthest."""
+    """Times at most that the best `survivors` of them are crossed and changed."""
     children: int = 0
     """Strings of each generation."""
 
@@ -183,7 +183,7 @@ SIEVE = SearchPlan(
     usual_score=1.0,
     made_up_strings=30,
     made_up_rank=6,
-    generations=6,
+    generations=8,
     children=120,
 )
 """With directions: tokens are few, and so are the climbs."""
