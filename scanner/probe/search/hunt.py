@@ -226,7 +226,7 @@ class Hunt:
 
     def _bred(self, aim: Aim, first: _Way) -> _Way:
         """With made-up strings, bred at the same position."""
-        if not self._strings:
+        if not self._strings or not aim.alone:
             return first
         at = self._climb_at(aim, (aim.alone, *aim.search), first.at.objective.frames.position)
         found, scores = breed(at, self._strings, self._words)

@@ -199,6 +199,18 @@ def test_texts_said_as_one_are_each_in_one_of_them() -> None:
     assert SIEVE.search_texts // sum(SIEVE.joined_texts) * len(SIEVE.joined_texts) == SIEVE.climb_texts
 
 
+def test_beside_texts_said_as_one_a_short_one_stands_alone() -> None:
+    from scanner.probe.search.aims import _aim
+
+    texts = [f"attack {'very ' * i}bad" for i in range(16)]
+    plan = SearchPlan(search_texts=8, joined_texts=(2,))
+    aim = _aim(TOWARD_CLEAN, 0, texts, lambda logits: logits, 1.0, plan)
+    assert aim.alone == texts[2] and aim.alone not in aim.held_back
+    assert len(aim.search) == 4 and sum(aim.alone in text for text in aim.search) == 1
+    assert _aim(TOWARD_CLEAN, 0, texts, lambda logits: logits, 1.0, SearchPlan()).alone == ""
+    assert _aim(TOWARD_ATTACK, 0, texts, lambda logits: logits, 1.0, plan).alone == ""
+
+
 def test_a_reference_gets_the_scores_of_a_search_without_its_strings(monkeypatch: pytest.MonkeyPatch) -> None:
     from scanner.probe.search import run
 
