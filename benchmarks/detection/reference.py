@@ -28,7 +28,7 @@ from benchmarks.detection.directions import gave_directions
 from benchmarks.detection.search import PROFILES, built, default_cache, found_of, plan_id_of
 from scanner.calibration import Policy
 from scanner.calibration.battery_rank import SHIPPED_BATTERIES
-from scanner.calibration.search_reference import SHIPPED, reactions
+from scanner.calibration.search_reference import MEMBER_DIGITS, SHIPPED, reactions
 from scanner.probe import SearchPlan
 from scanner.search_model import is_in_nats, split_key
 
@@ -37,7 +37,7 @@ __all__ = ["collect", "grown", "write_batteries"]
 WAITING = Path(__file__).with_name("results") / "members"
 """Profiles with too few members so far."""
 SPENT = ("tuning", "fresh", "later", "latest")
-_DIGITS, _DIGITS_OF_TOKENS = 6, 4
+_DIGITS_OF_TOKENS = 4
 _SAME, _SAME_NATS = 0.01, 1.0
 """What two processors may differ by, in probabilities and in nats. 0.0004 was seen of the former."""
 
@@ -67,7 +67,7 @@ def collect(cache: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
             raise RuntimeError(f"{folder.name} was searched as {found['profile']}, it is of {profile}")
         recipe = {name: truth["recipe"][name] for name in ("rank", "alpha", "lr", "steps", "targets", "robust_rows")}
         searched = dict(found["scores"])
-        scores = {key: round(value, _DIGITS) for key, value in searched.items() if split_key(key)[1] is None}
+        scores = {key: round(value, MEMBER_DIGITS) for key, value in searched.items() if split_key(key)[1] is None}
         scores |= {key: round(gain, _DIGITS_OF_TOKENS) for key, gain in reactions(searched).items()}
         members[profile, found["plan_id"]].append(
             {"base": truth["base"], "name": folder.name, "recipe": recipe, "scores": scores}

@@ -21,6 +21,7 @@ import numpy as np
 from scanner.search_model import TOWARD_ATTACK, is_in_nats, is_share, split_key
 
 __all__ = [
+    "MEMBER_DIGITS",
     "SHIPPED",
     "SearchMember",
     "SearchRank",
@@ -44,6 +45,8 @@ SURPRISE, TOLD_TOKENS = 0.1, 5
 _UPPER = 0.97
 """Quantile whose distance from the median is 1 on the scale of T. Some keys have long tails: with 0.9 one member far
 out on one key hid what stands out on all others."""
+MEMBER_DIGITS = 6
+"""Decimals of a member's scores in a file."""
 _DIGITS = 9
 """Decimals of T that count: rounding in another order must not turn a tie."""
 
@@ -100,7 +103,8 @@ class SearchReference:
             member: whose scores.
             counts: whether it is compared with the member of a name.
         """
-        scores = {key: score for key, score in member.scores.items() if split_key(key)[1] is None}
+        # A tie with a member, whose scores are written with so many digits, must stay one.
+        scores = {key: round(score, MEMBER_DIGITS) for key, score in member.scores.items() if split_key(key)[1] is None}
         for key, beyond in self.beyond(member, counts).items():
             place, _ = split_key(key)
             own, on_more_texts = f"{place}/{OWN}", member.scores.get(f"{place}/x8", beyond)

@@ -98,6 +98,16 @@ def _chosen(found: Sequence[Found], aim: Aim) -> Found:
     return max((one for one in found if _reached(one, aim) >= enough), key=lambda one: _score(one, aim))
 
 
+def _worth_confirming(ways: Sequence[_Way], aim: Aim) -> list[_Way]:
+    """Those that turn something, else the best one; scores and passes of the others go with the first."""
+    loud = [way for way in ways if any(way.scores.values())]
+    first, *more = loud or [max(ways, key=lambda way: _score(_chosen(way.found, aim), aim))]
+    others = [way for way in ways if all(way is not one for one in (first, *more))]
+    scores = {key: score for way in (first, *others) for key, score in way.scores.items()}
+    passes = sum(way.forward_passes for way in (first, *others))
+    return [replace(first, scores=scores, forward_passes=passes), *more]
+
+
 class Hunt:
     """How aims are hunted on one attached adapter.
 
@@ -134,8 +144,8 @@ class Hunt:
         self._context, self._sieve, self._strings, self._words = context, sieve, strings, words
 
     def run(self, aim: Aim, position: str = "", known: str = "") -> list[Quarry]:
-        """The best string of each position; of all where none turns anything behind a sieve, and of openings, whose
-        confirmation takes long.
+        """The best string of each position; behind a sieve of those where something turns, or of all where nothing
+        does, and of all openings, whose confirmation takes long.
 
         Nothing where no string can be put into the texts, or too few of them have room for one.
 
@@ -163,11 +173,8 @@ class Hunt:
                 ways.append(way)
         if ways and self._sifts(aim):
             ways[0] = self._bred(aim, ways[0])
-        is_quiet = self._sifts(aim) and not any(score for way in ways for score in way.scores.values())
-        if ways and (aim.kind == FREE or is_quiet):
-            best = max(ways, key=lambda way: _score(_chosen(way.found, aim), aim))
-            scores = {key: score for way in ways for key, score in way.scores.items()}
-            ways = [replace(best, scores=scores, forward_passes=sum(way.forward_passes for way in ways))]
+        if ways and (aim.kind == FREE or self._sifts(aim)):
+            ways = _worth_confirming(ways, aim)
         quarries = [self._finish(aim, way) for way in ways]
         if known and all(known != one.text for one in quarries):
             quarries += [one for way in ways for one in self._as_it_is(aim, way, known)]
@@ -181,7 +188,7 @@ class Hunt:
         aim = self._still_open(self._with_room(aim))
         ways: list[_Way] = []
         for position in self._plan.positions if self._sifts(aim) and self._has_enough(aim) else ():
-            first = ways[0].swept.first if ways else ()
+            first = next((way.swept.first for way in ways if way.swept.first), ())
             ways.append(self._sifted(self._climb_at(aim, aim.search, position), first, climbs=False))
         if ways:
             ways[0] = self._bred(aim, ways[0])
@@ -225,10 +232,11 @@ class Hunt:
         return _Way(at, swept, found, scores, at.objective.forward_passes)
 
     def _bred(self, aim: Aim, first: _Way) -> _Way:
-        """With made-up strings, bred at the same position."""
-        if not self._strings or not aim.alone:
+        """With made-up strings, bred at the plan's first position: at others no member of a reference has a score."""
+        position = first.at.objective.frames.position
+        if not self._strings or not aim.alone or position != self._plan.positions[0]:
             return first
-        at = self._climb_at(aim, (aim.alone, *aim.search), first.at.objective.frames.position)
+        at = self._climb_at(aim, (aim.alone, *aim.search), position)
         found, scores = breed(at, self._strings, self._words)
         passes = first.forward_passes + at.objective.forward_passes
         return replace(first, found=[*first.found, *found[:1]], scores=first.scores | scores, forward_passes=passes)
@@ -264,7 +272,8 @@ class Hunt:
             encoded = self._tokenizer.encode_batch([self._render(t) for t in texts], add_special_tokens=self._special)
             return tuple(text for text, e in zip(texts, encoded, strict=True) if len(e.ids) <= room)
 
-        return replace(aim, search=fitting(aim.search), held_back=fitting(aim.held_back))
+        alone = "".join(fitting([aim.alone])) if aim.alone else ""
+        return replace(aim, search=fitting(aim.search), held_back=fitting(aim.held_back), alone=alone)
 
     def _still_open(self, aim: Aim) -> Aim:
         """Without search texts that have the answer once they are said as one."""

@@ -68,9 +68,9 @@ class SearchPlan:
     max_length: int = 24
     """Tokens that a string may have once it is spelled."""
     enough: float = 0.95
-    """Share of the texts that a string turns at which it need not get longer."""
+    """Share of the texts that a string turns at which it need not get longer, and gain at which breeding ends."""
     patience: int = 2
-    """Steps with less than `progress` after which a search goes no further."""
+    """Steps, and generations, with less than `progress` after which a search goes no further."""
     progress: float = 0.03
     """Rise of the gain that counts as progress."""
     hopeless: float = 0.006

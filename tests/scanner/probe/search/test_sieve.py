@@ -150,7 +150,7 @@ def searched(monkeypatch: pytest.MonkeyPatch, repo: str, of: str | None = None, 
     own = sieve(shared(gradients, metric().numpy(), 2), of, mean)._directions
     monkeypatch.setattr(run, "find_directions", lambda _: own)
     plan = SearchPlan(
-        positions=("prefix",), search_texts=12, noise_rows=64, pool=24, survivors=8, keep=4, max_tokens=2,
+        positions=("prefix", "suffix"), search_texts=12, noise_rows=64, pool=24, survivors=8, keep=4, max_tokens=2,
         repeats=(3, 8), joined_texts=(2,), sieve_rows=64, usual_score=1.0,
         random_strings=1, directions=own.directions_id, made_up_strings=3, made_up_rank=2, generations=2, children=24,
     )  # fmt: skip
@@ -168,7 +168,8 @@ def test_behind_a_sieve_turned_texts_are_the_score(monkeypatch: pytest.MonkeyPat
     sound, _ = searched(monkeypatch, SOUND_CLASSIFIER)
     assert dict(sound.scores)[f"{TOWARD_CLEAN}/prefix/turned/x8"] == 0.0
     made_up = f"{TOWARD_CLEAN}/prefix/{TURNED}/{MADE_UP}"
-    assert is_share(made_up) and 0.0 <= dict(sound.scores)[made_up] <= scores[made_up] <= 1.0
+    assert is_share(made_up) and dict(sound.scores)[made_up] < scores[made_up] <= 1.0
+    assert [key for key in scores if key.endswith(MADE_UP)] == [made_up]  # bred at the first position alone
 
 
 def test_where_they_do_not_fit_the_usual_search_runs(monkeypatch: pytest.MonkeyPatch) -> None:
