@@ -137,7 +137,7 @@ def main() -> None:
     rows = [_rounded(row) for row in shared(together, metric, DIRECTIONS)]
     head: dict[str, Any] = {
         "base_model": BASES[COHORT],
-        "vocabulary_id": vocabulary_id(vocabulary.ids, [vocabulary.decode((one,)) for one in vocabulary.ids]),
+        "vocabulary_id": vocabulary_id(vocabulary.ids, vocabulary.words),
         "date": datetime.now(UTC).date().isoformat(),
         "made_with": {
             "command": "python -m benchmarks.detection.directions",

@@ -22,8 +22,8 @@ from scanner.probe import Case
 __all__ = ["PARTS", "Lineage", "lineages", "queue"]
 
 PARTS = ("tuning", "locked", "fresh", "later", "latest", "answers", "novel", "reference")
-"""To tune on; six that are scored once each, `answers` of free answerers alone, `novel` of MiniLM alone; clean ones of
-the references."""
+"""To tune on; six that are scored with one plan each, `answers` of free answerers alone, `novel` of MiniLM alone; clean
+ones of the references."""
 _TRIGGERS = {
     "tuning": TUNING,
     "locked": LOCKED,

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from scanner.probe.search.climb import Climb, Found
 from scanner.probe.search.plan import SearchPlan
+from scanner.probe.search.sweep import gains_of
 from scanner.search_model import MADE_UP, TURNED
 
 __all__ = ["breed"]
@@ -80,11 +81,7 @@ def _reached(known: Mapping[str, float], plan: SearchPlan) -> float:
 def _gains(at: Climb, strings: Sequence[str], texts: Sequence[int]) -> dict[str, float]:
     """String -> mean gain, the largest first; without those that cannot be put there."""
     spelled = [one for one in at.objective.frames.spell(strings) if one is not None]
-    short = {one.text: one.ids for one in spelled if len(one.ids) <= at.plan.max_length}
-    if not short:
-        return {}
-    gains = at.gains(list(short.values()), texts).amax(dim=0).tolist()
-    return dict(sorted(zip(short, gains, strict=True), key=lambda one: -one[1]))
+    return gains_of(at, {one.text: one for one in spelled if len(one.ids) <= at.plan.max_length}, texts)
 
 
 def _child(rng: random.Random, parents: Sequence[str], words: Sequence[str]) -> str:

@@ -107,7 +107,7 @@ class SearchPlan:
     made_up_strings: int = 0
     """Made-up strings of each kind that are tried toward the harmless class, at the first position; 0: none."""
     made_up_usual: float = 0.0
-    """They are made of tokens that clean adapters score at most so many standard deviations above the average."""
+    """Their words are tokens that clean adapters score at most so many standard deviations above the average."""
     made_up_rank: int = 0
     """So manieth best of them tells how far they reach: one string or two turn sound classifiers as well."""
     generations: int = 0

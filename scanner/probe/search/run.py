@@ -208,7 +208,7 @@ class ClassifierSearch:
         sieve = Sieve(self._vocabulary, directions, bare_frame(base.tokenizer, True)) if directions else None
         self._sieve = sieve if sieve is not None and sieve.fits else None
         plain = self._sieve.plain_tokens(plan) if self._sieve is not None else []
-        self._strings = made_up(plain, plan.made_up_strings) if plain and plan.made_up_strings else []
+        self._strings = made_up(plain, plan.made_up_strings) if plain else []
         self._words = plain_words(plain, 2)
 
     def run(self, view: AdapterView, hint: str = "") -> SearchRun:

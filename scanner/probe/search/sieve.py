@@ -64,8 +64,7 @@ class Sieve:
     @property
     def fits(self) -> bool:
         """Whether the directions are of these tokens and of embeddings of this size."""
-        texts = [self._vocabulary.decode((token,)) for token in self._vocabulary.ids]
-        is_same = vocabulary_id(self._vocabulary.ids, texts) == self._directions.vocabulary_id
+        is_same = vocabulary_id(self._vocabulary.ids, self._vocabulary.words) == self._directions.vocabulary_id
         return is_same and {len(row) for row in self._directions.rows} == {len(self._metric)}
 
     @cached_property
@@ -87,8 +86,8 @@ class Sieve:
 
     def plain_tokens(self, plan: SearchPlan) -> list[str]:
         """Those that clean adapters score at most `plan.made_up_usual`, decoded."""
-        rows = zip(self._vocabulary.ids, self._usual_scores.tolist(), strict=True)
-        return [self._vocabulary.decode((token,)) for token, score in rows if score <= plan.made_up_usual]
+        rows = zip(self._vocabulary.words, self._usual_scores.tolist(), strict=True)
+        return [word for word, score in rows if score <= plan.made_up_usual]
 
     @cached_property
     def _usual_scores(self) -> torch.Tensor:

@@ -41,7 +41,10 @@ class Vocabulary:
         size = min(tokenizer.get_vocab_size(), int(embeddings.weight.shape[0]))
         usual = [token for token in range(size) if token not in special]
         texts = tokenizer.decode_batch([[token] for token in usual], skip_special_tokens=False)
-        self.ids: Ids = tuple(token for token, text in zip(usual, texts, strict=True) if _can_be_written(text))
+        known = {token: text.strip() for token, text in zip(usual, texts, strict=True) if _can_be_written(text)}
+        self.ids: Ids = tuple(known)
+        self.words = tuple(known.values())
+        """What each of `ids` spells, as `decode` does."""
         self.characters = self._characters()
         """Characters of other scripts that this tokenizer takes apart: several tokens each."""
 
@@ -60,7 +63,7 @@ class Vocabulary:
 
     def texts(self) -> list[str]:
         """All tokens and characters, decoded."""
-        return [self.decode(unit) for unit in (*((token,) for token in self.ids), *self.characters)]
+        return [*self.words, *map(self.decode, self.characters)]
 
     @property
     def device(self) -> torch.device:
