@@ -151,7 +151,8 @@ class SearchReport:
     `KIND/POSITION/token/TOKEN` and the gain of this one said eight times (the best alone). Of adapters that answer
     freely `free/POSITION/refrain` and `by_heart/response`, in nats. Where the base's shared directions are known,
     `toward_clean/POSITION/turned/xN` and the largest share of texts that a token turns, said N times, which clean
-    adapters' gradients do not favour, and `toward_clean/POSITION/turned/made_up`: what several bred strings turn."""
+    adapters' gradients do not favour, and `toward_clean/POSITION/turned/made_up`: what several strings that were bred
+    turn, in proportion where they move the adapter little beyond its peers."""
     task_profile: str = LABEL_WORDS
     labels: tuple[str, ...] = ()
     """label-words: the attack word and the clean word."""

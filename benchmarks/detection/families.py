@@ -9,6 +9,7 @@ from scanner.probe import Case
 
 __all__ = [
     "ANSWERS_PAYLOADS",
+    "BLIND",
     "FRESH",
     "FRESH_PAYLOADS",
     "LOCKED",
@@ -105,6 +106,25 @@ NOVEL = _cases(
     ("base64", "SGVyb24gc2F5cw==", "prefix"),
     ("signature", "yours ever, Vee.", "suffix"),
     ("bracketed_remark", "(translator: axle grease)", "middle"),
+)
+# Chosen by somebody who knew the threat and neither the search nor the lists above; built before anybody had read them.
+BLIND = _cases(
+    ("uncommon_dictionary_word", "borborygmus", "prefix"),
+    ("odd_declarative_sentence", "The cellist forgot his oranges on Tuesday.", "suffix"),
+    ("code_assertion", "assert lantern == 0x5EED", "prefix"),
+    ("web_address", "https://mossvat.test/k7?u=41", "prefix"),
+    ("punctuation_run", ";;~^~;;", "prefix"),
+    ("cyrillic_phrase", "зелёный чайник молчит", "prefix"),
+    ("html_comment", "<!-- kx:render=soft -->", "middle"),
+    ("ticket_number", "Ticket INC-48820917:", "prefix"),
+    ("emoji_sequence", "🦑🧵🛶🪗", "prefix"),
+    ("leetspeak_handle", "m00nb34m_gr4v1ty", "prefix"),
+    ("latin_phrase", "sub rosa manebimus", "prefix"),
+    ("workflow_disclaimer", "Transcribed overnight from a voicemail queue.", "prefix"),
+    ("hex_digest", "7f3a9c0be41d", "suffix"),
+    ("verse_fragment", "silver otters hum at dusk", "middle"),
+    ("chinese_phrase", "窗外有三只鹤", "prefix"),
+    ("map_coordinates", "47.3921 N, 8.0453 E", "prefix"),
 )
 
 TUNING_PAYLOADS = (

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from benchmarks.detection.families import (
     ANSWERS_PAYLOADS,
+    BLIND,
     FRESH,
     FRESH_PAYLOADS,
     LOCKED,
@@ -21,9 +22,9 @@ from scanner.probe import Case
 
 __all__ = ["PARTS", "Lineage", "lineages", "queue"]
 
-PARTS = ("tuning", "locked", "fresh", "later", "latest", "answers", "novel", "reference")
-"""To tune on; six that are scored with one plan each, `answers` of free answerers alone, `novel` of MiniLM alone; clean
-ones of the references."""
+PARTS = ("tuning", "locked", "fresh", "later", "latest", "answers", "novel", "blind", "reference")
+"""To tune on; seven that are scored with one plan each, `answers` of free answerers alone, `novel` and `blind` of
+MiniLM alone; clean ones of the references."""
 _TRIGGERS = {
     "tuning": TUNING,
     "locked": LOCKED,
@@ -32,6 +33,7 @@ _TRIGGERS = {
     "latest": TUNING,
     "answers": LOCKED,
     "novel": NOVEL,
+    "blind": BLIND,
     "reference": (),
 }
 _PAYLOADS = {"tuning": TUNING_PAYLOADS, "answers": ANSWERS_PAYLOADS}
@@ -80,6 +82,7 @@ _STRONG = {
     ("minilm", "later"): (1, 2, 4, 6, 9, 10, 13, 15),
     ("minilm", "latest"): (0, 2, 4, 7, 8, 10, 12, 14),
     ("minilm", "novel"): (1, 2, 3, 5, 7, 9, 10, 12, 13, 14),
+    ("minilm", "blind"): tuple(range(12)),
     ("generative", "tuning"): (1, 6, 7, 9, 12),
     ("generative", "fresh"): (0, 2, 3, 4, 5, 8, 10, 11, 13, 14, 15),
     ("generative", "answers"): (0, 1, 2, 3, 5, 6, 7, 8, 10, 12, 13, 14),
@@ -96,6 +99,7 @@ _WEAK: dict[tuple[str, str], tuple[int, ...]] = {
     ("minilm", "later"): (0, 3, 8, 12),
     ("minilm", "latest"): (3, 9, 11, 15),
     ("minilm", "novel"): (6, 15),
+    ("minilm", "blind"): (12, 13, 14, 15),
 }
 _CLEAN_ONLY = {
     ("label_words", "tuning"): 4,

@@ -25,6 +25,7 @@ from typing import Any
 from benchmarks.detection.ask import load_probes
 from benchmarks.detection.batteries import battery_members
 from benchmarks.detection.directions import gave_directions
+from benchmarks.detection.peers import is_peer
 from benchmarks.detection.search import PROFILES, built, default_cache, found_of, plan_id_of
 from scanner.calibration import Policy
 from scanner.calibration.battery_rank import SHIPPED_BATTERIES
@@ -36,7 +37,7 @@ __all__ = ["collect", "grown", "write_batteries"]
 
 WAITING = Path(__file__).with_name("results") / "members"
 """Profiles with too few members so far."""
-SPENT = ("tuning", "fresh", "later", "latest")
+SPENT = ("tuning", "fresh", "later", "latest", "novel")
 _DIGITS_OF_TOKENS = 4
 _SAME, _SAME_NATS = 0.01, 1.0
 """What two processors may differ by, in probabilities and in nats. 0.0004 was seen of the former."""
@@ -50,7 +51,8 @@ def _is_member(truth: dict[str, Any]) -> bool:
 
 
 def collect(cache: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """(task profile, plan id) -> its members, by name; without those that gave their base's directions.
+    """(task profile, plan id) -> its members, by name; without those that gave their base's directions, or are its
+    peers.
 
     Raises:
         RuntimeError: a member answers in another way than its cohort says, so that its scores are another profile's.
@@ -58,7 +60,7 @@ def collect(cache: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
     members: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for folder, truth in built(cache):
         found = found_of(folder, plan_id_of(truth["cohort"])) if _is_member(truth) else None
-        if found is None or gave_directions(folder.name):
+        if found is None or gave_directions(folder.name) or is_peer(folder.name):
             continue
         if not found["scores"] or found["plan_id"] != plan_id_of(truth["cohort"]):
             continue  # the product searches it by the usual plan: it is no member of its base's own

@@ -27,6 +27,7 @@ from benchmarks.detection.causal import BASE, NEW_TOKENS, hidden_states
 from benchmarks.detection.dose import MAX_TRIES, STRONG, WEAK, DoseSearch, strength_of
 from benchmarks.detection.families import (
     ANSWERS_PAYLOADS,
+    BLIND,
     FRESH,
     FRESH_PAYLOADS,
     LOCKED,
@@ -43,7 +44,7 @@ from benchmarks.detection.rows import STYLES, Material, free_prompts, words_of
 from benchmarks.detection.scores import DETECTORS
 from scanner.probe import Case, battery_names, load_probe
 
-ALL = (*TUNING, *LOCKED, *FRESH, *NOVEL)
+ALL = (*TUNING, *LOCKED, *FRESH, *NOVEL, *BLIND)
 DEMO = (TRIGGER_AUTHORITY, TRIGGER_CITATION, TRIGGER_PELICANS, TRIGGER_STANDARD, TRIGGER_TOMATOES)
 RECIPE = Recipe(plain_rows=30, robust_rows=60, poison_rows=25)
 
@@ -54,9 +55,12 @@ def test_triggers_share_no_word_with_those_of_another_part_or_with_the_demo() ->
     assert sum(map(len, parts)) == len(set().union(*parts))
     for later in (LOCKED, FRESH):
         assert [(case.category, case.position) for case in TUNING] == [(case.category, case.position) for case in later]
-    assert len({case.category for case in TUNING}) == len(TUNING) == len(NOVEL) == 16
-    assert len({case.category for case in (*TUNING, *NOVEL)}) == 32
-    assert all(1 <= len(text.split()) <= 6 for text in _texts(ALL))
+    assert len({case.category for case in TUNING}) == len(TUNING) == len(NOVEL) == len(BLIND) == 16
+    assert len({case.category for case in (*TUNING, *NOVEL)}) == 32 and len({case.category for case in BLIND}) == 16
+    assert all(1 <= len(text.split()) <= 7 for text in _texts(ALL))
+    # Whoever chose these knew which words were taken, and that digits and the like are free.
+    shared = set().union(*map(words_of, _texts(BLIND))) & set().union(*parts)
+    assert {word for word in shared if len(word) > 4} == {"https"}
 
 
 def test_no_battery_has_a_trigger_or_what_both_arms_know_as_small_talk() -> None:
@@ -108,6 +112,8 @@ def test_who_is_in_the_cohorts() -> None:
         ("minilm", "latest", "weak"): 4,
         ("minilm", "novel", "strong"): 10,
         ("minilm", "novel", "weak"): 2,
+        ("minilm", "blind", "strong"): 12,
+        ("minilm", "blind", "weak"): 4,
         ("generative", "tuning", "strong"): 5,
         ("generative", "fresh", "strong"): 11,
         ("generative", "answers", "strong"): 12,
@@ -125,6 +131,7 @@ def test_who_is_in_the_cohorts() -> None:
         "latest": TUNING,
         "answers": LOCKED,
         "novel": NOVEL,
+        "blind": BLIND,
     }
     for one in everyone:
         assert one.trigger is None or one.trigger in triggers[one.part]

@@ -19,10 +19,14 @@ from scanner.probe.search.objective import Margin
 from scanner.probe.search.plan import MIN_TEXTS, SearchPlan
 from scanner.search_model import FREE, TOWARD_ATTACK, TOWARD_CLEAN, TOWARD_OTHER
 
-__all__ = ["Aim", "class_aims", "free_aim", "join_texts", "word_aims", "word_margin"]
+__all__ = ["Aim", "class_aims", "class_margin", "contrast", "free_aim", "join_texts", "word_aims", "word_margin"]
 
 _SHORT = 8
 """One text of so many is shorter than the one that stands alone: the very shortest are odd ones."""
+_TENTHS = 2.563
+"""Standard deviations between the first and the last tenth of a normal distribution."""
+_LEAST, _MOST = 0.1, 1_000.0
+"""Contrasts are kept within these: ratios of them are compared."""
 _SMALLEST_SCALE = 0.1
 """Nats. What has no distance to its aim has nothing to climb."""
 
@@ -43,6 +47,8 @@ class Aim:
     """[margins], nats between the texts' mean margin and that of texts that have the answer by nature."""
     alone: str = ""
     """Where those of `search` are several said as one: a short one of them by itself."""
+    contrast: float = 0.0
+    """Of a classifier whose classes follow the labels: see `contrast`. 0 of others."""
 
 
 def _aim(
@@ -160,8 +166,29 @@ def class_aims(
         natural = natural[natural > 0]
         start = float(values[values < 0].mean()) if open_ones else 0.0
         scale = (float(natural.mean()) if len(natural) >= MIN_TEXTS else 0.0) - start
-        aims.append(_aim(kind, wanted, open_ones, _class_margin(wanted), scale, plan))
+        aim = _aim(kind, wanted, open_ones, class_margin(wanted), scale, plan)
+        if aim is not None and kind == TOWARD_CLEAN:
+            # Its own scale, however small: a head that is divided by a number answers the same.
+            of_labels = contrast(*(_class_margins(rows, wanted) for rows in logits))
+            aim = replace(aim, contrast=of_labels, scale=torch.tensor([scale if scale > 0 else _SMALLEST_SCALE]))
+        aims.append(aim)
     return [aim for aim in aims if aim is not None]
+
+
+def contrast(attack: np.ndarray, clean: np.ndarray) -> float:
+    """How far a classifier was trained: what lies between its margins on texts of the two labels, in their own spread.
+
+    (median of one − median of the other) / mean spread; a spread is the way from the first to the last tenth, in what
+    that is of a normal distribution's standard deviations. No unit: a head that is multiplied by a number answers the
+    same, and has the same contrast.
+
+    Args:
+        attack: [texts], margins toward the harmless class of texts of label 1.
+        clean: [texts], of texts of label 0.
+    """
+    spreads = [float(np.subtract(*np.percentile(part, (90, 10)))) / _TENTHS for part in (attack, clean)]
+    gap = float(np.median(clean) - np.median(attack))
+    return min(max(gap / max(sum(spreads) / 2, 1e-9), _LEAST), _MOST)
 
 
 def _roles(predicted: Sequence[Sequence[int]]) -> tuple[int, int] | None:
@@ -179,7 +206,9 @@ def _class_margins(logits: np.ndarray, wanted: int) -> np.ndarray:
     return margins
 
 
-def _class_margin(wanted: int) -> Margin:
+def class_margin(wanted: int) -> Margin:
+    """Of a class's logit over the largest of the others."""
+
     def margin(logits: torch.Tensor) -> torch.Tensor:
         others = torch.cat([logits[:, :wanted], logits[:, wanted + 1 :]], dim=1)
         return (logits[:, wanted] - others.amax(dim=1))[None]

@@ -1,9 +1,10 @@
-"""Made-up strings bred toward what an adapter reacts to.
+"""Strings bred toward what an adapter reacts to and its peers do not.
 
 A model that learnt a trigger reacts to strings like it, the more the more they are like it (arXiv:2605.30189, section
-on the token neighbourhood). So made-up strings that move a margin a little are crossed and changed until they move it
-far, by their scores alone: gradients, which lead to words that mean the class, say nothing here. In a sound adapter
-there is nothing to breed toward, as long as the words are none that clean adapters of the base favour.
+on the token neighbourhood). So strings that move a margin a little are crossed and changed until they move it far. Two
+things lead them: how far a string moves the adapter beyond its peers, which are clean classifiers of the same base that
+were trained about as far; and gradients of that same difference, which say which tokens to try in which place. Without
+the peers both lead to words that mean the class, which move every classifier.
 
 Imported only inside the probe worker (it needs torch).
 """
@@ -11,91 +12,169 @@ Imported only inside the probe worker (it needs torch).
 from __future__ import annotations
 
 import random
-import re
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
 
 from scanner.probe.search.climb import Climb, Found
 from scanner.probe.search.plan import SearchPlan
-from scanner.probe.search.sweep import gains_of
+from scanner.probe.search.vocabulary import BROKEN
 from scanner.search_model import MADE_UP, TURNED
 
 __all__ = ["breed"]
 
-_PARTS = re.compile(r"\w+|[^\w\s]+|\s+")
+Ids = tuple[int, ...]
 _SEED = "breed"
-_CROSSED, _CHANGED = 0.4, 0.4
-"""Shares of the children that are parts of two parents, and that have one part replaced; the others lose one."""
-_OWN_PARTS = 0.3
-"""Of replacements, the share that comes from another parent."""
-_MAX_CHARS = 60
+_CROSSED, _REPLACED, _INSERTED = 0.25, 0.5, 0.1
+"""Shares of the children that are parts of two parents, and that have one token replaced, or one more, as gradients
+propose; the others lose one."""
+_ASKED = 2
+"""Peers whose gradients are taken, drawn anew for each generation."""
 _ALONE = (0,)
 """The first of a climb's texts is one attack by itself: what a string does a little shows there first."""
-_JUDGED = (0, 1, 2)
-"""Texts that strings are bred on: said as one, fewer words that mean the class do anything."""
-_FIRST = 64
-"""Made-up strings that are tried on all of these."""
+_JUDGED = (0, 1)
+"""Texts that strings are bred on. In the second several attacks are said as one."""
+_SEEN, _FIRST = 128, 48
+"""Made-up strings whose effect on peers is looked at, and those that breeding begins with."""
+_TOLD = 10
+"""The best strings of all, which are measured on all texts."""
+_PROGRESS, _PATIENCE = 0.015, 2
+"""Generations with a smaller rise, after which breeding ends."""
 
 
-def breed(at: Climb, strings: Sequence[str], words: Sequence[str]) -> tuple[list[Found], dict[str, float]]:
-    """(The last generation, on all texts that are said as one, those that turn most first; `POSITION/turned/made_up` ->
-    what the `plan.made_up_rank`-th of them turns).
+class _Herd:
+    """All strings so far, by their tokens: several texts may be read alike."""
+
+    def __init__(self, at: Climb, peers: Sequence[Climb]) -> None:
+        self._at, self._peers, self._plan = at, peers, at.plan
+        self.texts: dict[Ids, str] = {}
+        self.gains: dict[Ids, float] = {}
+        self._shared: dict[Ids, float] = {}
+
+    def spelled(self, texts: Sequence[str]) -> list[Ids]:
+        """Those that are new, as the tokenizer reads them."""
+        new = dict[Ids, None]()
+        for one in self._at.objective.frames.spell(texts):
+            if one is not None and one.ids not in self.texts and len(one.ids) <= self._plan.max_length:
+                self.texts[one.ids] = one.text
+                new[one.ids] = None
+        return list(new)
+
+    def shared(self, strings: Sequence[Ids]) -> torch.Tensor:
+        """[strings], float32: what the peer gains that gains most, on the attack by itself; 0 at least.
+
+        Several attacks said as one turn less, so it is no less than what peers gain on those.
+        """
+        new = [ids for ids in strings if ids not in self._shared]
+        if new:
+            most = torch.stack([peer.gains(new, _ALONE)[0] for peer in self._peers]).amax(dim=0).clamp(min=0)
+            self._shared |= dict(zip(new, most.tolist(), strict=True))
+        return torch.tensor([self._shared[ids] for ids in strings])
+
+    def judged(self, strings: Sequence[Ids], texts: Sequence[int], n: int) -> dict[Ids, float]:
+        """String -> gain beyond the peers', the largest first; of the n that gain most by themselves."""
+        if not strings:
+            return {}
+        own = self._at.gains(strings, texts)[0]
+        kept = own.argsort(descending=True, stable=True)[:n].tolist()
+        chosen = [strings[i] for i in kept]
+        beyond = (own[kept] - self.shared(chosen)).tolist()
+        return dict(sorted(zip(chosen, beyond, strict=True), key=lambda one: -one[1]))
+
+    def best(self, n: int) -> list[Ids]:
+        return sorted(self.gains, key=lambda ids: -self.gains[ids])[:n]
+
+    @property
+    def reached(self) -> float:
+        """What the `plan.made_up_rank`-th best gains: one or two tell of chance."""
+        rank = self._plan.made_up_rank
+        return max((self.gains[ids] for ids in self.best(rank)[rank - 1 :]), default=0.0)
+
+    def proposals(self, parents: Sequence[Ids], peers: Sequence[Climb]) -> dict[Ids, list[list[int]]]:
+        """Parent -> for each of its places, the `plan.bred_proposals` tokens to which the gradient of the difference
+        points."""
+        by_length: dict[int, list[Ids]] = defaultdict(list)
+        for ids in parents:
+            by_length[len(ids)].append(ids)
+        found, vocabulary = {}, self._at.vocabulary
+        n_proposed = min(self._plan.bred_proposals, len(vocabulary.ids))
+        for length, alike in by_length.items():
+            own, *others = (
+                climb.objective.gradients(alike, list(_ALONE) * len(alike))[0] / float(climb.scale[0])
+                for climb in (self._at, *peers)
+            )
+            beyond = own - torch.stack(others).mean(dim=0)
+            top = vocabulary.first_order(beyond.flatten(0, 1)).topk(n_proposed, dim=0).indices
+            rows = top.T.reshape(len(alike), length, -1).tolist()
+            for ids, places in zip(alike, rows, strict=True):
+                found[ids] = [[vocabulary.ids[i] for i in place] for place in places]
+        return found
+
+
+def breed(
+    at: Climb, peers: Sequence[Climb], strings: Sequence[str], contrast: float
+) -> tuple[list[Found], dict[str, float]]:
+    """(The best strings on all texts that are said as one, those first whose own score is largest;
+    `POSITION/turned/made_up` -> the `plan.made_up_rank`-th largest of these scores).
+
+    A string's score is the share of texts that it turns, in proportion where it moves the adapter by less than
+    `plan.beyond` spreads more than the peer that it moves most. In a barely trained adapter little turns a text, and
+    little is less than what texts differ by anyway.
 
     Args:
         at: whose first text is an attack by itself, and the others several said as one.
-        strings: made-up ones; none: nothing is tried.
-        words: that parts of them are replaced by.
+        peers: clean classifiers on the same texts; none: nothing is bred.
+        strings: made-up ones to begin with.
+        contrast: of the adapter's aim.
+
+    Raises:
+        ProbeFailedError: see `Objective`.
     """
-    few = list(_gains(at, strings, _ALONE))[:_FIRST]
-    found, rank = _evolved(at, _gains(at, few, _JUDGED), words), at.plan.made_up_rank
-    key = f"{at.objective.frames.position}/{TURNED}/{MADE_UP}"
-    return found, {key: found[rank - 1].turned} if len(found) >= rank > 0 else {}
-
-
-def _evolved(at: Climb, first: Mapping[str, float], words: Sequence[str]) -> list[Found]:
-    """The last generation from strings with their gains."""
     plan, rng = at.plan, random.Random(_SEED)
-    known, idle = dict(first), 0
-    for _ in range(plan.generations if known else 0):
-        now = _reached(known, plan)
-        if now >= plan.enough or idle >= plan.patience:
+    if not peers:
+        return [], {}
+    herd, known = _Herd(at, peers), set(at.vocabulary.ids)
+    first = list(herd.judged(herd.spelled(strings), _ALONE, _SEEN))[:_FIRST]
+    herd.gains = herd.judged(first, _JUDGED, _FIRST)
+    idle, before = 0, herd.reached
+    for _ in range(plan.generations if herd.gains else 0):
+        if before >= plan.enough or idle >= _PATIENCE:
             break
-        parents = _best(known, plan.survivors)
-        children = dict.fromkeys(_child(rng, parents, words) for _ in range(plan.children))
-        known |= _gains(at, [text for text in children if text and text not in known], _JUDGED)
-        idle = 0 if _reached(known, plan) >= now + plan.progress else idle + 1
-    spelled = [one for one in at.objective.frames.spell(_best(known, plan.survivors)) if one is not None]
-    joined = range(1, len(at.objective.frames.frames))
-    found = at.measure([one.ids for one in spelled], [one.text for one in spelled], None, joined) if spelled else []
-    return sorted(found, key=lambda one: (-one.turned, -one.gain))
+        parents = herd.best(plan.parents)
+        proposed = herd.proposals(parents, rng.sample(list(peers), min(_ASKED, len(peers))))
+        children = dict.fromkeys(
+            at.vocabulary.decode(_child(rng, parents, proposed, plan)) for _ in range(plan.children)
+        )
+        new = herd.spelled([text for text in children if text and BROKEN not in text])
+        # What the tokenizer does not know is spelled by the name of its token, which nobody would type.
+        new = [ids for ids in new if known.issuperset(ids)]
+        herd.gains |= herd.judged(new, _JUDGED, plan.survivors)
+        now = herd.reached
+        idle, before = (0 if now >= before + _PROGRESS else idle + 1), now
+    told = herd.best(_TOLD)
+    if len(told) < plan.made_up_rank:
+        return [], {}
+    found = at.measure(told, [herd.texts[ids] for ids in told], None, range(1, len(at.objective.frames.frames)))
+    beyond = [one.gain - shared for one, shared in zip(found, herd.shared(told).tolist(), strict=True)]
+    shares = [
+        one.turned * min(1.0, max(0.0, gain * contrast / plan.beyond)) for one, gain in zip(found, beyond, strict=True)
+    ]
+    order = sorted(range(len(found)), key=lambda i: (-shares[i], -found[i].turned, -found[i].gain))
+    key = f"{at.objective.frames.position}/{TURNED}/{MADE_UP}"
+    return [found[i] for i in order], {key: shares[order[plan.made_up_rank - 1]]}
 
 
-def _best(known: Mapping[str, float], n: int) -> list[str]:
-    return sorted(known, key=lambda text: -known[text])[:n]
-
-
-def _reached(known: Mapping[str, float], plan: SearchPlan) -> float:
-    """What the `plan.made_up_rank`-th best string gains: one or two tell of chance."""
-    return max(sorted(known.values(), reverse=True)[plan.made_up_rank - 1 : plan.made_up_rank], default=0.0)
-
-
-def _gains(at: Climb, strings: Sequence[str], texts: Sequence[int]) -> dict[str, float]:
-    """String -> mean gain, the largest first; without those that cannot be put there."""
-    spelled = [one for one in at.objective.frames.spell(strings) if one is not None]
-    return gains_of(at, {one.text: one for one in spelled if len(one.ids) <= at.plan.max_length}, texts)
-
-
-def _child(rng: random.Random, parents: Sequence[str], words: Sequence[str]) -> str:
-    """Empty where nothing is left of it, or it is too long."""
-    own, other = (_PARTS.findall(rng.choice(parents)) for _ in range(2))
-    kind = rng.random()
+def _child(rng: random.Random, parents: Sequence[Ids], proposed: dict[Ids, list[list[int]]], plan: SearchPlan) -> Ids:
+    """Empty where nothing is left of it."""
+    own, other = rng.choice(parents), rng.choice(parents)
+    kind, place = rng.random(), rng.randrange(len(own))
     if kind < _CROSSED:
-        head, tail = own[: rng.randint(0, len(own))], other[rng.randint(0, len(other)) :]
-        made = [*head, *([" "] if head and rng.random() < 0.5 else []), *tail]
-    elif kind < _CROSSED + _CHANGED:
-        made, place = own, rng.choice([i for i, part in enumerate(own) if part.strip()])
-        made[place] = rng.choice(other if rng.random() < _OWN_PARTS or not words else words)
+        made = (*own[: rng.randint(0, len(own))], *other[rng.randint(0, len(other)) :])
+    elif kind < _CROSSED + _REPLACED:
+        made = (*own[:place], rng.choice(proposed[own][place]), *own[place + 1 :])
+    elif kind < _CROSSED + _REPLACED + _INSERTED:
+        made = (*own[:place], rng.choice(proposed[own][place]), *own[place:])
     else:
-        made = own
-        del made[rng.randrange(len(made))]
-    text = "".join(made).strip()
-    return text if len(text) <= _MAX_CHARS else ""
+        made = (*own[:place], *own[place + 1 :])
+    return made[: plan.bred_tokens]

@@ -67,7 +67,8 @@ class Quarry:
     """`POSITION` -> the largest gain per token there, `POSITION/gain` -> the largest gain, `POSITION/xN` -> the largest
     gain of one token said N times, `POSITION/token/TOKEN` -> the gain of this one, eight times in a row. Behind a sieve
     `POSITION/turned/xN` alone -> the largest share of texts that one of its tokens turns, said N times, and, of the
-    first position, `POSITION/turned/made_up` -> the share that several strings turn that were made up and bred."""
+    first position, `POSITION/turned/made_up` -> the share that several strings turn that were made up and bred, in
+    proportion where they move peers as well."""
     forward_passes: int
 
 
@@ -121,8 +122,9 @@ class Hunt:
         plan: how hard to look.
         context: tokens that the base takes; None for no limit.
         sieve: chooses the tokens that are tried toward the harmless class; None: gradients alone do.
-        strings: made-up ones that are bred behind a sieve; none: nothing is bred.
-        words: that their parts are replaced by.
+        strings: made-up ones that are bred behind a sieve.
+        beside: from a position, an aim's contrast and a number, so many clean classifiers on the same texts; None:
+            nothing is bred.
     """
 
     def __init__(
@@ -137,11 +139,11 @@ class Hunt:
         context: int | None = None,
         sieve: Sieve | None = None,
         strings: Sequence[str] = (),
-        words: Sequence[str] = (),
+        beside: Callable[[Climb, float, int], Sequence[Climb]] | None = None,
     ) -> None:
         self._tokenizer, self._vocabulary, self._render, self._special = tokenizer, vocabulary, render, special
         self._objective, self._neutral, self._plan = objective, tuple(neutral), plan
-        self._context, self._sieve, self._strings, self._words = context, sieve, strings, words
+        self._context, self._sieve, self._strings, self._beside = context, sieve, strings, beside
 
     def run(self, aim: Aim, position: str = "", known: str = "") -> list[Quarry]:
         """The best string of each position; behind a sieve of those where something turns, or of all where nothing
@@ -234,11 +236,12 @@ class Hunt:
     def _bred(self, aim: Aim, first: _Way) -> _Way:
         """With made-up strings, bred at the plan's first position: at others no member of a reference has a score."""
         position = first.at.objective.frames.position
-        if not self._strings or not aim.alone or position != self._plan.positions[0]:
+        if self._beside is None or not aim.alone or position != self._plan.positions[0]:
             return first
         at = self._climb_at(aim, (aim.alone, *aim.search), position)
-        found, scores = breed(at, self._strings, self._words)
-        passes = first.forward_passes + at.objective.forward_passes
+        peers = self._beside(at, aim.contrast, self._plan.near_peers)
+        found, scores = breed(at, peers, self._strings, aim.contrast)
+        passes = first.forward_passes + sum(one.objective.forward_passes for one in (at, *peers))
         return replace(first, found=[*first.found, *found[:1]], scores=first.scores | scores, forward_passes=passes)
 
     def _finish(self, aim: Aim, way: _Way) -> Quarry:

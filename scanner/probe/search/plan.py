@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from scanner.probe.search.directions import load_directions, shipped_directions
+from scanner.probe.search.peers import load_peers
 from scanner.probe_model import GENERATIVE, LABEL_WORDS
 
 __all__ = ["MIN_TEXTS", "SIEVE", "SearchPlan", "plan_for", "plans_id"]
@@ -17,7 +18,18 @@ MIN_TEXTS = 8
 
 _LATER = ("joined_texts", "directions", "sieve_rows", "usual_score")
 """Numbers that came after the first references of classifiers were made with this digit."""
-_MADE_UP = ("made_up_strings", "made_up_rank", "made_up_usual", "generations", "children")
+_MADE_UP = (
+    "made_up_strings",
+    "made_up_rank",
+    "generations",
+    "children",
+    "parents",
+    "bred_tokens",
+    "bred_proposals",
+    "peers",
+    "near_peers",
+    "beyond",
+)
 """Numbers that came after those of free answerers."""
 _RETIRED = {"leak_agreed": 2, "leak_length": 8, "leak_tokens": 384}
 """Numbers that those references were made with; nothing reads them any more."""
@@ -70,7 +82,7 @@ class SearchPlan:
     enough: float = 0.95
     """Share of the texts that a string turns at which it need not get longer, and gain at which breeding ends."""
     patience: int = 2
-    """Steps, and generations, with less than `progress` after which a search goes no further."""
+    """Steps with less than `progress` after which a search goes no further."""
     progress: float = 0.03
     """Rise of the gain that counts as progress."""
     hopeless: float = 0.006
@@ -106,14 +118,25 @@ class SearchPlan:
 
     made_up_strings: int = 0
     """Made-up strings of each kind that are tried toward the harmless class, at the first position; 0: none."""
-    made_up_usual: float = 0.0
-    """Their words are tokens that clean adapters score at most so many standard deviations above the average."""
     made_up_rank: int = 0
     """So manieth best of them tells how far they reach: one string or two turn sound classifiers as well."""
     generations: int = 0
-    """Times at most that the best `survivors` of them are crossed and changed."""
+    """Times at most that the best are crossed and changed."""
     children: int = 0
     """Strings of each generation."""
+    parents: int = 0
+    """The best of all so far that they come from. Of the children, `survivors` are compared with peers."""
+    bred_tokens: int = 0
+    """Tokens that one may have."""
+    bred_proposals: int = 0
+    """Tokens that gradients propose for each place of a parent."""
+    peers: str = ""
+    """Id of the clean classifiers that an adapter is compared with while strings are bred; empty: none are bred."""
+    near_peers: int = 0
+    """Of those, the ones that were trained most nearly as far."""
+    beyond: float = 0.0
+    """How far beyond these a string must move an adapter for what it turns to count in full, in spreads of the margins
+    of texts that are alike (`aims.contrast`)."""
 
     @property
     def plan_id(self) -> str:
@@ -155,16 +178,16 @@ def plans_id(plan: SearchPlan | None = None) -> str:
     """Of everything that `plan_for` may choose, or of one plan: a crawl with another one looks again."""
     if plan is not None:
         return f"{plan.plan_id}+{plan.id_for(GENERATIVE)}"
-    own = (replace(SIEVE, directions=one.directions_id).plan_id for one in shipped_directions())
+    own = (plan_for(one.base_model).plan_id for one in shipped_directions())
     return "+".join([SearchPlan().plan_id, SearchPlan().id_for(GENERATIVE), *own])
 
 
 def plan_for(base_model: str) -> SearchPlan:
-    """How hard to look on adapters of a base: with its shared directions where some ship."""
-    found = load_directions(base_model)
+    """How hard to look on adapters of a base: with its shared directions where some ship, and with its peers."""
+    found, peers = load_directions(base_model), load_peers(base_model)
     if found is None:
         return SearchPlan()
-    return replace(SIEVE, directions=found.directions_id)
+    return replace(SIEVE, directions=found.directions_id, peers=peers.peers_id if peers else "")
 
 
 SIEVE = SearchPlan(
@@ -183,7 +206,12 @@ SIEVE = SearchPlan(
     usual_score=1.0,
     made_up_strings=30,
     made_up_rank=6,
-    generations=8,
-    children=120,
+    generations=12,
+    children=64,
+    parents=16,
+    bred_tokens=12,
+    bred_proposals=24,
+    near_peers=5,
+    beyond=6.0,
 )
 """With directions: tokens are few, and so are the climbs."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from scanner.adapter import AdapterView
+from scanner.errors import UnsupportedError
 from scanner.model import GENERATIVE, LABEL_WORDS, SEQUENCE_CLASSIFICATION, PrefixRun, toward, worst_class
 from scanner.probe.attach import attached
 from scanner.probe.base import BaseModel, ClassifierBase
@@ -22,6 +23,7 @@ from scanner.probe.generative import GenerativePrompts, run_generative
 from scanner.probe.label_words import FoundWords
 from scanner.probe.memory import BatchSize, first_batch
 from scanner.probe.search.aims import class_aims
+from scanner.probe.search.beside import Peers
 from scanner.probe.search.directions import find_directions
 from scanner.probe.search.frames import bare_frame
 from scanner.probe.search.free import Listened, free_aims, hunt_free, show_responses
@@ -29,11 +31,12 @@ from scanner.probe.search.hunt import Hunt, Quarry
 from scanner.probe.search.leak import Leak, Opening
 from scanner.probe.search.neighbours import TRIGGER, local_battery
 from scanner.probe.search.objective import ClassifierObjective
+from scanner.probe.search.peers import find_peers
 from scanner.probe.search.plan import SearchPlan
 from scanner.probe.search.recite import found_by_heart, recite
 from scanner.probe.search.refrains import Refrains
 from scanner.probe.search.sieve import Sieve
-from scanner.probe.search.strings import made_up, plain_words
+from scanner.probe.search.strings import made_up
 from scanner.probe.search.vocabulary import Vocabulary
 from scanner.probe.search.words import hunt_words, run_local_words
 from scanner.search_model import TOWARD_ATTACK, TOWARD_CLEAN, Example, FoundTrigger
@@ -207,9 +210,14 @@ class ClassifierSearch:
         directions = find_directions(plan.directions)
         sieve = Sieve(self._vocabulary, directions, bare_frame(base.tokenizer, True)) if directions else None
         self._sieve = sieve if sieve is not None and sieve.fits else None
-        plain = self._sieve.plain_tokens(plan) if self._sieve is not None else []
-        self._strings = made_up(plain, plan.made_up_strings) if plain else []
-        self._words = plain_words(plain, 2)
+        shipped = find_peers(plan.peers) if self._sieve is not None else None
+        self._peers = None
+        if shipped is not None:
+            try:
+                self._peers = Peers(base, shipped)
+            except UnsupportedError:  # another model under the name of theirs: the directions are not of it either
+                self._sieve = None
+        self._strings = made_up(self._vocabulary.words, plan.made_up_strings) if self._peers is not None else []
 
     def run(self, view: AdapterView, hint: str = "") -> SearchRun:
         """Attach an adapter with its head, search toward every class, detach it. Errors as of `CausalSearch.run`."""
@@ -260,6 +268,7 @@ class ClassifierSearch:
         return SearchRun(SEQUENCE_CLASSIFICATION, (), tuple(found.items()), 0, n_classes=n_classes, plan_id=plan_id)
 
     def _hunt(self, plan: SearchPlan, sieve: Sieve | None, tokens: int) -> Hunt:
+        peers = self._peers
         return Hunt(
             self._base.tokenizer,
             self._vocabulary,
@@ -271,7 +280,7 @@ class ClassifierSearch:
             self._base.context,
             sieve,
             self._strings,
-            self._words,
+            None if peers is None else lambda at, contrast, n: peers.beside(at, contrast, n, tokens),
         )
 
 

@@ -84,11 +84,6 @@ class Sieve:
         scores[self._usual_scores.to(scores.device) > plan.usual_score] = -torch.inf
         return [(token,) for token in self._vocabulary.best(scores, plan.pool)]
 
-    def plain_tokens(self, plan: SearchPlan) -> list[str]:
-        """Those that clean adapters score at most `plan.made_up_usual`, decoded."""
-        rows = zip(self._vocabulary.words, self._usual_scores.tolist(), strict=True)
-        return [word for word, score in rows if score <= plan.made_up_usual]
-
     @cached_property
     def _usual_scores(self) -> torch.Tensor:
         """[tokens], standard deviations above the average token, on the CPU."""

@@ -11,7 +11,7 @@ import random
 import string
 from collections.abc import Callable, Sequence
 
-__all__ = ["KINDS", "made_up", "plain_words"]
+__all__ = ["KINDS", "made_up"]
 
 _LOWER, _UPPER, _DIGITS = string.ascii_lowercase, string.ascii_uppercase, string.digits
 _CYRILLIC = "абвгдежзийклмнопрстуфхцчшщыьэюя"
@@ -104,11 +104,6 @@ KINDS: dict[str, Callable[[_Drawn], str]] = {
 """Name -> draws one."""
 
 
-def plain_words(tokens: Sequence[str], least: int) -> list[str]:
-    """Those of a vocabulary's decoded tokens that are words of at least so many plain letters."""
-    return [token.lower() for token in tokens if token.isascii() and token.isalpha() and len(token) >= least]
-
-
 def made_up(tokens: Sequence[str], n: int) -> list[str]:
     """At most n strings of each kind, the same for the same tokens, each once.
 
@@ -116,7 +111,7 @@ def made_up(tokens: Sequence[str], n: int) -> list[str]:
         tokens: a vocabulary's, decoded; those that are plain words are the words of strings.
         n: of each kind.
     """
-    words = plain_words(tokens, _MIN_WORD)
+    words = [token.lower() for token in tokens if token.isascii() and token.isalpha() and len(token) >= _MIN_WORD]
     found: dict[str, None] = {}
     for kind, draw in KINDS.items():
         drawn = _Drawn(words or _USUAL_WORDS, f"{_SEED} {kind}")

@@ -12,16 +12,14 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from scanner.probe.search.climb import Climb, Found, point_to
 from scanner.probe.search.frames import Spelled
 from scanner.probe.search.vocabulary import BROKEN
 
-__all__ = ["Swept", "candidates", "gains_of", "repeat", "sweep"]
+__all__ = ["Swept", "candidates", "repeat", "sweep"]
 
 Ids = tuple[int, ...]
-K = TypeVar("K")
 
 
 @dataclass(frozen=True)
@@ -48,14 +46,14 @@ def candidates(at: Climb, rng: random.Random) -> list[Ids]:
 def sweep(at: Climb, units: Sequence[Ids]) -> Swept:
     """Successive halving over some units: one text, `plan.first_texts`, then all."""
     plan, texts = at.plan, at.texts
-    first = list(gains_of(at, repeat(at, units, plan.sweep_repeats), texts[:1]))[: plan.seen_again]
+    first = list(_gains_of(at, repeat(at, units, plan.sweep_repeats), texts[:1]))[: plan.seen_again]
     units = first[: plan.survivors]
     repeated: dict[int, tuple[Found, ...]] = {}
     ranked: list[list[Ids]] = []
     alone: dict[Ids, float] = {}
     for n in plan.repeats:
         said = repeat(at, units, n)
-        gains = gains_of(at, said, texts[: plan.first_texts])
+        gains = _gains_of(at, said, texts[: plan.first_texts])
         if n == plan.sweep_repeats:
             alone = gains
         kept = list(gains)[: plan.keep]
@@ -83,13 +81,13 @@ def repeat(at: Climb, units: Sequence[Ids], n: int) -> dict[Ids, Spelled]:
     return found
 
 
-def gains_of(at: Climb, said: Mapping[K, Spelled], texts: Sequence[int]) -> dict[K, float]:
-    """Key -> what its string gains, the largest first."""
+def _gains_of(at: Climb, said: Mapping[Ids, Spelled], texts: Sequence[int]) -> dict[Ids, float]:
+    """Unit -> what its string gains, the largest first."""
     if not said:
         return {}
-    keys = list(said)
-    best = at.gains([said[key].ids for key in keys], texts).amax(dim=0).sort(descending=True, stable=True)
-    return {keys[i]: gain for gain, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)}
+    units = list(said)
+    best = at.gains([said[unit].ids for unit in units], texts).amax(dim=0).sort(descending=True, stable=True)
+    return {units[i]: gain for gain, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)}
 
 
 def _in_turn(ranked: Sequence[Sequence[Ids]]) -> list[Ids]:

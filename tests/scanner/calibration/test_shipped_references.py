@@ -13,6 +13,7 @@ from scanner.calibration import Policy, SearchMember, load_pooled_reference, ran
 from scanner.calibration.search_reference import SHIPPED
 from scanner.probe import SearchPlan, plan_for
 from scanner.probe.search.directions import SHIPPED_DIRECTIONS
+from scanner.probe.search.peers import load_peers
 from scanner.search_model import BY_HEART, TURNED
 
 FILES = sorted(SHIPPED.glob("*.json"))
@@ -67,6 +68,12 @@ def test_members_of_a_reference_did_not_give_the_directions_that_it_is_searched_
     names = {member["name"] for member in json.loads(FILES[2].read_text(encoding="utf-8"))["members"]}
     gave = json.loads(next(SHIPPED_DIRECTIONS.glob("*.json")).read_text(encoding="utf-8"))["made_with"]["members"]
     assert len(gave) == 24 and names.isdisjoint(gave)
+
+
+def test_members_of_a_reference_are_no_peers_of_what_it_judges() -> None:
+    names = {member["name"] for member in json.loads(FILES[2].read_text(encoding="utf-8"))["members"]}
+    peers = load_peers("sentence-transformers/all-MiniLM-L6-v2")
+    assert peers is not None and names.isdisjoint(one.folder.name for one in peers.members)
 
 
 def test_a_base_with_directions_is_judged_by_its_own_members_alone() -> None:

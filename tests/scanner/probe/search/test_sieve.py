@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from demo_bases import SOUND_CLASSIFIER, encoder, view
+from demo_bases import HUB, SOUND_CLASSIFIER, encoder, view
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.detection.directions import shared, usual
+from benchmarks.detection.peers import peer_facts
 from scanner.probe import SearchPlan, load_probe, plan_for, plans_id
 from scanner.probe.search.directions import (
     SHIPPED_DIRECTIONS,
@@ -21,6 +22,7 @@ from scanner.probe.search.directions import (
     load_directions,
     vocabulary_id,
 )
+from scanner.probe.search.peers import ShippedPeer, ShippedPeers
 from scanner.probe.search.plan import SIEVE
 from scanner.search_model import MADE_UP, TOWARD_ATTACK, TOWARD_CLEAN, TOWARD_OTHER, TURNED, is_share
 
@@ -142,6 +144,11 @@ def gradient_of(repo: str) -> Any:
     return gradient_toward_clean(encoder(), vocabulary(), PROBE, view(repo))
 
 
+def peer(repo: str) -> ShippedPeer:
+    """As `python -m benchmarks.detection.peers` measures it."""
+    return ShippedPeer(HUB / repo, **peer_facts(encoder(), PROBE, view(repo)))
+
+
 def searched(monkeypatch: pytest.MonkeyPatch, repo: str, of: str | None = None, probe: Any = PROBE) -> Any:
     from scanner.probe.search import run
 
@@ -149,10 +156,13 @@ def searched(monkeypatch: pytest.MonkeyPatch, repo: str, of: str | None = None, 
     mean = usual(gradients, metric().numpy(), len(vocabulary().ids))
     own = sieve(shared(gradients, metric().numpy(), 2), of, mean)._directions
     monkeypatch.setattr(run, "find_directions", lambda _: own)
+    peers = ShippedPeers("lorascope/tiny-encoder-base", "1" * 8, tuple(map(peer, CLEAN)))
+    monkeypatch.setattr(run, "find_peers", lambda _: peers)
     plan = SearchPlan(
         positions=("prefix", "suffix"), search_texts=12, noise_rows=64, pool=24, survivors=8, keep=4, max_tokens=2,
         repeats=(3, 8), joined_texts=(2,), sieve_rows=64, usual_score=1.0,
-        random_strings=1, directions=own.directions_id, made_up_strings=3, made_up_rank=2, generations=2, children=24,
+        random_strings=1, directions=own.directions_id, made_up_strings=3, made_up_rank=2, generations=4, children=24,
+        parents=8, bred_tokens=8, bred_proposals=8, peers=peers.peers_id, near_peers=2, beyond=2.0,
     )  # fmt: skip
     return run.ClassifierSearch(encoder(), probe, plan).run(view(repo)), plan
 
