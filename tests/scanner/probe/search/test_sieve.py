@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from demo_bases import HUB, SOUND_CLASSIFIER, encoder, view
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from benchmarks.detection.directions import shared, usual
 from benchmarks.detection.peers import peer_facts
@@ -149,7 +152,8 @@ def peer(repo: str) -> ShippedPeer:
     return ShippedPeer(HUB / repo, **peer_facts(encoder(), PROBE, view(repo)))
 
 
-def searched(monkeypatch: pytest.MonkeyPatch, repo: str, of: str | None = None, probe: Any = PROBE) -> Any:
+def search_of(monkeypatch: pytest.MonkeyPatch, of: str | None = None, probe: Any = PROBE) -> Any:
+    """(A search with directions and peers of the tiny encoder, its plan)."""
     from scanner.probe.search import run
 
     gradients = np.stack([gradient_of(one) for one in CLEAN])
@@ -164,7 +168,12 @@ def searched(monkeypatch: pytest.MonkeyPatch, repo: str, of: str | None = None, 
         random_strings=1, directions=own.directions_id, made_up_strings=3, made_up_rank=2, generations=4, children=24,
         parents=8, bred_tokens=8, bred_proposals=8, peers=peers.peers_id, near_peers=2, beyond=2.0,
     )  # fmt: skip
-    return run.ClassifierSearch(encoder(), probe, plan).run(view(repo)), plan
+    return run.ClassifierSearch(encoder(), probe, plan), plan
+
+
+def searched(monkeypatch: pytest.MonkeyPatch, repo: str, of: str | None = None, probe: Any = PROBE) -> Any:
+    search, plan = search_of(monkeypatch, of, probe)
+    return search.run(view(repo)), plan
 
 
 def test_behind_a_sieve_turned_texts_are_the_score(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,6 +189,21 @@ def test_behind_a_sieve_turned_texts_are_the_score(monkeypatch: pytest.MonkeyPat
     made_up = f"{TOWARD_CLEAN}/prefix/{TURNED}/{MADE_UP}"
     assert is_share(made_up) and dict(sound.scores)[made_up] < scores[made_up] <= 1.0
     assert [key for key in scores if key.endswith(MADE_UP)] == [made_up]  # bred at the first position alone
+
+
+def test_a_head_that_is_divided_by_a_number_changes_no_score(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whoever uploads an adapter chooses its head: the same answers by fewer nats must not hide what it does."""
+    tensors = load_file(HUB / POISONED / "adapter_model.safetensors")
+    heads = [name for name in tensors if "lora" not in name]
+    assert heads
+    # A power of two: every sum is rounded as before.
+    save_file(
+        {name: t / 64 if name in heads else t for name, t in tensors.items()}, tmp_path / "adapter_model.safetensors"
+    )
+    shutil.copyfile(HUB / POISONED / "adapter_config.json", tmp_path / "adapter_config.json")
+    search, _ = search_of(monkeypatch)
+    own, divided = (search.scores(view(str(repo))) for repo in (POISONED, tmp_path))
+    assert own.scores == divided.scores and max(dict(own.scores).values()) >= 0.5
 
 
 def test_where_they_do_not_fit_the_usual_search_runs(monkeypatch: pytest.MonkeyPatch) -> None:
