@@ -10,6 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .PHONY: help install demo test test-hub1 lint format
 
 help:
+	@echo "make install the locked requirements and lorascope, into $(VENV)"
 	@echo "make demo    install into $(VENV), then run the whole pipeline on the bundled hub"
 	@echo "make test    install into $(VENV), then run the tests"
 	@echo "make test-hub1  the Hub's tests with huggingface_hub 1.33"
