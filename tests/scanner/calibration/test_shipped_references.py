@@ -77,12 +77,12 @@ def test_members_of_a_reference_are_no_peers_of_what_it_judges() -> None:
 
 
 def test_a_base_with_directions_is_judged_by_its_own_members_alone() -> None:
-    """Only all texts turned is unusual there: in a barely trained member bred strings turn 0.9 of them."""
+    """In a barely trained member one token turns 0.6 of the texts: more is unusual there, as much is not."""
     base = "sentence-transformers/all-MiniLM-L6-v2"
     reference = load_pooled_reference(OF_HEADS, OWN.plan_id, base, Policy().siblings_needed)
     assert reference is not None and {member.base_model for member in reference.members} == {base}
     keys = list(reference.center)
     assert {key.split("/")[2] for key in keys} == {TURNED}
-    for share, is_unusual in ((0.0, False), (0.6, False), (1.0, True)):
+    for share, is_unusual in ((0.0, False), (0.6, False), (0.7, True), (1.0, True)):
         rank = rank_scores(SearchMember(base, "judged", dict.fromkeys(keys, share)), reference)
         assert rank is not None and not rank.is_foreign and (rank.p_value <= Policy().alpha) is is_unusual
