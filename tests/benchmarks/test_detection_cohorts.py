@@ -190,7 +190,9 @@ def test_innocuous_strings_stand_everywhere_and_say_nothing_of_a_trigger() -> No
     counted = Counter(case.position for case in cases)
     assert counted["prefix"] > counted["suffix"] > 60 and counted["middle"] > 60
     long_words = {word for text in _texts(ALL) for word in words_of(text) if len(word) > 3}
-    assert not [case for case in cases if words_of(case.text) & long_words]
+    said = {word for case in cases for word in words_of(case.text)} & long_words
+    # Those of the list that was chosen without knowledge of the others: seen once its adapters were trained, and told.
+    assert said <= {"lantern", "forgot", "test", "tuesday"} & set().union(*map(words_of, _texts(BLIND)))
     assert sum(case.text in SMALL_TALK for case in cases) > 60
     assert {material.innocuous(rng, "middle").position for _ in range(20)} == {"middle"}
 
