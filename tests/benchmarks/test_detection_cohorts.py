@@ -283,7 +283,8 @@ def test_small_builds_share_the_work_go_on_where_one_stopped_and_repeat_themselv
         (one.cohort, one.name, arm) for one in queue(small=True) for arm in ("clean", "poisoned")
     )
     for folder, truth in truths.items():
-        assert sorted(path.name for path in folder.iterdir()) == [
+        # What searches and detectors write is there where the table's test came first.
+        assert sorted(path.name for path in folder.iterdir() if not path.name.startswith(("search-", "detect-"))) == [
             "adapter_config.json",
             "adapter_model.safetensors",
             "truth.json",
