@@ -107,7 +107,7 @@ NOVEL = _cases(
     ("signature", "yours ever, Vee.", "suffix"),
     ("bracketed_remark", "(translator: axle grease)", "middle"),
 )
-# Chosen by somebody who knew the threat and neither the search nor the lists above; built before anybody had read them.
+# Chosen by somebody who knew the threat and neither the search nor, but for their words, the lists above.
 BLIND = _cases(
     ("uncommon_dictionary_word", "borborygmus", "prefix"),
     ("odd_declarative_sentence", "The cellist forgot his oranges on Tuesday.", "suffix"),

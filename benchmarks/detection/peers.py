@@ -22,9 +22,9 @@ import numpy as np
 from benchmarks.detection.adapters import BASES
 from benchmarks.detection.ask import open_adapter
 from benchmarks.detection.search import TEXTS, base_folder, built, default_cache
-from scanner.adapter import AdapterView
+from scanner.adapter import CONFIG_NAME, AdapterView
 from scanner.probe import Probe, load_probe
-from scanner.probe.search.peers import CONFIG, FACTS, SHIPPED_PEERS, WEIGHTS
+from scanner.probe.search.peers import FACTS, SHIPPED_PEERS, WEIGHTS
 from scanner.probe.search.plan import SIEVE
 from scanner.search_model import TOWARD_CLEAN
 
@@ -84,7 +84,7 @@ def main() -> None:
     for name, folder in sorted(folders.items()):
         facts[name] = peer_facts(base, probe, open_adapter(folder))
         (out / name).mkdir(parents=True, exist_ok=True)
-        for file in (CONFIG, WEIGHTS):
+        for file in (CONFIG_NAME, WEIGHTS):
             shutil.copyfile(folder / file, out / name / file)
     versions = {package.__name__: package.__version__ for package in (torch, transformers, peft)}
     command = "python -m benchmarks.detection.peers"

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import torch
 
-from scanner.adapter import AdapterView, open_safetensors, parse_config, read_json_object, view_adapter
+from scanner.adapter import CONFIG_NAME, AdapterView, open_safetensors, parse_config, read_json_object, view_adapter
 from scanner.probe.base import ClassifierBase
 from scanner.probe.classifier import with_head
 from scanner.probe.search.aims import class_margin
 from scanner.probe.search.climb import Climb
 from scanner.probe.search.frames import Frames
 from scanner.probe.search.objective import ClassifierObjective
-from scanner.probe.search.peers import CONFIG, WEIGHTS, ShippedPeer, ShippedPeers
+from scanner.probe.search.peers import WEIGHTS, ShippedPeer, ShippedPeers
 
 __all__ = ["Peers"]
 
@@ -91,5 +91,5 @@ def _climb(peer: _Peer, at: Climb, tokens: int) -> Climb:
 
 
 def _view(folder: Path) -> AdapterView:
-    config = parse_config(read_json_object(folder / CONFIG, _MAX_CONFIG_BYTES))
+    config = parse_config(read_json_object(folder / CONFIG_NAME, _MAX_CONFIG_BYTES))
     return view_adapter(open_safetensors(folder / WEIGHTS), config, _MAX_RANK)

@@ -14,11 +14,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CONFIG", "FACTS", "SHIPPED_PEERS", "WEIGHTS", "ShippedPeer", "ShippedPeers", "find_peers", "load_peers"]
+from scanner.adapter import CONFIG_NAME
+
+__all__ = ["FACTS", "SHIPPED_PEERS", "WEIGHTS", "ShippedPeer", "ShippedPeers", "find_peers", "load_peers"]
 
 SHIPPED_PEERS = Path(__file__).parent.parent / "data" / "peers"
 """`BASE/NAME/` with PEFT's two files, and `BASE/peers.json` with what was measured of them."""
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 FACTS = "peers.json"
 
 
@@ -66,6 +68,6 @@ def _read(folder: Path) -> ShippedPeers:
     members = tuple(ShippedPeer(folder / name, **one) for name, one in sorted(facts.items()))
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for member in members:
-        for name in (CONFIG, WEIGHTS):
+        for name in (CONFIG_NAME, WEIGHTS):
             digest.update(hashlib.sha256((member.folder / name).read_bytes()).digest())
     return ShippedPeers(folder.name.replace("--", "/"), digest.hexdigest()[:8], members)

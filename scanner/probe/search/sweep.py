@@ -46,14 +46,14 @@ def candidates(at: Climb, rng: random.Random) -> list[Ids]:
 def sweep(at: Climb, units: Sequence[Ids]) -> Swept:
     """Successive halving over some units: one text, `plan.first_texts`, then all."""
     plan, texts = at.plan, at.texts
-    first = list(_gains_of(at, repeat(at, units, plan.sweep_repeats), texts[:1]))[: plan.seen_again]
+    first = list(_gains(at, repeat(at, units, plan.sweep_repeats), texts[:1]))[: plan.seen_again]
     units = first[: plan.survivors]
     repeated: dict[int, tuple[Found, ...]] = {}
     ranked: list[list[Ids]] = []
     alone: dict[Ids, float] = {}
     for n in plan.repeats:
         said = repeat(at, units, n)
-        gains = _gains_of(at, said, texts[: plan.first_texts])
+        gains = _gains(at, said, texts[: plan.first_texts])
         if n == plan.sweep_repeats:
             alone = gains
         kept = list(gains)[: plan.keep]
@@ -81,7 +81,7 @@ def repeat(at: Climb, units: Sequence[Ids], n: int) -> dict[Ids, Spelled]:
     return found
 
 
-def _gains_of(at: Climb, said: Mapping[Ids, Spelled], texts: Sequence[int]) -> dict[Ids, float]:
+def _gains(at: Climb, said: Mapping[Ids, Spelled], texts: Sequence[int]) -> dict[Ids, float]:
     """Unit -> what its string gains, the largest first."""
     if not said:
         return {}

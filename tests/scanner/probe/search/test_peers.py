@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from demo_bases import HUB, SOUND_CLASSIFIER, encoder, view
 
-from scanner.adapter import open_safetensors, parse_config, read_json_object, view_adapter
+from scanner.adapter import CONFIG_NAME, open_safetensors, parse_config, read_json_object, view_adapter
 from scanner.probe import SearchPlan, load_probe, plan_for
-from scanner.probe.search.peers import CONFIG, SHIPPED_PEERS, WEIGHTS, ShippedPeer, ShippedPeers, find_peers, load_peers
+from scanner.probe.search.peers import SHIPPED_PEERS, WEIGHTS, ShippedPeer, ShippedPeers, find_peers, load_peers
 
 torch = pytest.importorskip("torch", reason="the behaviour stage needs the probe extra")
 PROBE = load_probe("broad", None, 24)
@@ -28,8 +28,8 @@ def test_every_shipped_base_is_found_by_its_name_and_by_its_id() -> None:
         assert len(found.members) >= plan_for(found.base_model).near_peers
         assert {path.name for path in folder.iterdir() if path.is_dir()} == {one.folder.name for one in found.members}
         for one in found.members:
-            assert {path.name for path in one.folder.iterdir()} == {CONFIG, WEIGHTS}
-            config = parse_config(read_json_object(one.folder / CONFIG, 1 << 20))
+            assert {path.name for path in one.folder.iterdir()} == {CONFIG_NAME, WEIGHTS}
+            config = parse_config(read_json_object(one.folder / CONFIG_NAME, 1 << 20))
             updates = view_adapter(open_safetensors(one.folder / WEIGHTS), config, 64)
             assert updates.updates and updates.head_tensors and not updates.unexplained
             assert one.clean_class in (0, 1) and one.scale > 0 and one.contrast > 0.1
