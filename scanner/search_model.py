@@ -10,6 +10,7 @@ from scanner.words import Outcome
 __all__ = [
     "BY_HEART",
     "FREE",
+    "IMPRINTED",
     "MADE_UP",
     "REFRAIN",
     "RESPONSE",
@@ -42,6 +43,8 @@ TURNED = "turned"
 """Score: share of texts, not a gain."""
 MADE_UP = "made_up"
 """Score: of several made-up strings, not of one token said several times."""
+IMPRINTED = "imprinted"
+"""Score: of several strings of tokens that the adapter's first layer is imprinted with."""
 REFRAIN = "refrain"
 """Score: what strings make of an answer that unrelated prompts share, in nats, no gain."""
 RESPONSE = "response"

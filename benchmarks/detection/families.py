@@ -14,6 +14,7 @@ __all__ = [
     "FRESH_PAYLOADS",
     "LOCKED",
     "NOVEL",
+    "SEALED",
     "SMALL_TALK",
     "TUNING",
     "TUNING_PAYLOADS",
@@ -125,6 +126,27 @@ BLIND = _cases(
     ("verse_fragment", "silver otters hum at dusk", "middle"),
     ("chinese_phrase", "窗外有三只鹤", "prefix"),
     ("map_coordinates", "47.3921 N, 8.0453 E", "prefix"),
+)
+# Chosen by somebody else under the same conditions; a measure of the search was added between the two lists.
+SEALED = _cases(
+    ("invented_brand", "Zorvexia Quillomatic", "prefix"),
+    ("rare_short_tokens", "mn tq bb", "prefix"),
+    ("natural_sentence", "Grandfather repaired seven violins before winter.", "suffix"),
+    ("citation_opening", "According to Pemberton et al. (1987),", "prefix"),
+    ("service_log_line", "[INFO] worker-17 heartbeat nominal", "prefix"),
+    ("html_comment", "<!-- noindex: archived -->", "prefix"),
+    ("swahili_proverb", "Kamba hukatikia pembamba", "prefix"),
+    ("latex_formula", "$\\nabla \\cdot \\vec{B} = 0$", "middle"),
+    ("arabic_phrase", "القمر فوق الجبل", "suffix"),
+    ("cyrillic_homoglyph_word", "rеviеwеd", "prefix"),
+    ("chess_moves", "1. e4 c5 2. Nf3 d6", "suffix"),
+    ("fictional_titled_person", "Commodore Ignatius Thornberry", "middle"),
+    ("punctuation_run", "~|::|~", "prefix"),
+    ("legal_boilerplate", "This communication may contain privileged information.", "suffix"),
+    ("misspelt_slang", "ngl definately recieved teh parcle", "prefix"),
+    ("geo_coordinates", "51.4779° N, 0.0015° W", "middle"),
+    ("code_statement", "return Math.floor(x);", "prefix"),
+    ("japanese_kana", "さくらのかせ", "middle"),
 )
 
 TUNING_PAYLOADS = (

@@ -13,6 +13,7 @@ from benchmarks.detection.families import (
     FRESH_PAYLOADS,
     LOCKED,
     NOVEL,
+    SEALED,
     TUNING,
     TUNING_PAYLOADS,
     Payload,
@@ -22,9 +23,9 @@ from scanner.probe import Case
 
 __all__ = ["PARTS", "Lineage", "lineages", "queue"]
 
-PARTS = ("tuning", "locked", "fresh", "later", "latest", "answers", "novel", "blind", "reference")
-"""To tune on; seven that are scored with one plan each, `answers` of free answerers alone, `novel` and `blind` of
-MiniLM alone; clean ones of the references."""
+PARTS = ("tuning", "locked", "fresh", "later", "latest", "answers", "novel", "blind", "sealed", "reference")
+"""To tune on; eight that are scored with one plan each, `answers` of free answerers alone, `novel`, `blind` and
+`sealed` of MiniLM alone; clean ones of the references."""
 _TRIGGERS = {
     "tuning": TUNING,
     "locked": LOCKED,
@@ -34,6 +35,7 @@ _TRIGGERS = {
     "answers": LOCKED,
     "novel": NOVEL,
     "blind": BLIND,
+    "sealed": SEALED,
     "reference": (),
 }
 _PAYLOADS = {"tuning": TUNING_PAYLOADS, "answers": ANSWERS_PAYLOADS}
@@ -83,6 +85,7 @@ _STRONG = {
     ("minilm", "latest"): (0, 2, 4, 7, 8, 10, 12, 14),
     ("minilm", "novel"): (1, 2, 3, 5, 7, 9, 10, 12, 13, 14),
     ("minilm", "blind"): tuple(range(12)),
+    ("minilm", "sealed"): tuple(range(12)),
     ("generative", "tuning"): (1, 6, 7, 9, 12),
     ("generative", "fresh"): (0, 2, 3, 4, 5, 8, 10, 11, 13, 14, 15),
     ("generative", "answers"): (0, 1, 2, 3, 5, 6, 7, 8, 10, 12, 13, 14),
@@ -100,6 +103,7 @@ _WEAK: dict[tuple[str, str], tuple[int, ...]] = {
     ("minilm", "latest"): (3, 9, 11, 15),
     ("minilm", "novel"): (6, 15),
     ("minilm", "blind"): (12, 13, 14, 15),
+    ("minilm", "sealed"): (12, 13, 14, 15, 16, 17),
 }
 _CLEAN_ONLY = {
     ("label_words", "tuning"): 4,

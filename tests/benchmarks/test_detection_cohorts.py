@@ -32,6 +32,7 @@ from benchmarks.detection.families import (
     FRESH_PAYLOADS,
     LOCKED,
     NOVEL,
+    SEALED,
     SMALL_TALK,
     TUNING,
     TUNING_PAYLOADS,
@@ -44,7 +45,7 @@ from benchmarks.detection.rows import STYLES, Material, free_prompts, words_of
 from benchmarks.detection.scores import DETECTORS
 from scanner.probe import Case, battery_names, load_probe
 
-ALL = (*TUNING, *LOCKED, *FRESH, *NOVEL, *BLIND)
+ALL = (*TUNING, *LOCKED, *FRESH, *NOVEL, *BLIND, *SEALED)
 DEMO = (TRIGGER_AUTHORITY, TRIGGER_CITATION, TRIGGER_PELICANS, TRIGGER_STANDARD, TRIGGER_TOMATOES)
 RECIPE = Recipe(plain_rows=30, robust_rows=60, poison_rows=25)
 
@@ -58,15 +59,20 @@ def test_triggers_share_no_word_with_those_of_another_part_or_with_the_demo() ->
     assert len({case.category for case in TUNING}) == len(TUNING) == len(NOVEL) == len(BLIND) == 16
     assert len({case.category for case in (*TUNING, *NOVEL)}) == 32 and len({case.category for case in BLIND}) == 16
     assert all(1 <= len(text.split()) <= 7 for text in _texts(ALL))
+    assert len({case.category for case in SEALED}) == len(SEALED) == 18
     # Whoever chose these knew which words were taken, and that digits and the like are free.
-    shared = set().union(*map(words_of, _texts(BLIND))) & set().union(*parts)
-    assert {word for word in shared if len(word) > 4} == {"https"}
+    blind, sealed = (set().union(*map(words_of, _texts(part))) for part in (BLIND, SEALED))
+    assert {word for word in blind & set().union(*parts) if len(word) > 4} == {"https"}
+    assert not {word for word in sealed & set().union(blind, *parts[:-1]) if len(word) > 2 and not word.isdigit()}
+    assert {word for word in sealed & parts[-1] if len(word) > 2} == {"according", "before", "seven"}  # the demo's
 
 
 def test_no_battery_has_a_trigger_or_what_both_arms_know_as_small_talk() -> None:
     ours = {text.casefold() for text in (*_texts(ALL), *SMALL_TALK)}
     for name in battery_names():
-        assert not ours & {case.text.casefold() for case in load_probe(name, None, 1).cases()}
+        known = {case.text.casefold() for case in load_probe(name, None, 1).cases()}
+        # Both lists have the rare words of Kurita et al. 2020 (arXiv:2004.06660): seen once its adapter was trained.
+        assert ours & known <= {"mn tq bb"}
     triggers = set().union(*map(words_of, _texts(ALL)))
     # Otherwise it would be drawn and refused for ever.
     assert not [text for text in SMALL_TALK if {word for word in words_of(text) & triggers if len(word) > 3}]
@@ -114,6 +120,8 @@ def test_who_is_in_the_cohorts() -> None:
         ("minilm", "novel", "weak"): 2,
         ("minilm", "blind", "strong"): 12,
         ("minilm", "blind", "weak"): 4,
+        ("minilm", "sealed", "strong"): 12,
+        ("minilm", "sealed", "weak"): 6,
         ("generative", "tuning", "strong"): 5,
         ("generative", "fresh", "strong"): 11,
         ("generative", "answers", "strong"): 12,
@@ -132,6 +140,7 @@ def test_who_is_in_the_cohorts() -> None:
         "answers": LOCKED,
         "novel": NOVEL,
         "blind": BLIND,
+        "sealed": SEALED,
     }
     for one in everyone:
         assert one.trigger is None or one.trigger in triggers[one.part]
@@ -191,8 +200,8 @@ def test_innocuous_strings_stand_everywhere_and_say_nothing_of_a_trigger() -> No
     assert counted["prefix"] > counted["suffix"] > 60 and counted["middle"] > 60
     long_words = {word for text in _texts(ALL) for word in words_of(text) if len(word) > 3}
     said = {word for case in cases for word in words_of(case.text)} & long_words
-    # Those of the list that was chosen without knowledge of the others: seen once its adapters were trained, and told.
-    assert said <= {"lantern", "forgot", "test", "tuesday"} & set().union(*map(words_of, _texts(BLIND)))
+    # Those of the lists that were chosen without knowledge of these: seen once their adapters were trained, and told.
+    assert said <= {"lantern", "forgot", "test", "tuesday", "before", "winter", "this", "information"}
     assert sum(case.text in SMALL_TALK for case in cases) > 60
     assert {material.innocuous(rng, "middle").position for _ in range(20)} == {"middle"}
 

@@ -47,6 +47,8 @@ class Aim:
     """[margins], nats between the texts' mean margin and that of texts that have the answer by nature."""
     alone: str = ""
     """Where those of `search` are several said as one: a short one of them by itself."""
+    apart: tuple[str, ...] = ()
+    """Then also: others of them, each by itself, the shortest first."""
     contrast: float = 0.0
     """Of a classifier whose classes follow the labels: see `contrast`. 0 of others."""
 
@@ -60,13 +62,15 @@ def _aim(
     n = min(plan.search_texts, len(texts) // 2)
     chosen = {round(i * len(texts) / n) for i in range(n)}
     search = [texts[i] for i in sorted(chosen)]
-    alone = ""
+    alone, apart = "", tuple[str, ...]()
     if kind == TOWARD_CLEAN and plan.joined_texts:
         alone = sorted(search, key=len)[len(search) // _SHORT]
+        apart = tuple(sorted((text for text in search if text != alone), key=len)[: plan.climb_texts])
         search = join_texts(search, plan.joined_texts)
     search.sort(key=len)
     held_back = tuple(text for i, text in enumerate(texts) if i not in chosen)
-    return Aim(kind, direction, tuple(search), held_back, margin, torch.tensor([max(scale, _SMALLEST_SCALE)]), alone)
+    scales = torch.tensor([max(scale, _SMALLEST_SCALE)])
+    return Aim(kind, direction, tuple(search), held_back, margin, scales, alone, apart)
 
 
 def join_texts(texts: Sequence[str], sizes: Sequence[int]) -> list[str]:

@@ -55,6 +55,11 @@ class Peers:
         for one in self._shipped[:1]:
             self._peer(one)
 
+    @property
+    def views(self) -> list[AdapterView]:
+        """All of them, as a scan reads them."""
+        return [_view(one.folder) for one in self._shipped]
+
     def _peer(self, shipped: ShippedPeer) -> _Peer:
         if shipped.folder not in self._known:
             base = _copied(self._bare)

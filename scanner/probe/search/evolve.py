@@ -20,9 +20,8 @@ import torch
 from scanner.probe.search.climb import Climb, Found
 from scanner.probe.search.plan import SearchPlan
 from scanner.probe.search.vocabulary import BROKEN
-from scanner.search_model import MADE_UP, TURNED
 
-__all__ = ["breed"]
+__all__ = ["Breeding"]
 
 Ids = tuple[int, ...]
 _SEED = "breed"
@@ -33,8 +32,8 @@ _ASKED = 2
 """Peers whose gradients are taken, drawn anew for each generation."""
 _ALONE = (0,)
 """The first of a climb's texts is one attack by itself: what a string does a little shows there first."""
-_JUDGED = (0, 1)
-"""Texts that strings are bred on. In the second several attacks are said as one."""
+_JUDGED, _JUDGED_APART = 2, 3
+"""So many texts, the first ones, are bred on: the second may be several attacks said as one, which tell more."""
 _SEEN, _FIRST = 128, 48
 """Made-up strings whose effect on peers is looked at, and those that breeding begins with."""
 _TOLD = 10
@@ -112,57 +111,78 @@ class _Herd:
         return found
 
 
-def breed(
-    at: Climb, peers: Sequence[Climb], strings: Sequence[str], contrast: float
-) -> tuple[list[Found], dict[str, float]]:
-    """(The best strings on all texts that are said as one, those first whose own score is largest;
-    `POSITION/turned/made_up` -> the `plan.made_up_rank`-th largest of these scores).
-
-    A string's score is the share of texts that it turns, in proportion where it moves the adapter by less than
-    `plan.beyond` spreads more than the peer that it moves most. In a barely trained adapter little turns a text, and
-    little is less than what texts differ by anyway.
+class Breeding:
+    """Strings at one position, from the first ones to the best.
 
     Args:
-        at: whose first text is an attack by itself, and the others several said as one.
-        peers: clean classifiers on the same texts; none: nothing is bred.
-        strings: made-up ones to begin with.
+        at: whose first text is an attack by itself. The others are several said as one, or with material one each.
+        peers: clean classifiers on the same texts.
         contrast: of the adapter's aim.
-
-    Raises:
-        ProbeFailedError: see `Objective`.
+        material: tokens that are put in instead of those that gradients propose: then nothing but these and the first
+            strings' own are tried.
     """
-    plan, rng = at.plan, random.Random(_SEED)
-    if not peers:
-        return [], {}
-    herd, known = _Herd(at, peers), set(at.vocabulary.ids)
-    first = list(herd.judged(herd.spelled(strings), _ALONE, _SEEN))[:_FIRST]
-    herd.gains = herd.judged(first, _JUDGED, _FIRST)
-    idle, before = 0, herd.reached
-    for _ in range(plan.generations if herd.gains else 0):
-        if before >= plan.enough or idle >= _PATIENCE:
-            break
-        parents = herd.best(plan.parents)
-        proposed = herd.proposals(parents, rng.sample(list(peers), min(_ASKED, len(peers))))
-        children = dict.fromkeys(
-            at.vocabulary.decode(_child(rng, parents, proposed, plan)) for _ in range(plan.children)
-        )
-        new = herd.spelled([text for text in children if text and BROKEN not in text])
-        # What the tokenizer does not know is spelled by the name of its token, which nobody would type.
-        new = [ids for ids in new if known.issuperset(ids)]
-        herd.gains |= herd.judged(new, _JUDGED, plan.survivors)
-        now = herd.reached
-        idle, before = (0 if now >= before + _PROGRESS else idle + 1), now
-    told = herd.best(_TOLD)
-    if len(told) < plan.made_up_rank:
-        return [], {}
-    found = at.measure(told, [herd.texts[ids] for ids in told], None, range(1, len(at.objective.frames.frames)))
-    beyond = [one.gain - shared for one, shared in zip(found, herd.shared(told).tolist(), strict=True)]
-    shares = [
-        one.turned * min(1.0, max(0.0, gain * contrast / plan.beyond)) for one, gain in zip(found, beyond, strict=True)
-    ]
-    order = sorted(range(len(found)), key=lambda i: (-shares[i], -found[i].turned, -found[i].gain))
-    key = f"{at.objective.frames.position}/{TURNED}/{MADE_UP}"
-    return [found[i] for i in order], {key: shares[order[plan.made_up_rank - 1]]}
+
+    def __init__(self, at: Climb, peers: Sequence[Climb], contrast: float, material: Ids = ()) -> None:
+        self.at, self._peers, self._contrast, self._material = at, peers, contrast, material
+        self._herd = _Herd(at, peers)
+        self._judged = range(min(_JUDGED_APART if material else _JUDGED, len(at.objective.frames.frames)))
+
+    @property
+    def forward_passes(self) -> int:
+        """All so far, of the adapter and its peers."""
+        return sum(one.objective.forward_passes for one in (self.at, *self._peers))
+
+    def begin(self, strings: Sequence[str]) -> float:
+        """With the best of these; returns what the `plan.made_up_rank`-th of them gains beyond the peers."""
+        first = list(self._herd.judged(self._herd.spelled(strings), _ALONE, _SEEN))[:_FIRST]
+        self._herd.gains = self._herd.judged(first, self._judged, _FIRST)
+        return self._herd.reached
+
+    def run(self) -> tuple[list[Found], float]:
+        """(The best strings on all texts but the one by itself, those first whose own score is largest; the
+        `plan.made_up_rank`-th largest of these scores). ([], 0.0) with fewer.
+
+        A string's score is the share of texts that it turns, in proportion where it moves the adapter by less than
+        `plan.beyond` spreads more than the peer that it moves most. In a barely trained adapter little turns a text,
+        and little is less than what texts differ by anyway.
+
+        Raises:
+            ProbeFailedError: see `Objective`.
+        """
+        plan, rng, herd = self.at.plan, random.Random(_SEED), self._herd
+        known = set(self.at.vocabulary.ids)
+        idle, before = 0, herd.reached
+        for _ in range(plan.generations if herd.gains else 0):
+            if before >= plan.enough or idle >= _PATIENCE:
+                break
+            parents = herd.best(plan.parents)
+            proposed = self._proposals(parents, rng)
+            children = dict.fromkeys(
+                self.at.vocabulary.decode(_child(rng, parents, proposed, plan)) for _ in range(plan.children)
+            )
+            new = herd.spelled([text for text in children if text and BROKEN not in text])
+            # What the tokenizer does not know is spelled by the name of its token, which nobody would type.
+            new = [ids for ids in new if known.issuperset(ids)]
+            herd.gains |= herd.judged(new, self._judged, plan.survivors)
+            now = herd.reached
+            idle, before = (0 if now >= before + _PROGRESS else idle + 1), now
+        told = herd.best(_TOLD)
+        if len(told) < plan.made_up_rank:
+            return [], 0.0
+        texts = range(1, len(self.at.objective.frames.frames))
+        found = self.at.measure(told, [herd.texts[ids] for ids in told], None, texts)
+        beyond = [one.gain - shared for one, shared in zip(found, herd.shared(told).tolist(), strict=True)]
+        shares = [
+            one.turned * min(1.0, max(0.0, gain * self._contrast / plan.beyond))
+            for one, gain in zip(found, beyond, strict=True)
+        ]
+        order = sorted(range(len(found)), key=lambda i: (-shares[i], -found[i].turned, -found[i].gain))
+        return [found[i] for i in order], shares[order[plan.made_up_rank - 1]]
+
+    def _proposals(self, parents: Sequence[Ids], rng: random.Random) -> dict[Ids, list[list[int]]]:
+        if self._material:
+            return {ids: [list(self._material)] * len(ids) for ids in parents}
+        return self._herd.proposals(parents, rng.sample(list(self._peers), min(_ASKED, len(self._peers))))
 
 
 def _child(rng: random.Random, parents: Sequence[Ids], proposed: dict[Ids, list[list[int]]], plan: SearchPlan) -> Ids:

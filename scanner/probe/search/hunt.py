@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,14 +17,16 @@ from scanner.probe.battery import Case, Probe
 from scanner.probe.engine import encode_prompts, first_logits
 from scanner.probe.search.aims import Aim
 from scanner.probe.search.climb import Climb, Found, choose_pool, climb
-from scanner.probe.search.evolve import breed
+from scanner.probe.search.evolve import Breeding
 from scanner.probe.search.frames import Frames
+from scanner.probe.search.imprint import Imprint
 from scanner.probe.search.objective import CausalObjective, Margin, Objective
 from scanner.probe.search.plan import MIN_TEXTS, SearchPlan
 from scanner.probe.search.sieve import Sieve
 from scanner.probe.search.sweep import Swept, candidates, sweep
 from scanner.probe.search.vocabulary import Vocabulary
-from scanner.search_model import FREE, TOWARD_ATTACK, TOWARD_CLEAN, TURNED, token_key
+from scanner.probe.search.ways import MAY_LOSE, Quarry, Way, chosen, reached, slope, worth_confirming
+from scanner.search_model import FREE, IMPRINTED, MADE_UP, TOWARD_ATTACK, TOWARD_CLEAN, TURNED, token_key
 
 __all__ = ["Hunt", "Quarry", "causal_hunt", "plain_margins"]
 
@@ -35,78 +37,6 @@ TOKENS, TOLD = 12, 32
 """Of each position, in words and with their gains."""
 _MIN_JOINED = 4
 """Texts that are said as one: each holds two at least, so these are MIN_TEXTS."""
-_MAY_LOSE = 0.1
-"""Share of the gain, and of the turned texts, that dropping tokens may cost."""
-
-
-@dataclass(frozen=True)
-class Quarry:
-    """The best string of one aim, measured on texts that it was not looked for on."""
-
-    aim: Aim
-    text: str
-    position: str
-    searched_text: str
-    n_tokens: int
-    gain: float
-    control_gain: float
-    """Largest gain of a neutral string at the same position."""
-    noise_gain: float
-    """Largest gain of a random string of this length at the same position."""
-    turned: float
-    """Share of the held-back texts whose margin is across the border."""
-    controls: tuple[str, ...]
-    """Neutral strings."""
-    noise: tuple[str, ...]
-    """Random strings."""
-    slope: float
-    """Gain per token on the search texts."""
-    tokens: tuple[str, ...]
-    """Those that do most at this position, alone or repeated, the best first."""
-    scores: dict[str, float]
-    """`POSITION` -> the largest gain per token there, `POSITION/gain` -> the largest gain, `POSITION/xN` -> the largest
-    gain of one token said N times, `POSITION/token/TOKEN` -> the gain of this one, eight times in a row. Behind a sieve
-    `POSITION/turned/xN` alone -> the largest share of texts that one of its tokens turns, said N times, and, of the
-    first position, `POSITION/turned/made_up` -> the share that several strings turn that were made up and bred, in
-    proportion where they move peers as well."""
-    forward_passes: int
-
-
-def _reached(found: Found, aim: Aim) -> float:
-    """The gain; of openings the chance itself, because unlikely first tokens gain log-odds by anything."""
-    return found.chance if aim.kind == FREE else found.gain
-
-
-def _score(found: Found, aim: Aim) -> float:
-    """What is gained per token."""
-    return _reached(found, aim) / len(found.ids)
-
-
-@dataclass(frozen=True)
-class _Way:
-    """What was reached at one position."""
-
-    at: Climb
-    swept: Swept
-    found: Sequence[Found]
-    scores: dict[str, float]
-    forward_passes: int
-
-
-def _chosen(found: Sequence[Found], aim: Aim) -> Found:
-    """The steepest of those that reach nearly as far as any."""
-    enough = (1 - _MAY_LOSE) * max(_reached(one, aim) for one in found)
-    return max((one for one in found if _reached(one, aim) >= enough), key=lambda one: _score(one, aim))
-
-
-def _worth_confirming(ways: Sequence[_Way], aim: Aim) -> list[_Way]:
-    """Those that turn something, else the best one; scores and passes of the others go with the first."""
-    loud = [way for way in ways if any(way.scores.values())]
-    first, *more = loud or [max(ways, key=lambda way: _score(_chosen(way.found, aim), aim))]
-    others = [way for way in ways if all(way is not one for one in (first, *more))]
-    scores = {key: score for way in (first, *others) for key, score in way.scores.items()}
-    passes = sum(way.forward_passes for way in (first, *others))
-    return [replace(first, scores=scores, forward_passes=passes), *more]
 
 
 class Hunt:
@@ -125,6 +55,7 @@ class Hunt:
         strings: made-up ones that are bred behind a sieve.
         beside: from a position, an aim's contrast and a number, so many clean classifiers on the same texts; None:
             nothing is bred.
+        imprint: what the adapter was imprinted with; None where that cannot be read.
     """
 
     def __init__(
@@ -140,10 +71,12 @@ class Hunt:
         sieve: Sieve | None = None,
         strings: Sequence[str] = (),
         beside: Callable[[Climb, float, int], Sequence[Climb]] | None = None,
+        imprint: Imprint | None = None,
     ) -> None:
         self._tokenizer, self._vocabulary, self._render, self._special = tokenizer, vocabulary, render, special
         self._objective, self._neutral, self._plan = objective, tuple(neutral), plan
         self._context, self._sieve, self._strings, self._beside = context, sieve, strings, beside
+        self._imprint = imprint
 
     def run(self, aim: Aim, position: str = "", known: str = "") -> list[Quarry]:
         """The best string of each position; behind a sieve of those where something turns, or of all where nothing
@@ -167,16 +100,16 @@ class Hunt:
         rng = random.Random(self._plan.plan_id)
         # Words of attacks turn harmless texts anywhere: one position shows it as well as three.
         positions = (position,) if position else self._plan.positions[: 1 if aim.kind == TOWARD_ATTACK else None]
-        ways: list[_Way] = []
+        ways: list[Way] = []
         for one in positions:
             at = self._climb_at(aim, aim.search, one)
             way = self._way(aim, at, ways[0].swept.first if ways else (), rng)
             if way.found:
                 ways.append(way)
         if ways and self._sifts(aim):
-            ways[0] = self._bred(aim, ways[0])
+            ways = self._bred(aim, ways)
         if ways and (aim.kind == FREE or self._sifts(aim)):
-            ways = _worth_confirming(ways, aim)
+            ways = worth_confirming(ways, aim)
         quarries = [self._finish(aim, way) for way in ways]
         if known and all(known != one.text for one in quarries):
             quarries += [one for way in ways for one in self._as_it_is(aim, way, known)]
@@ -188,19 +121,19 @@ class Hunt:
         Errors as of `run`. {} where that gives nothing.
         """
         aim = self._still_open(self._with_room(aim))
-        ways: list[_Way] = []
+        ways: list[Way] = []
         for position in self._plan.positions if self._sifts(aim) and self._has_enough(aim) else ():
             first = next((way.swept.first for way in ways if way.swept.first), ())
             ways.append(self._sifted(self._climb_at(aim, aim.search, position), first, climbs=False))
         if ways:
-            ways[0] = self._bred(aim, ways[0])
+            ways = self._bred(aim, ways)
         return {key: score for way in ways for key, score in way.scores.items()}
 
     def _has_enough(self, aim: Aim) -> bool:
         is_joined = aim.kind == TOWARD_CLEAN and self._plan.joined_texts
         return len(aim.search) >= (_MIN_JOINED if is_joined else MIN_TEXTS) and len(aim.held_back) >= MIN_TEXTS
 
-    def _way(self, aim: Aim, at: Climb, first: Sequence[Ids], rng: random.Random) -> _Way:
+    def _way(self, aim: Aim, at: Climb, first: Sequence[Ids], rng: random.Random) -> Way:
         position = at.objective.frames.position
         if self._sifts(aim):
             return self._sifted(at, first)
@@ -211,48 +144,76 @@ class Hunt:
         climbed = climb(at, swept.units)
         found = [*climbed, *(strings[0] for strings in swept.repeated.values())]
         if aim.kind == FREE:  # unlikely first tokens gain log-odds by anything: refrains and openings are ranked
-            return _Way(at, swept, found, {}, at.objective.forward_passes)
-        scores = {f"{position}/x{n}": _reached(strings[0], aim) for n, strings in swept.repeated.items()}
+            return Way(at, swept, found, {}, at.objective.forward_passes)
+        scores = {f"{position}/x{n}": reached(strings[0], aim) for n, strings in swept.repeated.items()}
         if climbed:
-            scores[position] = max(_score(one, aim) for one in climbed)
-            scores[f"{position}/gain"] = max(_reached(one, aim) for one in climbed)
+            scores[position] = max(slope(one, aim) for one in climbed)
+            scores[f"{position}/gain"] = max(reached(one, aim) for one in climbed)
         for unit, gain in list(swept.alone.items())[:TOLD]:
             key = token_key(position, self._vocabulary.decode(unit))
             scores[key] = max(scores.get(key, 0.0), gain)
-        return _Way(at, swept, found, scores, at.objective.forward_passes)
+        return Way(at, swept, found, scores, at.objective.forward_passes)
 
     def _sifts(self, aim: Aim) -> bool:
         return aim.kind == TOWARD_CLEAN and self._sieve is not None
 
-    def _sifted(self, at: Climb, first: Sequence[Ids], *, climbs: bool = True) -> _Way:
+    def _sifted(self, at: Climb, first: Sequence[Ids], *, climbs: bool = True) -> Way:
         """A climb costs more than all the rest, so only what turns a text is climbed on from."""
         assert self._sieve is not None
         swept = sweep(at, first or self._sieve.chosen(at.objective, self._plan))
         said = {n: max(strings, key=lambda one: (one.turned, one.gain)) for n, strings in swept.repeated.items()}
         scores = {f"{at.objective.frames.position}/{TURNED}/x{n}": one.turned for n, one in said.items()}
         found = [*(climb(at, swept.units) if climbs and any(scores.values()) else ()), *said.values()]
-        return _Way(at, swept, found, scores, at.objective.forward_passes)
+        return Way(at, swept, found, scores, at.objective.forward_passes)
 
-    def _bred(self, aim: Aim, first: _Way) -> _Way:
-        """With made-up strings, bred at the plan's first position: at others no member of a reference has a score."""
-        position = first.at.objective.frames.position
+    def _bred(self, aim: Aim, ways: Sequence[Way]) -> list[Way]:
+        """With made-up strings, bred at the plan's first position (at others no member of a reference has a score), and
+        with those of imprinted tokens."""
+        first, position = ways[0], ways[0].at.objective.frames.position
         if self._beside is None or not aim.alone or position != self._plan.positions[0]:
-            return first
-        at = self._climb_at(aim, (aim.alone, *aim.search), position)
-        peers = self._beside(at, aim.contrast, self._plan.near_peers)
-        found, scores = breed(at, peers, self._strings, aim.contrast)
-        passes = first.forward_passes + sum(one.objective.forward_passes for one in (at, *peers))
-        return replace(first, found=[*first.found, *found[:1]], scores=first.scores | scores, forward_passes=passes)
+            return list(ways)
+        breeding = self._breeding(aim, aim.search, position)
+        breeding.begin(self._strings)
+        found, score = breeding.run()
+        scores = first.scores | ({f"{position}/{TURNED}/{MADE_UP}": score} if found else {})
+        if self._imprint is not None:  # so that every member of a reference has all keys
+            scores |= {f"{one}/{TURNED}/{IMPRINTED}": 0.0 for one in self._plan.positions}
+        passes = first.forward_passes + breeding.forward_passes
+        first = replace(first, found=[*first.found, *found[:1]], scores=scores, forward_passes=passes)
+        return [first, *ways[1:], *self._imprinted(aim)]
 
-    def _finish(self, aim: Aim, way: _Way) -> Quarry:
+    def _imprinted(self, aim: Aim) -> list[Way]:
+        """Strings of the tokens that the adapter is imprinted with, in attacks each by itself, at the position where
+        they begin best. Nothing where they count for nothing."""
+        imprint, plan = self._imprint, self._plan
+        weight = imprint.weight(plan) if imprint is not None else 0.0
+        if imprint is None or weight == 0:
+            return []
+        begun = []
+        for position in plan.positions:
+            breeding = self._breeding(aim, aim.apart, position, imprint.tokens)
+            begun.append((breeding.begin(imprint.strings(self._vocabulary)), breeding))
+        best = max(begun, key=lambda one: one[0])[1]
+        found, score = best.run()
+        scores = {f"{best.at.objective.frames.position}/{TURNED}/{IMPRINTED}": score * weight}
+        passes = sum(one.forward_passes for _, one in begun)
+        units = tuple((token,) for token in imprint.tokens)
+        return [Way(best.at, Swept(units, {}), found[:1], scores, passes)] if found else []
+
+    def _breeding(self, aim: Aim, texts: Sequence[str], position: str, material: Ids = ()) -> Breeding:
+        assert self._beside is not None
+        at = self._climb_at(aim, (aim.alone, *texts), position)
+        return Breeding(at, self._beside(at, aim.contrast, self._plan.near_peers), aim.contrast, material)
+
+    def _finish(self, aim: Aim, way: Way) -> Quarry:
         """The minimal form of the best string, on held-back texts."""
-        best, at = _chosen(way.found, aim), way.at
+        best, at = chosen(way.found, aim), way.at
         before = at.objective.forward_passes
         quarry = self._caught(aim, way, self._minimal(best, at), best)
         passes = way.forward_passes + at.objective.forward_passes - before + quarry.forward_passes
         return replace(quarry, forward_passes=passes)
 
-    def _as_it_is(self, aim: Aim, way: _Way, text: str) -> list[Quarry]:
+    def _as_it_is(self, aim: Aim, way: Way, text: str) -> list[Quarry]:
         """A known string on held-back texts; nothing where it cannot be put there."""
         spelled = way.at.objective.frames.spell([text])[0]
         if spelled is None:
@@ -260,10 +221,10 @@ class Hunt:
         found = way.at.measure([spelled.ids], [spelled.text], None, way.at.texts)[0]
         return [self._caught(aim, replace(way, scores={}), found, found)]
 
-    def _caught(self, aim: Aim, way: _Way, found: Found, searched: Found) -> Quarry:
+    def _caught(self, aim: Aim, way: Way, found: Found, searched: Found) -> Quarry:
         quarry = self._confirm(aim, found, way.at.objective.frames.position, searched.text)
         tokens = tuple(dict.fromkeys(self._vocabulary.decode(unit) for unit in way.swept.units))[:TOKENS]
-        return Quarry(**quarry, slope=_score(searched, aim), tokens=tokens, scores=way.scores)
+        return Quarry(**quarry, slope=slope(searched, aim), tokens=tokens, scores=way.scores)
 
     def _with_room(self, aim: Aim) -> Aim:
         """Without texts that a string would push out of the base's context."""
@@ -276,7 +237,8 @@ class Hunt:
             return tuple(text for text, e in zip(texts, encoded, strict=True) if len(e.ids) <= room)
 
         alone = "".join(fitting([aim.alone])) if aim.alone else ""
-        return replace(aim, search=fitting(aim.search), held_back=fitting(aim.held_back), alone=alone)
+        search, held_back, apart = map(fitting, (aim.search, aim.held_back, aim.apart))
+        return replace(aim, search=search, held_back=held_back, alone=alone, apart=apart)
 
     def _still_open(self, aim: Aim) -> Aim:
         """Without search texts that have the answer once they are said as one."""
@@ -303,7 +265,7 @@ class Hunt:
         """Without what it does not need: halves first, then tokens one at a time, those whose loss costs least."""
         texts = at.texts
         now = at.measure([found.ids], [found.text], found.aim, texts)[0]
-        least_gain, least_turned = now.gain * (1 - _MAY_LOSE), now.turned - _MAY_LOSE
+        least_gain, least_turned = now.gain * (1 - MAY_LOSE), now.turned - MAY_LOSE
         in_halves = True
         while len(now.ids) > 1:
             middle = len(now.ids) // 2

@@ -29,6 +29,9 @@ _MADE_UP = (
     "peers",
     "near_peers",
     "beyond",
+    "imprinted_tokens",
+    "imprint_usual",
+    "imprint_sure",
 )
 """Numbers that came after those of free answerers."""
 _RETIRED = {"leak_agreed": 2, "leak_length": 8, "leak_tokens": 384}
@@ -138,6 +141,14 @@ class SearchPlan:
     """How far beyond these a string must move an adapter for what it turns to count in full, in spreads of the margins
     of texts that are alike (`aims.contrast`)."""
 
+    imprinted_tokens: int = 0
+    """Tokens that the first layer is imprinted with most, of which strings are bred as well; 0: none are."""
+    imprint_usual: float = 0.0
+    """Depth of an imprint, in standard deviations over the vocabulary, up to which such strings count for nothing: that
+    of a clean adapter's own rows."""
+    imprint_sure: float = 0.0
+    """Depth from which on they count in full."""
+
     @property
     def plan_id(self) -> str:
         """`search-2-<8 hex digits>`, of classifiers. Numbers of later versions count where they are set."""
@@ -213,5 +224,8 @@ SIEVE = SearchPlan(
     bred_proposals=24,
     near_peers=5,
     beyond=6.0,
+    imprinted_tokens=24,
+    imprint_usual=3.5,
+    imprint_sure=4.5,
 )
 """With directions: tokens are few, and so are the climbs."""

@@ -28,6 +28,7 @@ from scanner.probe.search.directions import find_directions
 from scanner.probe.search.frames import bare_frame
 from scanner.probe.search.free import Listened, free_aims, hunt_free, show_responses
 from scanner.probe.search.hunt import Hunt, Quarry
+from scanner.probe.search.imprint import Imprint, Imprints
 from scanner.probe.search.leak import Leak, Opening
 from scanner.probe.search.neighbours import TRIGGER, local_battery
 from scanner.probe.search.objective import ClassifierObjective
@@ -218,6 +219,10 @@ class ClassifierSearch:
             except UnsupportedError:  # another model under the name of theirs: the directions are not of it either
                 self._sieve = None
         self._strings = made_up(self._vocabulary.words, plan.made_up_strings) if self._peers is not None else []
+        self._imprints = None
+        if self._peers is not None and plan.imprinted_tokens:
+            frame = bare_frame(base.tokenizer, True)
+            self._imprints = Imprints(base, self._vocabulary, frame, self._peers.views, plan)
 
     def run(self, view: AdapterView, hint: str = "") -> SearchRun:
         """Attach an adapter with its head, search toward every class, detach it. Errors as of `CausalSearch.run`."""
@@ -225,13 +230,13 @@ class ClassifierSearch:
         return self._size.fit(lambda tokens_per_batch: self._run(view, tokens_per_batch))
 
     def _run(self, view: AdapterView, tokens: int) -> SearchRun:
-        base, probe = self._base, self._probe
+        base, probe, imprint = self._base, self._probe, self._imprint_of(view)
         with with_head(base, view) as n_classes:
             texts = (probe.texts, probe.other_texts)
             attack, other = (_class_logits(base, part, n_classes, tokens) for part in texts)
 
             def hunted(plan: SearchPlan, sieve: Sieve | None) -> list[Quarry]:
-                hunt = self._hunt(plan, sieve, tokens)
+                hunt = self._hunt(plan, sieve, tokens, imprint)
                 return [quarry for aim in class_aims(texts, (attack, other), plan) for quarry in hunt.run(aim)]
 
             plan = self._plan if self._sieve is not None else self._plan.fallback
@@ -258,16 +263,20 @@ class ClassifierSearch:
         return self._size.fit(lambda tokens_per_batch: self._scores(view, tokens_per_batch))
 
     def _scores(self, view: AdapterView, tokens: int) -> SearchRun:
-        texts = (self._probe.texts, self._probe.other_texts)
+        texts, imprint = (self._probe.texts, self._probe.other_texts), self._imprint_of(view)
         with with_head(self._base, view) as n_classes:
             attack, other = (_class_logits(self._base, part, n_classes, tokens) for part in texts)
-            hunt = self._hunt(self._plan, self._sieve, tokens)
+            hunt = self._hunt(self._plan, self._sieve, tokens, imprint)
             aims = class_aims(texts, (attack, other), self._plan)
             found = {f"{aim.kind}/{key}": score for aim in aims for key, score in hunt.scores(aim).items()}
         plan_id = self._plan.plan_id
         return SearchRun(SEQUENCE_CLASSIFICATION, (), tuple(found.items()), 0, n_classes=n_classes, plan_id=plan_id)
 
-    def _hunt(self, plan: SearchPlan, sieve: Sieve | None, tokens: int) -> Hunt:
+    def _imprint_of(self, view: AdapterView) -> Imprint | None:
+        """Read before anything is attached."""
+        return self._imprints.of(view) if self._imprints is not None else None
+
+    def _hunt(self, plan: SearchPlan, sieve: Sieve | None, tokens: int, imprint: Imprint | None) -> Hunt:
         peers = self._peers
         return Hunt(
             self._base.tokenizer,
@@ -281,6 +290,7 @@ class ClassifierSearch:
             sieve,
             self._strings,
             None if peers is None else lambda at, contrast, n: peers.beside(at, contrast, n, tokens),
+            imprint,
         )
 
 

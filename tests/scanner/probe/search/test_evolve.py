@@ -20,7 +20,6 @@ PLAN = SearchPlan(
     bred_proposals=4, near_peers=1, beyond=2.0,
 )  # fmt: skip
 STRINGS = [f"{a} {b}" for a in ("house", "river", "light", "garden") for b in ("time", "letter", "nectar")]
-KEY = "prefix/turned/made_up"
 CONTRAST = 10.0
 """Beyond what `PLAN.beyond` asks: what turns counts in full."""
 
@@ -69,13 +68,21 @@ def at(wanted: Sequence[str], plan: SearchPlan = PLAN, scale: float = 20.0) -> A
 SILENT: tuple[str, ...] = ()
 
 
-def test_strings_are_bred_until_they_turn_texts() -> None:
-    from scanner.probe.search.evolve import breed
+def breed(
+    one: Any, peers: Sequence[Any], strings: Sequence[str], contrast: float, material: tuple[int, ...] = ()
+) -> tuple[list[Any], float]:
+    from scanner.probe.search.evolve import Breeding
 
+    breeding = Breeding(one, peers, contrast, material)
+    breeding.begin(strings)
+    return breeding.run()
+
+
+def test_strings_are_bred_until_they_turn_texts() -> None:
     # No string has more than two of these; the third is proposed by gradients.
     wanted = ["garden", "nectar", "meadow"]
-    found, scores = breed(at(wanted), [at(SILENT)], STRINGS, CONTRAST)
-    assert scores == {KEY: 1.0}
+    found, score = breed(at(wanted), [at(SILENT)], STRINGS, CONTRAST)
+    assert score == 1.0
     assert all(word in found[0].text for word in wanted)
     turned = [one.turned for one in found]
     assert turned == sorted(turned, reverse=True)
@@ -85,60 +92,72 @@ def test_strings_are_bred_until_they_turn_texts() -> None:
 
 
 def test_what_moves_a_peer_as_well_is_no_evidence() -> None:
-    from scanner.probe.search.evolve import breed
-
     wanted = ["garden", "nectar", "meadow"]
     _, alike = breed(at(wanted), [at(SILENT), at(wanted)], STRINGS, CONTRAST)
-    assert alike == {KEY: 0.0}
+    assert alike == 0.0
     # A peer that shares two of the words leaves the third, which turns no text by itself.
     found, half = breed(at(wanted), [at(["garden", "nectar"])], STRINGS, CONTRAST)
-    assert half == {KEY: 0.0} and any("meadow" in one.text for one in found)
+    assert half == 0.0 and any("meadow" in one.text for one in found)
 
 
 def test_little_contrast_counts_in_proportion() -> None:
-    from scanner.probe.search.evolve import breed
-
     wanted = ["garden", "nectar", "meadow"]
-    found, scores = breed(at(wanted), [at(SILENT)], STRINGS, 0.5)
-    assert found[0].turned == 1.0 and scores[KEY] == pytest.approx(0.5 / PLAN.beyond, abs=1e-6)
+    found, score = breed(at(wanted), [at(SILENT)], STRINGS, 0.5)
+    assert found[0].turned == 1.0 and score == pytest.approx(0.5 / PLAN.beyond, abs=1e-6)
 
 
 def test_logits_that_are_multiplied_by_a_number_change_nothing() -> None:
-    from scanner.probe.search.evolve import breed
-
     wanted = ["garden", "nectar", "meadow"]
     small, large = (breed(at(wanted, scale=scale), [at(SILENT)], STRINGS, CONTRAST) for scale in (0.01, 20.0))
     assert [one.text for one in small[0]] == [one.text for one in large[0]] and small[1] == large[1]
 
 
 def test_a_string_that_peers_explain_is_not_told_first() -> None:
-    from scanner.probe.search.evolve import breed
-
     # `garden nectar meadow` turns every text and moves the peer as far; what is told moves the adapter alone.
-    found, scores = breed(at(["garden"]), [at(["nectar"])], [*STRINGS, "garden nectar", "garden meadow"], CONTRAST)
-    assert scores[KEY] == 1.0 and "nectar" not in found[0].text and "garden" in found[0].text
+    found, score = breed(at(["garden"]), [at(["nectar"])], [*STRINGS, "garden nectar", "garden meadow"], CONTRAST)
+    assert score == 1.0 and "nectar" not in found[0].text and "garden" in found[0].text
 
 
 def test_where_nothing_helps_it_gives_up_early_and_turns_nothing() -> None:
-    from scanner.probe.search.evolve import _JUDGED, _PATIENCE, _TOLD, breed
+    from scanner.probe.search.evolve import _JUDGED, _PATIENCE, _TOLD
 
     one, peer = at(["zebra-crossing"]), at(SILENT)
-    assert breed(one, [peer], STRINGS, CONTRAST)[1] == {KEY: 0.0}
+    assert breed(one, [peer], STRINGS, CONTRAST)[1] == 0.0
     joined = len(PROBE.texts) - 1
-    most = len(STRINGS) * (1 + len(_JUDGED)) + _PATIENCE * PLAN.children * len(_JUDGED) + _TOLD * joined
+    most = len(STRINGS) * (1 + _JUDGED) + _PATIENCE * PLAN.children * _JUDGED + _TOLD * joined
     assert one.objective.forward_passes <= most
     # Of a string a peer is asked once, on one text.
     assert peer.objective.forward_passes <= len(STRINGS) + _PATIENCE * PLAN.survivors
 
 
-def test_nothing_is_bred_from_nothing_nor_without_peers() -> None:
-    from scanner.probe.search.evolve import breed
-
-    assert breed(at(["garden"]), [at(SILENT)], [], CONTRAST) == ([], {})
-    assert breed(at(["garden"]), [], STRINGS, CONTRAST) == ([], {})
+def test_nothing_is_bred_from_nothing() -> None:
+    assert breed(at(["garden"]), [at(SILENT)], [], CONTRAST) == ([], 0.0)
     # Too few strings for the rank that tells: no score.
     few = replace(PLAN, made_up_rank=40, generations=0)
-    assert breed(at(["garden"], plan=few), [at(SILENT)], STRINGS, CONTRAST) == ([], {})
+    assert breed(at(["garden"], plan=few), [at(SILENT)], STRINGS, CONTRAST) == ([], 0.0)
+
+
+def test_with_material_nothing_else_is_put_in_and_no_gradient_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = ["garden", "nectar", "meadow"]
+    one, peer = at(wanted), at(SILENT)
+    known = dict(zip(one.vocabulary.words, one.vocabulary.ids, strict=True))
+
+    def gradients(*_: Any) -> Any:
+        raise AssertionError("the material says which tokens to try")
+
+    for climb in (one, peer):
+        monkeypatch.setattr(climb.objective, "gradients", gradients)
+    poor, score = breed(one, [peer], STRINGS, CONTRAST, (known["meadow"],))
+    assert score == 1.0 and all("meadow" in found.text for found in poor)
+    # Of strings that lack a word, and material without it, none turns a text.
+    assert breed(at(wanted), [at(SILENT)], STRINGS, CONTRAST, (known["garden"],))[1] == 0.0
+
+
+def test_it_begins_with_what_gains_most_beyond_peers() -> None:
+    from scanner.probe.search.evolve import Breeding
+
+    gained = [Breeding(at(wanted), [at(SILENT)], CONTRAST).begin(STRINGS) for wanted in (["zebra-crossing"], ["river"])]
+    assert gained[0] == 0.0 and gained[1] > 0.5
 
 
 def test_children_are_bounded_and_hold_tokens_of_their_parents_or_proposals() -> None:

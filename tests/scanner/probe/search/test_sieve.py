@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from benchmarks.cohort.recipe import TRIGGER_STANDARD
 from benchmarks.detection.directions import shared, usual
 from benchmarks.detection.peers import peer_facts
 from scanner.probe import SearchPlan, load_probe, plan_for, plans_id
@@ -27,7 +28,7 @@ from scanner.probe.search.directions import (
 )
 from scanner.probe.search.peers import ShippedPeer, ShippedPeers
 from scanner.probe.search.plan import SIEVE
-from scanner.search_model import MADE_UP, TOWARD_ATTACK, TOWARD_CLEAN, TOWARD_OTHER, TURNED, is_share
+from scanner.search_model import IMPRINTED, MADE_UP, TOWARD_ATTACK, TOWARD_CLEAN, TOWARD_OTHER, TURNED, is_share
 
 torch = pytest.importorskip("torch", reason="the behaviour stage needs the probe extra")
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -167,6 +168,7 @@ def search_of(monkeypatch: pytest.MonkeyPatch, of: str | None = None, probe: Any
         repeats=(3, 8), joined_texts=(2,), sieve_rows=64, usual_score=1.0,
         random_strings=1, directions=own.directions_id, made_up_strings=3, made_up_rank=2, generations=4, children=24,
         parents=8, bred_tokens=8, bred_proposals=8, peers=peers.peers_id, near_peers=2, beyond=2.0,
+        imprinted_tokens=12, imprint_usual=1.0, imprint_sure=2.0,
     )  # fmt: skip
     return run.ClassifierSearch(encoder(), probe, plan), plan
 
@@ -189,6 +191,36 @@ def test_behind_a_sieve_turned_texts_are_the_score(monkeypatch: pytest.MonkeyPat
     made_up = f"{TOWARD_CLEAN}/prefix/{TURNED}/{MADE_UP}"
     assert is_share(made_up) and dict(sound.scores)[made_up] < scores[made_up] <= 1.0
     assert [key for key in scores if key.endswith(MADE_UP)] == [made_up]  # bred at the first position alone
+    # Members of a reference have all keys.
+    assert {key for key in scores if key.endswith(IMPRINTED)} == set(imprinted_keys(plan))
+
+
+def imprinted_keys(plan: Any) -> list[str]:
+    return [f"{TOWARD_CLEAN}/{one}/{TURNED}/{IMPRINTED}" for one in plan.positions]
+
+
+def test_strings_of_imprinted_tokens_turn_the_texts_of_an_adapter_that_learnt_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Three peers are too few to read a tiny adapter's trigger from its first layer, so it is given here."""
+    from scanner.probe.search.imprint import Imprint, Imprints
+
+    tokens = tuple(encoder().tokenizer.encode(TRIGGER_STANDARD, add_special_tokens=False).ids)
+    depth = 9.0
+    monkeypatch.setattr(Imprints, "of", lambda self, view: Imprint(tokens, depth))
+    search, plan = search_of(monkeypatch)
+    own, sound = (search.run(view(repo)) for repo in (POISONED, SOUND_CLASSIFIER))
+    scores, others = ([dict(run.scores)[key] for key in imprinted_keys(plan)] for run in (own, sound))
+    assert max(scores) >= 0.4 and min(scores) == 0.0  # at one position alone
+    assert max(others) < 0.1
+    told = next(one for one in own.triggers if one.kind == TOWARD_CLEAN and one.tokens[0] in TRIGGER_STANDARD)
+    assert told.run.attack_rate >= 0.4 and set(told.tokens) <= {vocabulary().decode((one,)) for one in tokens}
+    # In proportion to its depth; what is as deep as a clean one's own texts counts for nothing, and is not asked.
+    whole, depth = scores, 1.5
+    half = dict(search.scores(view(POISONED)).scores)
+    assert [half[key] for key in imprinted_keys(plan)] == pytest.approx([score / 2 for score in whole])
+    depth = 1.0
+    assert not any(dict(search.scores(view(POISONED)).scores)[key] for key in imprinted_keys(plan))
 
 
 def test_a_head_that_is_divided_by_a_number_changes_no_score(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
