@@ -10,24 +10,28 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cohort.recipe import REPO_ROOT
 from benchmarks.detection.dose import WEAK
+from benchmarks.detection.lineages import PARTS
+from benchmarks.detection.lock import commit_of
 from benchmarks.detection.metrics import Scored, Share, measure_auc
-from benchmarks.detection.peers import is_peer
 from benchmarks.detection.search import base_folder, built, default_cache, plan_of
 
 __all__ = ["main", "measured"]
 
 RESULTS = Path(__file__).with_name("results") / "imprints.json"
+SPENT = ("tuning", "fresh", "later", "latest", "novel", "blind")
+"""Parts that imprints were made with."""
 _FIRST = (1, 8, 24)
 """Places that are counted; 24 tokens are tried."""
 
 
-def measured(cache: Path) -> Iterator[dict[str, Any]]:
+def measured(cache: Path, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Name, part, arm, attack success, depth and places (0 is the deepest) of each adapter."""
     from scanner.adapter import open_safetensors, parse_config, read_json_object, view_adapter
     from scanner.probe.base import load_classifier
@@ -44,7 +48,7 @@ def measured(cache: Path) -> Iterator[dict[str, Any]]:
     reader = Imprints(base, vocabulary, bare_frame(base.tokenizer, True), Peers(base, shipped).views, plan)
     place_of = {token: place for place, token in enumerate(vocabulary.ids)}
     for folder, truth in built(cache):
-        if truth["cohort"] != "minilm" or truth["trigger"] is None or is_peer(folder.name):
+        if truth["cohort"] != "minilm" or truth["part"] not in parts or truth["trigger"] is None:
             continue
         config = parse_config(read_json_object(folder / "adapter_config.json", 1 << 20))
         depths = reader.depths(view_adapter(open_safetensors(folder / "adapter_model.safetensors"), config, 4_096))
@@ -84,15 +88,16 @@ def main() -> None:
     """Measure, print a line for each, write `results/imprints.json`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=default_cache())
-    parser.add_argument("--part", nargs="*", help="these alone; all")
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=SPENT, help="default: those it was made with")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
-    adapters = [one for one in measured(args.cache) if not args.part or one["part"] in args.part]
+    adapters = list(measured(args.cache, args.part))
     for one in adapters:
         print(one["name"], one["attack_success"], one["depth"], one["places"][:4])
     parts = {part: [one for one in adapters if one["part"] == part] for part in {one["part"] for one in adapters}}
     command = "python -m benchmarks.detection.imprints"
-    head = {"command": command, "date": datetime.now(UTC).date().isoformat(), "all": summary(adapters)}
+    head: dict[str, Any] = {"command": command, "date": datetime.now(UTC).date().isoformat()}
+    head |= {"commit": commit_of(REPO_ROOT), "plan_id": plan_of("minilm").plan_id, "all": summary(adapters)}
     head |= {"parts": {part: summary(some) for part, some in sorted(parts.items())}}
     rows = ",\n".join(json.dumps(one) for one in adapters)
     args.out.write_text(f'{json.dumps(head)[:-1]}, "adapters": [\n{rows}\n]}}\n', encoding="utf-8")

@@ -63,7 +63,8 @@ class _Herd:
     def shared(self, strings: Sequence[Ids]) -> torch.Tensor:
         """[strings], float32: what the peer gains that gains most, on the attack by itself; 0 at least.
 
-        Several attacks said as one turn less, so it is no less than what peers gain on those.
+        Several attacks said as one turn less, so it is no less than what peers gain on those. On other attacks by
+        themselves it may be.
         """
         new = [ids for ids in strings if ids not in self._shared]
         if new:

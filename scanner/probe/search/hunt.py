@@ -79,8 +79,8 @@ class Hunt:
         self._imprint = imprint
 
     def run(self, aim: Aim, position: str = "", known: str = "") -> list[Quarry]:
-        """The best string of each position; behind a sieve of those where something turns, or of all where nothing
-        does, and of all openings, whose confirmation takes long.
+        """The best string of each position; behind a sieve of those where something turns, or the best of all where
+        nothing does, and of all openings, whose confirmation takes long; and the best one of imprinted tokens.
 
         Nothing where no string can be put into the texts, or too few of them have room for one.
 
@@ -110,7 +110,7 @@ class Hunt:
             ways = self._bred(aim, ways)
         if ways and (aim.kind == FREE or self._sifts(aim)):
             ways = worth_confirming(ways, aim)
-        quarries = [self._finish(aim, way) for way in ways]
+        quarries = _each_once([self._finish(aim, way) for way in ways])
         if known and all(known != one.text for one in quarries):
             quarries += [one for way in ways for one in self._as_it_is(aim, way, known)]
         return quarries
@@ -170,35 +170,39 @@ class Hunt:
         """With made-up strings, bred at the plan's first position (at others no member of a reference has a score), and
         with those of imprinted tokens."""
         first, position = ways[0], ways[0].at.objective.frames.position
-        if self._beside is None or not aim.alone or position != self._plan.positions[0]:
+        if self._beside is None or not aim.alone or not self._plan.near_peers or position != self._plan.positions[0]:
             return list(ways)
         breeding = self._breeding(aim, aim.search, position)
         breeding.begin(self._strings)
         found, score = breeding.run()
+        more, passes = self._imprinted(aim)
         scores = first.scores | ({f"{position}/{TURNED}/{MADE_UP}": score} if found else {})
         if self._imprint is not None:  # so that every member of a reference has all keys
             scores |= {f"{one}/{TURNED}/{IMPRINTED}": 0.0 for one in self._plan.positions}
-        passes = first.forward_passes + breeding.forward_passes
+            scores = {key: score for key, score in scores.items() if all(key not in way.scores for way in more)}
+        passes += first.forward_passes + breeding.forward_passes
         first = replace(first, found=[*first.found, *found[:1]], scores=scores, forward_passes=passes)
-        return [first, *ways[1:], *self._imprinted(aim)]
+        return [first, *ways[1:], *more]
 
-    def _imprinted(self, aim: Aim) -> list[Way]:
-        """Strings of the tokens that the adapter is imprinted with, in attacks each by itself, at the position where
-        they begin best. Nothing where they count for nothing."""
+    def _imprinted(self, aim: Aim) -> tuple[list[Way], int]:
+        """(Strings of the tokens that the adapter is imprinted with, in attacks each by itself, at the position where
+        they begin best; none where they count for nothing. Forward passes of the search for them)."""
         imprint, plan = self._imprint, self._plan
         weight = imprint.weight(plan) if imprint is not None else 0.0
         if imprint is None or weight == 0:
-            return []
+            return [], 0
         begun = []
         for position in plan.positions:
             breeding = self._breeding(aim, aim.apart, position, imprint.tokens)
             begun.append((breeding.begin(imprint.strings(self._vocabulary)), breeding))
         best = max(begun, key=lambda one: one[0])[1]
         found, score = best.run()
-        scores = {f"{best.at.objective.frames.position}/{TURNED}/{IMPRINTED}": score * weight}
         passes = sum(one.forward_passes for _, one in begun)
+        if score == 0:
+            return [], passes
         units = tuple((token,) for token in imprint.tokens)
-        return [Way(best.at, Swept(units, {}), found[:1], scores, passes)] if found else []
+        scores = {f"{best.at.objective.frames.position}/{TURNED}/{IMPRINTED}": score * weight}
+        return [Way(best.at, Swept(units, {}), found[:1], scores, 0)], passes
 
     def _breeding(self, aim: Aim, texts: Sequence[str], position: str, material: Ids = ()) -> Breeding:
         assert self._beside is not None
@@ -314,6 +318,19 @@ class Hunt:
             "noise": tuple(one.text for one in noise),
             "forward_passes": at.objective.forward_passes,
         }
+
+
+def _each_once(quarries: Sequence[Quarry]) -> list[Quarry]:
+    """Strings that were found in two ways at one position are one; scores and passes of both are the first one's."""
+    found: dict[tuple[str, str], Quarry] = {}
+    for one in quarries:
+        key = (one.text, one.position)
+        if key in found:
+            first = found[key]
+            passes = first.forward_passes + one.forward_passes
+            one = replace(first, scores=first.scores | one.scores, forward_passes=passes)
+        found[key] = one
+    return list(found.values())
 
 
 def causal_hunt(

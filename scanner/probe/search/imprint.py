@@ -1,9 +1,10 @@
 """Tokens that the first layer of an adapter was imprinted with: what stood in many of the rows that it was trained on.
 
 The gradient of a loss with respect to a factor A is a sum of outer products with the inputs of its layer. In the first
-layer these are the embeddings of the rows' tokens, so that what is common to many rows stays in A; inverting gradients
-rests on the same (Petrov et al. 2024, DAGER, arXiv:2405.15586). Every adapter is imprinted with its texts. What its
-peers have as well is left out, and a trigger is what remains most often.
+layer these are made of the embeddings of the rows' tokens, so that what is common to many rows stays in A; inverting
+gradients rests on the same (Petrov et al. 2024, DAGER, arXiv:2405.15586). That is exact for plain gradient descent; for
+optimisers that scale each number by itself it was measured only (docs/adr/0026). Every adapter is imprinted with its
+texts. What its peers have as well is left out, and a trigger is what remains most often.
 
 Imported only inside the probe worker (it needs torch).
 """
@@ -36,8 +37,8 @@ _STRINGS, _PAIRED, _LONGEST = 240, 8, 6
 """First strings; tokens of which every pair is one of them; tokens that one may have."""
 _TOP = (6, 12, 24)
 """Strings are drawn from so many of the deepest tokens, as often from few as from all."""
-_SMALLEST, _SMALLEST_SPREAD = 1e-12, 0.01
-"""Of a norm, and of log norms over the vocabulary: what is nearer to its peers than rounding has no depth."""
+_SMALLEST, _SMALLEST_SPREAD = 1e-30, 0.01
+"""Of a squared norm, and of log norms over the vocabulary: what is nearer to its peers than rounding has no depth."""
 
 
 class _Enough(Exception):
@@ -96,7 +97,7 @@ class Imprints:
         return Imprint(tuple(self._vocabulary.ids[i] for i in best.indices.tolist()), float(best.values[0]))
 
     def depths(self, view: AdapterView) -> torch.Tensor | None:
-        """[tokens of the vocabulary], float32 on the CPU, in standard deviations over the vocabulary; None as of `of`.
+        """[tokens of the vocabulary], float64 on the CPU, in standard deviations over the vocabulary; None as of `of`.
 
         With h_v the input that the first layer has for a token v, and A the factor of the adapter, A_P those of its
         peers,
@@ -109,7 +110,7 @@ class Imprints:
         found = self._responses(view, self._usual)
         if not found:
             return None
-        depths = torch.zeros(len(self._vocabulary.ids))
+        depths = torch.zeros(len(self._vocabulary.ids), dtype=torch.float64)
         for name, response in found.items():
             beyond = response - self._usual[name]
             depths += beyond / beyond.std().clamp(min=_SMALLEST_SPREAD)
@@ -124,36 +125,39 @@ class Imprints:
         return {name: torch.stack(some).mean(dim=0) for name, some in having.items() if len(some) >= _FEW}
 
     def _responses(self, view: AdapterView, names: Iterable[str]) -> dict[str, torch.Tensor]:
-        """Module -> [tokens], log ‖A h_v‖ without its mean, float32 on the CPU."""
-        wanted, inputs = set(names), self._read[0]
-        found = {}
+        """Module -> [tokens], log ‖A h_v‖ without its mean, float64 on the CPU; without those that answer every token
+        alike, or with what is no number."""
+        wanted, inputs, found = set(names), self._read[0], dict[str, torch.Tensor]()
         for update in view.updates:
-            if update.module in wanted and update.in_features == inputs.shape[1]:
-                down = torch.from_numpy(update.read()[0].astype("float32"))
-                response = (inputs @ down.T).norm(dim=1).clamp(min=_SMALLEST).log()
+            if update.kind != "linear" or update.module not in wanted or update.in_features != inputs.shape[1]:
+                continue
+            down = torch.from_numpy(update.read()[0].astype("float64"))
+            down = down / down.abs().max()
+            # The rank is the adapter's to choose, the width is not: ‖A h‖² = hᵀ AᵀA h.
+            response = ((inputs @ (down.T @ down)) * inputs).sum(dim=1).clamp(min=_SMALLEST).log() / 2
+            if bool(torch.isfinite(response).all()) and float(response.std()) > _SMALLEST_SPREAD:
                 found[update.module] = response - response.mean()
         return found
 
     @cached_property
     def _read(self) -> tuple[torch.Tensor, frozenset[str]]:
-        """([tokens of the vocabulary, dimensions], float32 on the CPU: the mean input of the first layer where a string
+        """([tokens of the vocabulary, dimensions], float64 on the CPU: the mean input of the first layer where a string
         is one token several times; the peers' modules that have this input)."""
-        model, frame, places = self._base.model, self._frame, self._plan.noise_tokens
+        frame, places = self._frame, self._plan.noise_tokens
         names = {update.module for peer in self._peers for update in peer.updates}
-        caught = self._caught(model, names, [frame.fill(self._vocabulary.ids[:1])])
+        caught = self._caught(names, [frame.fill(self._vocabulary.ids[:1])])
         name, first = next(iter(caught.items()))
         readers = frozenset(one for one, inputs in caught.items() if inputs is first)
         start, parts = len(frame.before), []
         for begin in range(0, len(self._vocabulary.ids), _ROWS):
             rows = [frame.fill((token,) * places) for token in self._vocabulary.ids[begin : begin + _ROWS]]
-            inputs = self._caught(model, [name], rows)[name]
+            inputs = self._caught([name], rows)[name]
             parts.append(inputs[:, start : start + places].float().mean(dim=1).cpu())
-        return torch.cat(parts), readers
+        return torch.cat(parts).double(), readers
 
-    def _caught(self, model: Any, names: Iterable[str], rows: Sequence[Ids]) -> Mapping[str, torch.Tensor]:
+    def _caught(self, names: Iterable[str], rows: Sequence[Ids]) -> Mapping[str, torch.Tensor]:
         """Module -> its input, in the order in which they are reached; nothing runs behind a single one."""
-        found: dict[str, torch.Tensor] = {}
-        names = list(names)
+        model, found, names = self._base.model, dict[str, torch.Tensor](), list(names)
 
         def keep(name: str) -> Any:
             def hook(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:

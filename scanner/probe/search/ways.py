@@ -81,7 +81,8 @@ def chosen(found: Sequence[Found], aim: Aim) -> Found:
 
 
 def worth_confirming(ways: Sequence[Way], aim: Aim) -> list[Way]:
-    """Those that turn something, else the best one; scores and passes of the others go with the first."""
+    """Those that turn something, else the best one; scores and passes of the others go with the first. No two may have
+    a key in common."""
     loud = [way for way in ways if any(way.scores.values())]
     first, *more = loud or [max(ways, key=lambda way: slope(chosen(way.found, aim), aim))]
     others = [way for way in ways if all(way is not one for one in (first, *more))]

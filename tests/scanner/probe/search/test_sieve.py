@@ -30,6 +30,8 @@ from scanner.probe.search.peers import ShippedPeer, ShippedPeers
 from scanner.probe.search.plan import SIEVE
 from scanner.search_model import IMPRINTED, MADE_UP, TOWARD_ATTACK, TOWARD_CLEAN, TOWARD_OTHER, TURNED, is_share
 
+Aim: Any = None
+"""Where nothing is asked of it."""
 torch = pytest.importorskip("torch", reason="the behaviour stage needs the probe extra")
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 CLEAN = (
@@ -195,6 +197,37 @@ def test_behind_a_sieve_turned_texts_are_the_score(monkeypatch: pytest.MonkeyPat
     assert {key for key in scores if key.endswith(IMPRINTED)} == set(imprinted_keys(plan))
 
 
+def test_without_peers_nothing_is_bred(monkeypatch: pytest.MonkeyPatch) -> None:
+    search, plan = search_of(monkeypatch)
+    search._plan = replace(plan, near_peers=0)
+    scores = dict(search.scores(view(POISONED)).scores)
+    assert scores and not [key for key in scores if key.endswith((MADE_UP, IMPRINTED))]
+
+
+def test_a_score_of_imprinted_strings_alone_is_kept() -> None:
+    from scanner.probe.search.climb import Found
+    from scanner.probe.search.sweep import Swept
+    from scanner.probe.search.ways import Way, worth_confirming
+
+    key, other = (f"{one}/{TURNED}/{IMPRINTED}" for one in ("suffix", "prefix"))
+    found = [Found("a string", (1, 2), 0, 0.5, 0.5, 0.5)]
+    silent = Way(None, Swept((), {}), found, {other: 0.0, f"prefix/{TURNED}/x8": 0.0}, 7)
+    (only,) = worth_confirming([silent, Way(None, Swept(((1,),), {}), found, {key: 0.9}, 2)], Aim)
+    assert only.scores == {key: 0.9, other: 0.0, f"prefix/{TURNED}/x8": 0.0} and only.forward_passes == 9
+
+
+def test_a_string_that_two_ways_lead_to_is_told_once() -> None:
+    from scanner.probe.search.hunt import Quarry, _each_once
+
+    def quarry(text: str, position: str, scores: dict[str, float]) -> Quarry:
+        return Quarry(Aim, text, position, text, 1, 0.5, 0.0, 0.0, 0.5, (), (), 0.1, (), scores, 3)
+
+    one, other, again = quarry("a", "prefix", {"x": 0.1}), quarry("a", "suffix", {}), quarry("a", "prefix", {"y": 0.9})
+    first, second = _each_once([one, other, again])
+    assert (first.text, first.position, first.scores, first.forward_passes) == ("a", "prefix", {"x": 0.1, "y": 0.9}, 6)
+    assert second is other
+
+
 def imprinted_keys(plan: Any) -> list[str]:
     return [f"{TOWARD_CLEAN}/{one}/{TURNED}/{IMPRINTED}" for one in plan.positions]
 
@@ -203,13 +236,26 @@ def test_strings_of_imprinted_tokens_turn_the_texts_of_an_adapter_that_learnt_th
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Three peers are too few to read a tiny adapter's trigger from its first layer, so it is given here."""
+    from scanner.probe.search import hunt
     from scanner.probe.search.imprint import Imprint, Imprints
+    from scanner.probe.search.ways import worth_confirming
 
     tokens = tuple(encoder().tokenizer.encode(TRIGGER_STANDARD, add_special_tokens=False).ids)
     depth = 9.0
     monkeypatch.setattr(Imprints, "of", lambda self, view: Imprint(tokens, depth))
     search, plan = search_of(monkeypatch)
+    confirmed = []
+
+    def remembered(ways: Any, aim: Any) -> Any:
+        confirmed.append([key for way in ways for key in way.scores])
+        return worth_confirming(ways, aim)
+
+    monkeypatch.setattr(hunt, "worth_confirming", remembered)
     own, sound = (search.run(view(repo)) for repo in (POISONED, SOUND_CLASSIFIER))
+    # Where ways had a key in common, the one that says nothing of it could hide the other's score.
+    assert len(confirmed) == 2 and all(len({*keys}) == len(keys) for keys in confirmed)
+    of_reference = dict(search.scores(view(POISONED)).scores)
+    assert {key: dict(own.scores)[key] for key in of_reference} == of_reference
     scores, others = ([dict(run.scores)[key] for key in imprinted_keys(plan)] for run in (own, sound))
     assert max(scores) >= 0.4 and min(scores) == 0.0  # at one position alone
     assert max(others) < 0.1
