@@ -76,7 +76,8 @@ class Way:
 
 def chosen(found: Sequence[Found], aim: Aim) -> Found:
     """The steepest of those that reach nearly as far as any."""
-    enough = (1 - MAY_LOSE) * max(reached(one, aim) for one in found)
+    most = max(reached(one, aim) for one in found)
+    enough = most - MAY_LOSE * abs(most)
     return max((one for one in found if reached(one, aim) >= enough), key=lambda one: slope(one, aim))
 
 

@@ -216,6 +216,19 @@ def test_a_score_of_imprinted_strings_alone_is_kept() -> None:
     assert only.scores == {key: 0.9, other: 0.0, f"prefix/{TURNED}/x8": 0.0} and only.forward_passes == 9
 
 
+@given(st.lists(st.floats(-2, 1), min_size=1, max_size=5))
+def test_one_is_always_chosen_also_where_all_lead_away_from_the_aim(gains: list[float]) -> None:
+    from scanner.probe.search.climb import Found
+    from scanner.probe.search.ways import MAY_LOSE, chosen
+
+    class Words:
+        kind = TOWARD_CLEAN
+
+    found = [Found(str(i), (1,) * (i + 1), 0, gain, 0.0, 0.5) for i, gain in enumerate(gains)]
+    one: Any = chosen(found, Words())  # type: ignore[arg-type]
+    assert one in found and one.gain >= max(gains) - MAY_LOSE * abs(max(gains)) - 1e-12
+
+
 def test_a_string_that_two_ways_lead_to_is_told_once() -> None:
     from scanner.probe.search.hunt import Quarry, _each_once
 
