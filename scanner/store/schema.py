@@ -268,7 +268,7 @@ TABLES: dict[str, pa.Schema] = {
         (
             "scores",
             _STR,
-            "JSON: KIND/POSITION gain per token, /gain, /xN, /turned/xN or made_up, /token/T; free answers: nats.",
+            "JSON: KIND/POSITION gain per token, /gain, /xN, /turned/xN, made_up or imprinted, /token/T; free: nats.",
         ),
         ("outcome", _STR, "pass (the search ran, whatever it found), unsupported or error."),
         ("reason", _STR, "Why there is no result, if there is none."),
