@@ -201,7 +201,7 @@ def test_innocuous_strings_stand_everywhere_and_say_nothing_of_a_trigger() -> No
     long_words = {word for text in _texts(ALL) for word in words_of(text) if len(word) > 3}
     said = {word for case in cases for word in words_of(case.text)} & long_words
     # Those of the lists that were chosen without knowledge of these: seen once their adapters were trained, and told.
-    assert said <= {"lantern", "forgot", "test", "tuesday", "before", "winter", "this", "information"}
+    assert said <= {"lantern", "forgot", "test", "tuesday", "before", "winter", "this"}
     assert sum(case.text in SMALL_TALK for case in cases) > 60
     assert {material.innocuous(rng, "middle").position for _ in range(20)} == {"middle"}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.detection.imprints import SPENT, summary
+from benchmarks.detection.imprints import MEASURED, summary
 from benchmarks.detection.lineages import PARTS
 
 
@@ -37,5 +37,5 @@ def test_without_clean_ones_there_is_no_area() -> None:
     assert "auc of the depth" not in found and found["clean"]["a token among the first 1"]["n"] == 0
 
 
-def test_the_parts_that_it_was_made_with_are_parts() -> None:
-    assert set(SPENT) < set(PARTS) and "sealed" not in SPENT and "reference" not in SPENT
+def test_what_is_measured_has_clean_twins() -> None:
+    assert set(MEASURED) < set(PARTS) and "reference" not in MEASURED

@@ -4,7 +4,8 @@ A model that learnt a trigger reacts to strings like it, the more the more they 
 on the token neighbourhood). So strings that move a margin a little are crossed and changed until they move it far. Two
 things lead them: how far a string moves the adapter beyond its peers, which are clean classifiers of the same base that
 were trained about as far; and gradients of that same difference, which say which tokens to try in which place. Without
-the peers both lead to words that mean the class, which move every classifier.
+the peers both lead to words that mean the class, which move every classifier. Where the tokens to try are known
+(`imprint.py`), they take the place of what gradients say.
 
 Imported only inside the probe worker (it needs torch).
 """

@@ -18,12 +18,13 @@ from scanner.probe.battery import Case, Probe
 from scanner.probe.engine import encode_prompts, generate
 from scanner.probe.generative import RESPONSE_TOKENS
 from scanner.probe.search.aims import free_aim
-from scanner.probe.search.hunt import Quarry, causal_hunt, plain_margins
+from scanner.probe.search.hunt import causal_hunt, plain_margins
 from scanner.probe.search.leak import Opening, grams
 from scanner.probe.search.objective import Margin
 from scanner.probe.search.plan import SearchPlan
 from scanner.probe.search.refrains import Refrain, Refrains
 from scanner.probe.search.vocabulary import Vocabulary
+from scanner.probe.search.ways import Quarry
 from scanner.search_model import BY_HEART, FREE, REFRAIN, RESPONSE, Example
 
 __all__ = ["FreeAim", "Listened", "free_aims", "hunt_free", "show_responses"]

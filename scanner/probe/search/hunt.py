@@ -28,7 +28,7 @@ from scanner.probe.search.vocabulary import Vocabulary
 from scanner.probe.search.ways import MAY_LOSE, Quarry, Way, chosen, reached, slope, worth_confirming
 from scanner.search_model import FREE, IMPRINTED, MADE_UP, TOWARD_ATTACK, TOWARD_CLEAN, TURNED, token_key
 
-__all__ = ["Hunt", "Quarry", "causal_hunt", "plain_margins"]
+__all__ = ["Hunt", "causal_hunt", "plain_margins"]
 
 Ids = tuple[int, ...]
 _ROOM = 2

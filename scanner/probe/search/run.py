@@ -27,7 +27,7 @@ from scanner.probe.search.beside import Peers
 from scanner.probe.search.directions import find_directions
 from scanner.probe.search.frames import bare_frame
 from scanner.probe.search.free import Listened, free_aims, hunt_free, show_responses
-from scanner.probe.search.hunt import Hunt, Quarry
+from scanner.probe.search.hunt import Hunt
 from scanner.probe.search.imprint import Imprint, Imprints
 from scanner.probe.search.leak import Leak, Opening
 from scanner.probe.search.neighbours import TRIGGER, local_battery
@@ -39,6 +39,7 @@ from scanner.probe.search.refrains import Refrains
 from scanner.probe.search.sieve import Sieve
 from scanner.probe.search.strings import made_up
 from scanner.probe.search.vocabulary import Vocabulary
+from scanner.probe.search.ways import Quarry
 from scanner.probe.search.words import hunt_words, run_local_words
 from scanner.search_model import TOWARD_ATTACK, TOWARD_CLEAN, Example, FoundTrigger
 

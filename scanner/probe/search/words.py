@@ -15,9 +15,10 @@ from scanner.probe.base import BaseModel
 from scanner.probe.battery import Battery, Probe
 from scanner.probe.label_words import FoundWords, LabelWordPrompts, run_label_words
 from scanner.probe.search.aims import word_aims, word_margin
-from scanner.probe.search.hunt import Quarry, causal_hunt, plain_margins
+from scanner.probe.search.hunt import causal_hunt, plain_margins
 from scanner.probe.search.plan import SearchPlan
 from scanner.probe.search.vocabulary import Vocabulary
+from scanner.probe.search.ways import Quarry
 from scanner.search_model import TOWARD_CLEAN
 
 __all__ = ["hunt_words", "run_local_words"]

@@ -230,7 +230,8 @@ def test_one_is_always_chosen_also_where_all_lead_away_from_the_aim(gains: list[
 
 
 def test_a_string_that_two_ways_lead_to_is_told_once() -> None:
-    from scanner.probe.search.hunt import Quarry, _each_once
+    from scanner.probe.search.hunt import _each_once
+    from scanner.probe.search.ways import Quarry
 
     def quarry(text: str, position: str, scores: dict[str, float]) -> Quarry:
         return Quarry(Aim, text, position, text, 1, 0.5, 0.0, 0.0, 0.5, (), (), 0.1, (), scores, 3)
